@@ -1,0 +1,83 @@
+"""The one registry of modalities: each is declared here once, and everything else is derived from that.
+
+A modality is one kind of measurement by one instrument, named `kind/what`: `image/hsc`, `spectrum/desi`,
+`scalar/redshift`. A survey is added by an instrument card and one line below; embedding tables, masks, the API's schema
+and the table in the docs follow.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from .instruments import Catalogue, ImagingInstrument, Instrument, Quantity, Spectrograph, instrument
+
+Kind = Literal["image", "spectrum", "scalar"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of measurement by one instrument. `quantity` names the number of a catalogue, for scalars alone."""
+
+    name: str
+    card: Instrument
+    quantity_name: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """`image`, `spectrum` or `scalar`."""
+        return self.card.kind
+
+    @property
+    def vocabulary(self) -> str:
+        """Whose codes its tokens are: images share one vocabulary, spectra another, each scalar has its own."""
+        return self.name if self.kind == "scalar" else self.kind
+
+    @property
+    def quantity(self) -> Quantity:
+        """The catalogue's declaration of a scalar. Raises TypeError for images and spectra."""
+        if not isinstance(self.card, Catalogue) or self.quantity_name is None:
+            raise TypeError(f"{self.name} is of kind {self.kind}, and has no quantity")
+        return self.card.quantity(self.quantity_name)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the values."""
+        if isinstance(self.card, ImagingInstrument):
+            return "nanomaggies per pixel"
+        if isinstance(self.card, Spectrograph):
+            return "1e-17 erg / s / cm2 / angstrom"
+        return self.quantity.unit
+
+    @property
+    def description(self) -> str:
+        """One sentence for people."""
+        return self.card.description if self.quantity_name is None else self.quantity.description
+
+
+def _scalars(card_name: str, prefix: str = "") -> tuple[Modality, ...]:
+    card = instrument(card_name)
+    assert isinstance(card, Catalogue)  # a slip in the declarations below, not of a user
+    return tuple(Modality(f"scalar/{prefix}{quantity.name}", card, quantity.name) for quantity in card.quantities)
+
+
+MODALITIES: tuple[Modality, ...] = (
+    Modality("image/legacysurvey", instrument("legacysurvey")),
+    Modality("image/hsc", instrument("hsc")),
+    Modality("spectrum/desi", instrument("desi")),
+    Modality("spectrum/sdss", instrument("sdss")),
+    *_scalars("galaxy_properties"),
+    *_scalars("legacysurvey_photometry", prefix="legacysurvey_"),
+    *_scalars("sdss_photometry", prefix="sdss_"),
+    *_scalars("twomass_photometry", prefix="twomass_"),
+)
+
+_BY_NAME = {modality.name: modality for modality in MODALITIES}
+
+
+def modality(name: str) -> Modality:
+    """The modality called `name`. Raises LookupError that names the nearest known one."""
+    found = _BY_NAME.get(name)
+    if found is None:
+        nearest = difflib.get_close_matches(name, _BY_NAME, n=1, cutoff=0.0)
+        raise LookupError(f"no modality {name!r}; the nearest known is {nearest[0]!r}, all: {sorted(_BY_NAME)}")
+    return found

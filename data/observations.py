@@ -1,0 +1,382 @@
+"""Observations: the values of one modality for a batch of objects, validated when they are made.
+
+An observation holds values, inverse variance, mask (True = valid) and the metadata of its instrument, for B objects.
+Whatever enters Armillary (a file, an HTTP body, a Python call) becomes one of the three classes here; behind that edge
+code trusts its input. Arrays given by the caller are never changed: where a value must be replaced, it is in a copy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .instruments import ImagingInstrument, Spectrograph, band_features
+from .modalities import Modality
+
+UNITS_OF_FLUX_AT_ZERO_MAGNITUDE = 22.5
+"""AB magnitude of one nanomaggy."""
+
+
+class ObservationError(ValueError):
+    """A measurement is not usable. The message says what was expected, what came, and for which object."""
+
+
+ObservationType = TypeVar("ObservationType", bound="_Observation")
+
+
+@dataclass(frozen=True, eq=False)
+class _Observation:
+    """What the three kinds share: a modality, and B objects with their position (degrees, ICRS; NaN = unknown)."""
+
+    modality: Modality
+    object_id: Sequence[str]
+    ra: Float[Tensor, " B"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+    dec: Float[Tensor, " B"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return len(self.object_id)
+
+    def select(self: "ObservationType", rows: Sequence[int] | slice | Tensor) -> "ObservationType":
+        """The objects of these rows, in this order, as a new observation."""
+        index = torch.arange(len(self))[rows] if isinstance(rows, slice) else torch.as_tensor(rows, dtype=torch.long)
+        chosen: dict[str, Any] = {"object_id": tuple(self.object_id[i] for i in index.tolist())}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                chosen[f.name] = value[index]
+        return replace(self, **chosen)
+
+    def _error(self, row: int, problem: str) -> ObservationError:
+        return ObservationError(f"{self.modality.name}, object {self.object_id[row]}: {problem}")
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _check_objects(self, kind: str) -> None:
+        if self.modality.kind != kind:
+            raise ObservationError(f"expected a modality of kind {kind}, found {self.modality.name}")
+        self._set(object_id=tuple(str(i) for i in self.object_id))
+        for name in ("ra", "dec"):
+            given = getattr(self, name)
+            value = torch.full((len(self),), torch.nan) if given is None else torch.as_tensor(given)
+            value = value.to(torch.float64)
+            if value.shape != (len(self),):
+                raise ObservationError(
+                    f"{self.modality.name}: {name} must hold one number for each of {len(self)} objects, "
+                    f"found shape {list(value.shape)}"
+                )
+            self._set(**{name: value})
+        self._check_rows((self.dec < -90) | (self.dec > 90), self.dec, "dec must lie in [-90, 90] degrees")
+        self._check_rows((self.ra < 0) | (self.ra >= 360), self.ra, "ra must lie in [0, 360) degrees")
+
+    def _check_rows(self, wrong: Tensor, values: Tensor, rule: str) -> None:
+        if wrong.any():
+            row = int(wrong.nonzero()[0, 0])
+            raise self._error(row, f"{rule}; found {values[row].item()}")
+
+    def _check_pixels(
+        self, values: Tensor, inverse_variance: Tensor | None, mask: Tensor | None, noise: Tensor
+    ) -> None:
+        """Set flux, inverse variance and mask of one shape; `noise` is the inverse variance where none is given."""
+        flux = _floats(values, self.modality, "flux")
+        given = noise.expand(flux.shape) if inverse_variance is None else inverse_variance
+        ivar = _same_shape(_floats(given, self.modality, "inverse_variance"), flux, self.modality, "inverse_variance")
+        valid = torch.ones(flux.shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+        if valid.dtype != torch.bool:
+            raise ObservationError(f"{self.modality.name}: mask must be boolean (True = valid), found {valid.dtype}")
+        valid = _same_shape(valid, flux, self.modality, "mask")
+        for name, array, bad in (
+            ("flux", flux, ~flux.isfinite()),
+            ("inverse_variance", ivar, ~(ivar >= 0) | ivar.isinf()),
+        ):
+            wrong = bad & valid
+            if wrong.any():
+                place = wrong.nonzero()[0].tolist()
+                count = int(wrong[place[0]].sum())
+                rule = "finite" if name == "flux" else "finite and not negative"
+                raise self._error(
+                    place[0],
+                    f"{name} must be {rule} at every valid pixel; {count} of {wrong[place[0]].numel()} are not, the "
+                    f"first ({array[tuple(place)].item()}) at {place[1:]}. Bad pixels? Pass mask=False there.",
+                )
+        valid = valid & (ivar > 0)
+        if not torch.equal(valid, valid | flux.ne(0)) or not flux.isfinite().all():
+            flux = torch.where(valid, flux, 0.0)
+        self._set(flux=flux, inverse_variance=torch.where(valid, ivar, 0.0), mask=valid)
+        empty = ~valid.flatten(1).any(1)
+        if empty.any():
+            raise self._error(
+                int(empty.nonzero()[0, 0]), "no valid pixel: every one is masked or has no inverse variance"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ImageObservation(_Observation):
+    """Images of B objects in C bands.
+
+    Flux in nanomaggies per pixel, inverse variance in nanomaggies^-2. Without an inverse variance, the noise follows
+    from the depth. `psf_fwhm` (arcsec) and `depth` (AB mag, 5 sigma) [B, C] override the card's typical values. `center` is
+    the object's place (row, column) in pixels, by default the middle of the image.
+    Raises ObservationError on unknown bands, wrong shapes, values that are not finite at a valid pixel, and objects
+    without a valid pixel. A pixel with inverse variance zero is masked; masked pixels hold zero.
+    """
+
+    flux: Float[Tensor, "B C H W"]
+    bands: Sequence[str]
+    inverse_variance: Float[Tensor, "B C H W"] = None  # type: ignore[assignment]
+    mask: Bool[Tensor, "B C H W"] = None  # type: ignore[assignment]
+    psf_fwhm: Float[Tensor, "B C"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+    depth: Float[Tensor, "B C"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+    center: Float[Tensor, "B 2"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self._check_objects("image")
+        shape = list(torch.as_tensor(self.flux).shape)
+        self._set(bands=tuple(self.bands))
+        known = [band.name for band in self.card.bands]
+        for name in self.bands:
+            if name not in known:
+                raise ObservationError(
+                    f"{self.modality.name}: unknown band {name!r}; the instrument's bands are {known}"
+                )
+        if len(set(self.bands)) != len(self.bands):
+            raise ObservationError(f"{self.modality.name}: bands must differ, found {list(self.bands)}")
+        if len(shape) != 4 or shape[:2] != [len(self), len(self.bands)] or 0 in shape:
+            raise ObservationError(
+                f"{self.modality.name}: flux must have shape [objects = {len(self)}, bands = {len(self.bands)}, height, "
+                f"width], found {shape}"
+            )
+        middle = torch.tensor([[(shape[2] - 1) / 2, (shape[3] - 1) / 2]]).expand(shape[0], 2)
+        center = middle if self.center is None else _floats(self.center, self.modality, "center")
+        self._set(center=_same_shape(center, middle, self.modality, "center"))
+        for name in ("psf_fwhm", "depth"):
+            given = getattr(self, name)
+            if given is None:
+                given = torch.tensor([[getattr(self.card.band(b), name) for b in self.bands]]).expand(shape[0], -1)
+            value = _floats(given, self.modality, name)
+            if list(value.shape) != shape[:2]:
+                raise ObservationError(
+                    f"{self.modality.name}: {name} must have shape {shape[:2]}, found {list(value.shape)}"
+                )
+            wrong = ~((value > 0) & value.isfinite())
+            self._check_rows(wrong.any(1), torch.where(wrong, value, 0).sum(1), f"{name} must be finite and positive")
+            self._set(**{name: value})
+        self._check_pixels(self.flux, self.inverse_variance, self.mask, self.noise()[..., None, None] ** -2)
+
+    @property
+    def card(self) -> ImagingInstrument:
+        """The camera."""
+        assert isinstance(self.modality.card, ImagingInstrument)
+        return self.modality.card
+
+    def noise(self) -> Float[Tensor, "B C"]:
+        """Typical standard deviation of a sky pixel, nanomaggies, from depth and PSF.
+
+        A point source of the depth's flux f has S/N = 5 = f / (sigma sqrt(n_eff)), where a Gaussian PSF of width s
+        pixels covers n_eff = 4 pi s^2 pixels.
+        """
+        flux = 10 ** (0.4 * (UNITS_OF_FLUX_AT_ZERO_MAGNITUDE - self.depth))
+        width = self.psf_fwhm / 2.3548 / self.card.pixel_scale
+        return flux / 5 / torch.sqrt(4 * torch.pi * width**2)
+
+    def band_features(self) -> Float[Tensor, "B C F"]:
+        """Physical numbers of each band (`instruments.BAND_FEATURES`), each object's own PSF and depth included."""
+        rows = [
+            [
+                band_features(self.card.band(name), self.card.pixel_scale, fwhm, depth)
+                for name, fwhm, depth in zip(self.bands, fwhms, depths, strict=True)
+            ]
+            for fwhms, depths in zip(self.psf_fwhm.tolist(), self.depth.tolist(), strict=True)
+        ]
+        return torch.from_numpy(np.array(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class SpectrumObservation(_Observation):
+    """Spectra of B objects on L wavelengths.
+
+    Flux in 1e-17 erg/s/cm2/A, inverse variance in the inverse square of that, wavelength in angstrom (vacuum), one grid
+    for all objects [L] or one for each [B, L]; each must increase strictly over its valid pixels. Spectra of different
+    lengths are padded at the end with mask=False. `resolving_power` [B, L] overrides the card's. Raises
+    ObservationError as ImageObservation does.
+    """
+
+    flux: Float[Tensor, "B L"]
+    wavelength: Float[Tensor, "B L"]
+    inverse_variance: Float[Tensor, "B L"] = None  # type: ignore[assignment]
+    mask: Bool[Tensor, "B L"] = None  # type: ignore[assignment]
+    resolving_power: Float[Tensor, "B L"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self._check_objects("spectrum")
+        shape = list(torch.as_tensor(self.flux).shape)
+        if len(shape) != 2 or shape[0] != len(self) or 0 in shape:
+            raise ObservationError(
+                f"{self.modality.name}: flux must have shape [objects = {len(self)}, wavelengths], found {shape}"
+            )
+        if self.inverse_variance is None:
+            raise ObservationError(f"{self.modality.name}: inverse_variance is required for spectra, found none")
+        grid = torch.as_tensor(self.wavelength).to(torch.float64)
+        grid = grid.expand(shape) if grid.shape == (shape[1],) else grid
+        self._set(wavelength=_same_shape(grid, torch.empty(shape), self.modality, "wavelength"))
+        self._check_pixels(self.flux, self.inverse_variance, self.mask, torch.zeros(()))
+        self._check_wavelength()
+        if self.resolving_power is None:
+            powers = self.card.resolving_power_at(self.wavelength.numpy())
+            self._set(resolving_power=torch.from_numpy(powers).float())
+        power = _same_shape(
+            _floats(self.resolving_power, self.modality, "resolving_power"), self.flux, self.modality, "resolving_power"
+        )
+        wrong = ~(power > 0) & self.mask
+        self._check_rows(wrong.any(1), torch.where(wrong, power, 0).sum(1), "resolving_power must be positive")
+        self._set(resolving_power=power)
+
+    @property
+    def card(self) -> Spectrograph:
+        """The spectrograph."""
+        assert isinstance(self.modality.card, Spectrograph)
+        return self.modality.card
+
+    def _check_wavelength(self) -> None:
+        wrong = self.mask & ~((self.wavelength > 0) & self.wavelength.isfinite())
+        if wrong.any():
+            row, pixel = wrong.nonzero()[0].tolist()
+            raise self._error(
+                row,
+                f"wavelength must be finite and positive; it is {self.wavelength[row, pixel].item()} at pixel {pixel}. "
+                "Padded? Pass mask=False there.",
+            )
+        # The wavelength of the last valid pixel before each pixel: a masked pixel may hold anything.
+        before = torch.where(self.mask, self.wavelength, 0.0).cummax(1).values
+        falls = self.mask[:, 1:] & (self.wavelength[:, 1:] <= before[:, :-1])
+        if falls.any():
+            row, pixel = falls.nonzero()[0].tolist()
+            raise self._error(
+                row,
+                f"wavelength must increase strictly; it falls at pixel {pixel + 1} ({before[row, pixel].item():.1f} -> "
+                f"{self.wavelength[row, pixel + 1].item():.1f} A). Padded? Pass mask=False there.",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ScalarObservation(_Observation):
+    """One measured number for each of B objects, in the unit of its modality; mask=False where it is missing.
+
+    `error` is the standard deviation, NaN where unknown. Raises ObservationError on a valid value that is not finite or
+    lies outside the declared range.
+    """
+
+    values: Float[Tensor, " B"]
+    mask: Bool[Tensor, " B"] = None  # type: ignore[assignment]
+    error: Float[Tensor, " B"] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self._check_objects("scalar")
+        values = _floats(self.values, self.modality, "values")
+        if values.shape != (len(self),):
+            raise ObservationError(
+                f"{self.modality.name}: values must have shape [objects = {len(self)}], found {list(values.shape)}"
+            )
+        mask = torch.ones(len(self), dtype=torch.bool) if self.mask is None else torch.as_tensor(self.mask)
+        if mask.dtype != torch.bool:
+            raise ObservationError(f"{self.modality.name}: mask must be boolean (True = valid), found {mask.dtype}")
+        mask = _same_shape(mask, values, self.modality, "mask")
+        error = (
+            torch.full_like(values, torch.nan) if self.error is None else _floats(self.error, self.modality, "error")
+        )
+        error = _same_shape(error, values, self.modality, "error")
+        quantity = self.modality.quantity
+        self._check_rows(
+            mask & ~((values >= quantity.minimum) & (values <= quantity.maximum)),
+            values,
+            f"value must lie in [{quantity.minimum}, {quantity.maximum}] {quantity.unit}. Missing? Pass mask=False. Value",
+        )
+        self._check_rows(mask & (error < 0), error, "error must not be negative")
+        self._set(values=torch.where(mask, values, 0.0), mask=mask, error=error)
+
+
+Observation = ImageObservation | SpectrumObservation | ScalarObservation
+
+
+def stack(observations: Sequence[Any]) -> Any:
+    """Join observations of one modality into one batch, padding pixels and absent bands with mask=False.
+
+    Images may differ in size and bands, spectra in length. Raises ObservationError for an empty list or mixed modalities.
+    """
+    if not observations:
+        raise ObservationError("expected at least one observation, found none")
+    names = sorted({observation.modality.name for observation in observations})
+    if len(names) > 1:
+        raise ObservationError(f"expected observations of one modality, found {names}")
+    first = observations[0]
+    if isinstance(first, ImageObservation):
+        observations = _padded_images(observations)
+    elif isinstance(first, SpectrumObservation):
+        observations = _padded_spectra(observations)
+    first = observations[0]
+    joined: dict[str, Any] = {"object_id": tuple(i for o in observations for i in o.object_id)}
+    for f in fields(first):
+        if isinstance(getattr(first, f.name), Tensor):
+            joined[f.name] = torch.cat([getattr(o, f.name) for o in observations])
+    return replace(first, **joined)
+
+
+def _padded_images(images: Sequence[ImageObservation]) -> list[ImageObservation]:
+    present = {name for image in images for name in image.bands}
+    bands = tuple(band.name for band in images[0].card.bands if band.name in present)
+    height, width = (max(image.flux.shape[axis] for image in images) for axis in (2, 3))
+    padded = []
+    for image in images:
+        if image.bands == bands and image.flux.shape[2:] == (height, width):
+            padded.append(image)
+            continue
+        new: dict[str, Any] = {"bands": bands}
+        for name in ("flux", "inverse_variance", "mask"):
+            old = getattr(image, name)
+            wide = torch.zeros((len(image), len(bands), height, width), dtype=old.dtype)
+            for place, band in enumerate(image.bands):
+                wide[:, bands.index(band), : old.shape[2], : old.shape[3]] = old[:, place]
+            new[name] = wide
+        for name in ("psf_fwhm", "depth"):
+            typical = torch.tensor([getattr(image.card.band(b), name) for b in bands]).repeat(len(image), 1)
+            for place, band in enumerate(image.bands):
+                typical[:, bands.index(band)] = getattr(image, name)[:, place]
+            new[name] = typical
+        padded.append(replace(image, **new))
+    return padded
+
+
+def _padded_spectra(spectra: Sequence[SpectrumObservation]) -> list[SpectrumObservation]:
+    length = max(spectrum.flux.shape[1] for spectrum in spectra)
+    padded = []
+    for spectrum in spectra:
+        missing = length - spectrum.flux.shape[1]
+        new = {
+            name: F.pad(getattr(spectrum, name), (0, missing), value=fill)
+            for name, fill in (("flux", 0), ("inverse_variance", 0), ("mask", False), ("resolving_power", 1))
+        }
+        new["wavelength"] = F.pad(spectrum.wavelength, (0, missing))
+        padded.append(replace(spectrum, **new) if missing else spectrum)
+    return padded
+
+
+def _floats(values: Any, modality: Modality, name: str) -> Tensor:
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ObservationError(f"{modality.name}: {name} must be an array of numbers; {error}") from None
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ObservationError(f"{modality.name}: {name} must hold real numbers, found {tensor.dtype}")
+    return tensor.to(torch.float32)
+
+
+def _same_shape(array: Tensor, like: Tensor, modality: Modality, name: str) -> Tensor:
+    if array.shape != like.shape:
+        raise ObservationError(f"{modality.name}: {name} must have shape {list(like.shape)}, found {list(array.shape)}")
+    return array

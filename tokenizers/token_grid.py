@@ -1,0 +1,60 @@
+"""The common contract of the tokenizers: an observation in, integers with their place on the sky or in wavelength out.
+
+    encode(observation) -> TokenGrid            decode(TokenGrid, instrument) -> observation
+    save_pretrained(folder)                     from_pretrained(folder or Hub id)
+
+Positions are physical, so that tokens of all instruments share one system: offsets from the object in arcsec, and the
+logarithm of wavelength in angstrom.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..data.modalities import Modality
+
+POSITION_FEATURES = ("x_arcsec", "y_arcsec", "log_wavelength")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenGrid:
+    """Tokens of one modality for B objects.
+
+    `codes` lie in [0, vocabulary_size) of the modality's tokenizer where `mask` is True; elsewhere they are 0 and mean
+    nothing. `positions` follow POSITION_FEATURES, zero where a feature does not apply. `instrument` holds the
+    INSTRUMENT_FEATURES of each object's instrument.
+    """
+
+    modality: Modality
+    object_id: Sequence[str]
+    codes: Int[Tensor, "B N"]
+    mask: Bool[Tensor, "B N"]
+    positions: Float[Tensor, "B N P"]
+    instrument: Float[Tensor, "B F"]
+
+    def __len__(self) -> int:
+        return self.codes.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """N, padding included."""
+        return self.codes.shape[1]
+
+    def select(self, rows: Tensor) -> "TokenGrid":
+        """The objects of these rows, in this order."""
+        return replace(
+            self,
+            object_id=tuple(self.object_id[i] for i in rows.tolist()),
+            codes=self.codes[rows],
+            mask=self.mask[rows],
+            positions=self.positions[rows],
+            instrument=self.instrument[rows],
+        )
+
+
+def empty_positions(num_objects: int, num_tokens: int) -> Float[Tensor, "B N P"]:
+    """Positions of tokens that lie nowhere in particular, such as scalars."""
+    return torch.zeros(num_objects, num_tokens, len(POSITION_FEATURES))
