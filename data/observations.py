@@ -6,7 +6,7 @@ code trusts its input. Arrays given by the caller are never changed: where a val
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +26,9 @@ class ObservationError(ValueError):
     """A measurement is not usable. The message says what was expected, what came, and for which object."""
 
 
+ArrayLike = Tensor | np.ndarray | Sequence[Any]
+"""What users may hand in: torch, numpy (of any byte order, read-only too) or nested lists."""
+
 ObservationType = TypeVar("ObservationType", bound="_Observation")
 
 
@@ -35,8 +38,8 @@ class _Observation:
 
     modality: Modality
     object_id: Sequence[str]
-    ra: Float[Tensor, " B"] = field(default=None, kw_only=True)  # type: ignore[assignment]
-    dec: Float[Tensor, " B"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+    ra: Float[Tensor, " B"]
+    dec: Float[Tensor, " B"]
 
     def __len__(self) -> int:
         return len(self.object_id)
@@ -58,14 +61,15 @@ class _Observation:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
-    def _check_objects(self, kind: str) -> None:
-        if self.modality.kind != kind:
-            raise ObservationError(f"expected a modality of kind {kind}, found {self.modality.name}")
-        self._set(object_id=tuple(str(i) for i in self.object_id))
-        for name in ("ra", "dec"):
-            given = getattr(self, name)
-            value = torch.full((len(self),), torch.nan) if given is None else torch.as_tensor(given)
-            value = value.to(torch.float64)
+    def _set_objects(
+        self, kind: str, modality: Modality, object_id: Sequence[Any], ra: ArrayLike | None, dec: ArrayLike | None
+    ) -> None:
+        if modality.kind != kind:
+            raise ObservationError(f"expected a modality of kind {kind}, found {modality.name}")
+        self._set(modality=modality, object_id=tuple(str(i) for i in object_id))
+        for name, given in (("ra", ra), ("dec", dec)):
+            unknown = torch.full((len(self),), torch.nan)
+            value = unknown if given is None else _numbers(given, modality, name, torch.float64)
             if value.shape != (len(self),):
                 raise ObservationError(
                     f"{self.modality.name}: {name} must hold one number for each of {len(self)} objects, "
@@ -80,17 +84,9 @@ class _Observation:
             row = int(wrong.nonzero()[0, 0])
             raise self._error(row, f"{rule}; found {values[row].item()}")
 
-    def _check_pixels(
-        self, values: Tensor, inverse_variance: Tensor | None, mask: Tensor | None, noise: Tensor
-    ) -> None:
-        """Set flux, inverse variance and mask of one shape; `noise` is the inverse variance where none is given."""
-        flux = _floats(values, self.modality, "flux")
-        given = noise.expand(flux.shape) if inverse_variance is None else inverse_variance
-        ivar = _same_shape(_floats(given, self.modality, "inverse_variance"), flux, self.modality, "inverse_variance")
-        valid = torch.ones(flux.shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
-        if valid.dtype != torch.bool:
-            raise ObservationError(f"{self.modality.name}: mask must be boolean (True = valid), found {valid.dtype}")
-        valid = _same_shape(valid, flux, self.modality, "mask")
+    def _set_pixels(self, flux: Tensor, inverse_variance: ArrayLike, mask: ArrayLike | None) -> None:
+        ivar = _numbers(inverse_variance, self.modality, "inverse_variance", like=flux)
+        valid = _booleans(mask, self.modality, like=flux)
         for name, array, bad in (
             ("flux", flux, ~flux.isfinite()),
             ("inverse_variance", ivar, ~(ivar >= 0) | ivar.isinf()),
@@ -116,58 +112,65 @@ class _Observation:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ImageObservation(_Observation):
     """Images of B objects in C bands.
 
-    Flux in nanomaggies per pixel, inverse variance in nanomaggies^-2. Without an inverse variance, the noise follows
-    from the depth. `psf_fwhm` (arcsec) and `depth` (AB mag, 5 sigma) [B, C] override the card's typical values. `center` is
-    the object's place (row, column) in pixels, by default the middle of the image.
-    Raises ObservationError on unknown bands, wrong shapes, values that are not finite at a valid pixel, and objects
-    without a valid pixel. A pixel with inverse variance zero is masked; masked pixels hold zero.
+    Flux in nanomaggies per pixel, inverse variance in nanomaggies^-2; without one, the noise follows from the depth.
+    `psf_fwhm` (arcsec) and `depth` (AB mag, 5 sigma) [B, C] override the card's typical values. `center` is the
+    object's place (row, column) in pixels, by default the middle of the image. Raises ObservationError on unknown bands,
+    wrong shapes, values that are not finite at a valid pixel, and objects without a valid pixel. A pixel with inverse
+    variance zero is masked; masked pixels hold zero.
     """
 
     flux: Float[Tensor, "B C H W"]
     bands: Sequence[str]
-    inverse_variance: Float[Tensor, "B C H W"] = None  # type: ignore[assignment]
-    mask: Bool[Tensor, "B C H W"] = None  # type: ignore[assignment]
-    psf_fwhm: Float[Tensor, "B C"] = field(default=None, kw_only=True)  # type: ignore[assignment]
-    depth: Float[Tensor, "B C"] = field(default=None, kw_only=True)  # type: ignore[assignment]
-    center: Float[Tensor, "B 2"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+    inverse_variance: Float[Tensor, "B C H W"]
+    mask: Bool[Tensor, "B C H W"]
+    psf_fwhm: Float[Tensor, "B C"]
+    depth: Float[Tensor, "B C"]
+    center: Float[Tensor, "B 2"]
 
-    def __post_init__(self) -> None:
-        self._check_objects("image")
-        shape = list(torch.as_tensor(self.flux).shape)
-        self._set(bands=tuple(self.bands))
+    def __init__(
+        self,
+        modality: Modality,
+        object_id: Sequence[Any],
+        flux: ArrayLike,
+        bands: Sequence[str],
+        inverse_variance: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        *,
+        psf_fwhm: ArrayLike | None = None,
+        depth: ArrayLike | None = None,
+        center: ArrayLike | None = None,
+        ra: ArrayLike | None = None,
+        dec: ArrayLike | None = None,
+    ) -> None:
+        self._set_objects("image", modality, object_id, ra, dec)
+        self._set(bands=tuple(bands))
         known = [band.name for band in self.card.bands]
         for name in self.bands:
             if name not in known:
-                raise ObservationError(
-                    f"{self.modality.name}: unknown band {name!r}; the instrument's bands are {known}"
-                )
+                raise ObservationError(f"{modality.name}: unknown band {name!r}; the instrument's bands are {known}")
         if len(set(self.bands)) != len(self.bands):
-            raise ObservationError(f"{self.modality.name}: bands must differ, found {list(self.bands)}")
+            raise ObservationError(f"{modality.name}: bands must differ, found {list(self.bands)}")
+        pixels = _numbers(flux, modality, "flux")
+        shape = list(pixels.shape)
         if len(shape) != 4 or shape[:2] != [len(self), len(self.bands)] or 0 in shape:
             raise ObservationError(
-                f"{self.modality.name}: flux must have shape [objects = {len(self)}, bands = {len(self.bands)}, height, "
+                f"{modality.name}: flux must have shape [objects = {len(self)}, bands = {len(self.bands)}, height, "
                 f"width], found {shape}"
             )
-        middle = torch.tensor([[(shape[2] - 1) / 2, (shape[3] - 1) / 2]]).expand(shape[0], 2)
-        center = middle if self.center is None else _floats(self.center, self.modality, "center")
-        self._set(center=_same_shape(center, middle, self.modality, "center"))
-        for name in ("psf_fwhm", "depth"):
-            given = getattr(self, name)
-            if given is None:
-                given = torch.tensor([[getattr(self.card.band(b), name) for b in self.bands]]).expand(shape[0], -1)
-            value = _floats(given, self.modality, name)
-            if list(value.shape) != shape[:2]:
-                raise ObservationError(
-                    f"{self.modality.name}: {name} must have shape {shape[:2]}, found {list(value.shape)}"
-                )
+        middle = torch.tensor([(shape[2] - 1) / 2, (shape[3] - 1) / 2]).expand(len(self), 2)
+        self._set(center=_numbers(middle if center is None else center, modality, "center", like=middle))
+        for name, given in (("psf_fwhm", psf_fwhm), ("depth", depth)):
+            typical = torch.tensor([getattr(self.card.band(b), name) for b in self.bands]).expand(len(self), -1)
+            value = _numbers(typical if given is None else given, modality, name, like=typical)
             wrong = ~((value > 0) & value.isfinite())
             self._check_rows(wrong.any(1), torch.where(wrong, value, 0).sum(1), f"{name} must be finite and positive")
             self._set(**{name: value})
-        self._check_pixels(self.flux, self.inverse_variance, self.mask, self.noise()[..., None, None] ** -2)
+        typical_ivar = (self.noise()[..., None, None] ** -2).expand(shape)
+        self._set_pixels(pixels, typical_ivar if inverse_variance is None else inverse_variance, mask)
 
     @property
     def card(self) -> ImagingInstrument:
@@ -197,7 +200,7 @@ class ImageObservation(_Observation):
         return torch.from_numpy(np.array(rows))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class SpectrumObservation(_Observation):
     """Spectra of B objects on L wavelengths.
 
@@ -209,30 +212,38 @@ class SpectrumObservation(_Observation):
 
     flux: Float[Tensor, "B L"]
     wavelength: Float[Tensor, "B L"]
-    inverse_variance: Float[Tensor, "B L"] = None  # type: ignore[assignment]
-    mask: Bool[Tensor, "B L"] = None  # type: ignore[assignment]
-    resolving_power: Float[Tensor, "B L"] = field(default=None, kw_only=True)  # type: ignore[assignment]
+    inverse_variance: Float[Tensor, "B L"]
+    mask: Bool[Tensor, "B L"]
+    resolving_power: Float[Tensor, "B L"]
 
-    def __post_init__(self) -> None:
-        self._check_objects("spectrum")
-        shape = list(torch.as_tensor(self.flux).shape)
+    def __init__(
+        self,
+        modality: Modality,
+        object_id: Sequence[Any],
+        flux: ArrayLike,
+        wavelength: ArrayLike,
+        inverse_variance: ArrayLike,
+        mask: ArrayLike | None = None,
+        *,
+        resolving_power: ArrayLike | None = None,
+        ra: ArrayLike | None = None,
+        dec: ArrayLike | None = None,
+    ) -> None:
+        self._set_objects("spectrum", modality, object_id, ra, dec)
+        pixels = _numbers(flux, modality, "flux")
+        shape = list(pixels.shape)
         if len(shape) != 2 or shape[0] != len(self) or 0 in shape:
             raise ObservationError(
-                f"{self.modality.name}: flux must have shape [objects = {len(self)}, wavelengths], found {shape}"
+                f"{modality.name}: flux must have shape [objects = {len(self)}, wavelengths], found {shape}"
             )
-        if self.inverse_variance is None:
-            raise ObservationError(f"{self.modality.name}: inverse_variance is required for spectra, found none")
-        grid = torch.as_tensor(self.wavelength).to(torch.float64)
+        grid = _numbers(wavelength, modality, "wavelength", torch.float64)
         grid = grid.expand(shape) if grid.shape == (shape[1],) else grid
-        self._set(wavelength=_same_shape(grid, torch.empty(shape), self.modality, "wavelength"))
-        self._check_pixels(self.flux, self.inverse_variance, self.mask, torch.zeros(()))
+        self._set(wavelength=_numbers(grid, modality, "wavelength", torch.float64, like=pixels))
+        self._set_pixels(pixels, inverse_variance, mask)
         self._check_wavelength()
-        if self.resolving_power is None:
-            powers = self.card.resolving_power_at(self.wavelength.numpy())
-            self._set(resolving_power=torch.from_numpy(powers).float())
-        power = _same_shape(
-            _floats(self.resolving_power, self.modality, "resolving_power"), self.flux, self.modality, "resolving_power"
-        )
+        if resolving_power is None:
+            resolving_power = self.card.resolving_power_at(self.wavelength.numpy())
+        power = _numbers(resolving_power, modality, "resolving_power", like=pixels)
         wrong = ~(power > 0) & self.mask
         self._check_rows(wrong.any(1), torch.where(wrong, power, 0).sum(1), "resolving_power must be positive")
         self._set(resolving_power=power)
@@ -264,7 +275,7 @@ class SpectrumObservation(_Observation):
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class ScalarObservation(_Observation):
     """One measured number for each of B objects, in the unit of its modality; mask=False where it is missing.
 
@@ -273,32 +284,33 @@ class ScalarObservation(_Observation):
     """
 
     values: Float[Tensor, " B"]
-    mask: Bool[Tensor, " B"] = None  # type: ignore[assignment]
-    error: Float[Tensor, " B"] = None  # type: ignore[assignment]
+    mask: Bool[Tensor, " B"]
+    error: Float[Tensor, " B"]
 
-    def __post_init__(self) -> None:
-        self._check_objects("scalar")
-        values = _floats(self.values, self.modality, "values")
-        if values.shape != (len(self),):
-            raise ObservationError(
-                f"{self.modality.name}: values must have shape [objects = {len(self)}], found {list(values.shape)}"
-            )
-        mask = torch.ones(len(self), dtype=torch.bool) if self.mask is None else torch.as_tensor(self.mask)
-        if mask.dtype != torch.bool:
-            raise ObservationError(f"{self.modality.name}: mask must be boolean (True = valid), found {mask.dtype}")
-        mask = _same_shape(mask, values, self.modality, "mask")
-        error = (
-            torch.full_like(values, torch.nan) if self.error is None else _floats(self.error, self.modality, "error")
-        )
-        error = _same_shape(error, values, self.modality, "error")
-        quantity = self.modality.quantity
+    def __init__(
+        self,
+        modality: Modality,
+        object_id: Sequence[Any],
+        values: ArrayLike,
+        mask: ArrayLike | None = None,
+        error: ArrayLike | None = None,
+        *,
+        ra: ArrayLike | None = None,
+        dec: ArrayLike | None = None,
+    ) -> None:
+        self._set_objects("scalar", modality, object_id, ra, dec)
+        numbers = _numbers(values, modality, "values", like=torch.empty(len(self)))
+        valid = _booleans(mask, modality, like=numbers)
+        unknown = torch.full_like(numbers, torch.nan)
+        errors = unknown if error is None else _numbers(error, modality, "error", like=numbers)
+        quantity = modality.quantity
         self._check_rows(
-            mask & ~((values >= quantity.minimum) & (values <= quantity.maximum)),
-            values,
-            f"value must lie in [{quantity.minimum}, {quantity.maximum}] {quantity.unit}. Missing? Pass mask=False. Value",
+            valid & ~((numbers >= quantity.minimum) & (numbers <= quantity.maximum)),
+            numbers,
+            f"value must lie in [{quantity.minimum}, {quantity.maximum}] {quantity.unit} (missing? pass mask=False)",
         )
-        self._check_rows(mask & (error < 0), error, "error must not be negative")
-        self._set(values=torch.where(mask, values, 0.0), mask=mask, error=error)
+        self._check_rows(valid & (errors < 0), errors, "error must not be negative")
+        self._set(values=torch.where(valid, numbers, 0.0), mask=valid, error=errors)
 
 
 Observation = ImageObservation | SpectrumObservation | ScalarObservation
@@ -307,7 +319,7 @@ Observation = ImageObservation | SpectrumObservation | ScalarObservation
 def stack(observations: Sequence[Any]) -> Any:
     """Join observations of one modality into one batch, padding pixels and absent bands with mask=False.
 
-    Images may differ in size and bands, spectra in length. Raises ObservationError for an empty list or mixed modalities.
+    Images may differ in size and bands, spectra in length. Raises ObservationError if the list is empty or mixed.
     """
     if not observations:
         raise ObservationError("expected at least one observation, found none")
@@ -357,7 +369,7 @@ def _padded_spectra(spectra: Sequence[SpectrumObservation]) -> list[SpectrumObse
     padded = []
     for spectrum in spectra:
         missing = length - spectrum.flux.shape[1]
-        new = {
+        new: dict[str, Any] = {
             name: F.pad(getattr(spectrum, name), (0, missing), value=fill)
             for name, fill in (("flux", 0), ("inverse_variance", 0), ("mask", False), ("resolving_power", 1))
         }
@@ -366,17 +378,38 @@ def _padded_spectra(spectra: Sequence[SpectrumObservation]) -> list[SpectrumObse
     return padded
 
 
-def _floats(values: Any, modality: Modality, name: str) -> Tensor:
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ObservationError(f"{modality.name}: {name} must be an array of numbers; {error}") from None
+def _numbers(
+    values: ArrayLike, modality: Modality, name: str, dtype: torch.dtype = torch.float32, like: Tensor | None = None
+) -> Tensor:
+    """`values` as a tensor of `dtype` and of the shape of `like`. Raises ObservationError."""
+    tensor = _tensor(values, modality, name)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise ObservationError(f"{modality.name}: {name} must hold real numbers, found {tensor.dtype}")
-    return tensor.to(torch.float32)
+    if like is not None and tensor.shape != like.shape:
+        raise ObservationError(
+            f"{modality.name}: {name} must have shape {list(like.shape)}, found {list(tensor.shape)}"
+        )
+    return tensor.to(dtype)
 
 
-def _same_shape(array: Tensor, like: Tensor, modality: Modality, name: str) -> Tensor:
-    if array.shape != like.shape:
-        raise ObservationError(f"{modality.name}: {name} must have shape {list(like.shape)}, found {list(array.shape)}")
-    return array
+def _booleans(mask: ArrayLike | None, modality: Modality, like: Tensor) -> Tensor:
+    if mask is None:
+        return torch.ones(like.shape, dtype=torch.bool)
+    tensor = _tensor(mask, modality, "mask")
+    if tensor.dtype != torch.bool:
+        raise ObservationError(f"{modality.name}: mask must be boolean (True = valid), found {tensor.dtype}")
+    if tensor.shape != like.shape:
+        raise ObservationError(f"{modality.name}: mask must have shape {list(like.shape)}, found {list(tensor.shape)}")
+    return tensor
+
+
+def _tensor(values: ArrayLike, modality: Modality, name: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        if not array.dtype.isnative or not array.flags.writeable:
+            array = array.astype(array.dtype.newbyteorder("="))
+        return torch.from_numpy(array)
+    except (TypeError, ValueError) as error:
+        raise ObservationError(f"{modality.name}: {name} must be an array of numbers; {error}") from None

@@ -1,4 +1,4 @@
-"""Every test also checks every shape: jaxtyping's import hook with beartype, installed before the package is imported."""
+"""Every test also checks every shape: jaxtyping hooks into the import of the package, with beartype."""
 
 import os
 
