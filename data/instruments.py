@@ -9,7 +9,7 @@ import difflib
 import functools
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -18,6 +18,9 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from ..settings import CONFIGS_FOLDER, Settings, SettingsError, parse_yaml
 
 CARDS_FOLDER = CONFIGS_FOLDER / "instruments"
+
+LIGHT_SPEED = 2.99792458e18
+"""Angstrom per second."""
 
 BAND_FEATURES = ("log_wavelength", "log_width", "log_pixel_scale", "log_psf_fwhm", "depth")
 INSTRUMENT_FEATURES = (
@@ -130,11 +133,20 @@ class Spectrograph(Settings):
         knots, powers = np.array(self.resolving_power).T
         return np.interp(wavelength, knots, powers)
 
+    def noise_at(self, wavelength: np.ndarray) -> np.ndarray:
+        """Typical standard deviation of a pixel, 1e-17 erg/s/cm2/A, at each wavelength [L] (angstrom, L >= 2).
+
+        By the meaning of `depth`, a source of that AB magnitude has a signal-to-noise ratio of one per angstrom:
+        f_nu = 10^(-0.4 (m + 48.6)) erg/s/cm2/Hz, f_lambda = f_nu c / lambda^2.
+        """
+        flux = 10 ** (-0.4 * (self.depth + 48.6)) * LIGHT_SPEED / wavelength**2 * 1e17
+        return flux / np.sqrt(np.gradient(wavelength))
+
     def features(self) -> Float32[np.ndarray, " F"]:
         """INSTRUMENT_FEATURES of this spectrograph, scaled to order one."""
         middle = math.sqrt(self.wavelength_min * self.wavelength_max)
         step = self.step if self.sampling == "linear" else middle * self.step * math.log(10)
-        resolving_power = float(self.resolving_power_at(np.array(middle)))
+        resolving_power = float(self.resolving_power_at(np.array([middle]))[0])
         return _vector(
             0,
             1,
@@ -205,12 +217,18 @@ def read_card(path: str | Path) -> Instrument:
     """Read and validate one instrument card. Raises SettingsError that names file and key."""
     path = Path(path)
     try:
-        return _CARD.validate_python(parse_yaml(path.read_text(encoding="utf-8")))
+        return parse_card(parse_yaml(path.read_text(encoding="utf-8")), str(path))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parse_card(content: Any, source: str) -> Instrument:
+    """Validate a card's content, as YAML or JSON give it. Raises SettingsError that names `source` and key."""
+    try:
+        return _CARD.validate_python(content)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}; found {e['input']!r}" for e in error.errors()]
-        raise SettingsError(f"{path}: not a valid instrument card\n  " + "\n  ".join(lines)) from None
+        raise SettingsError(f"{source}: not a valid instrument card\n  " + "\n  ".join(lines)) from None
 
 
 @functools.cache
@@ -262,7 +280,7 @@ def _scaled_depth(depth: float) -> float:
     return (depth - 24.0) / 2.0
 
 
-def _vector(*numbers: float) -> Float32[np.ndarray, " F"]:
+def _vector(*numbers: Any) -> Float32[np.ndarray, " F"]:
     return np.array(numbers, dtype=np.float32)
 
 
