@@ -1,0 +1,51 @@
+"""Finite scalar quantisation (Mentzer et al. 2023, arXiv 2309.15505).
+
+Each of a few latent dimensions is rounded to a few levels; the product of the levels is the vocabulary. There is no
+codebook to learn, so none can die.
+"""
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Rounds Q latent dimensions to `levels` values each. Raises ValueError for fewer than two levels."""
+
+    levels: Tensor
+    strides: Tensor
+
+    def __init__(self, levels: Sequence[int]):
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(f"each dimension needs at least two levels, found {list(levels)}")
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        strides = [1, *itertools.accumulate(levels[:-1], operator.mul)]
+        self.register_buffer("strides", torch.tensor(strides), persistent=False)
+        self.vocabulary_size = math.prod(levels)
+
+    def forward(self, z: Float[Tensor, "B N Q"]) -> tuple[Float[Tensor, "B N Q"], Int[Tensor, "B N"]]:
+        """Round `z` to the grid; gradients pass straight through. Returns the latents in [-1, 1] and their codes."""
+        steps = self.levels - 1
+        bounded = torch.sigmoid(2 * z) * steps
+        rounded = bounded + (bounded.round() - bounded).detach()
+        codes = (bounded.detach().round().long() * self.strides).sum(-1)
+        return 2 * rounded / steps - 1, codes
+
+    def from_codes(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "... Q"]:
+        """The latents in [-1, 1] of each code."""
+        return 2 * self._digits(codes).float() / (self.levels - 1) - 1
+
+    def code_features(self) -> Float[Tensor, "V S"]:
+        """Each code by its factors: a one-hot vector for each dimension, concatenated. Codes that agree share them."""
+        digits = self._digits(torch.arange(self.vocabulary_size))
+        return torch.cat([F.one_hot(d, int(n)) for d, n in zip(digits.T, self.levels, strict=True)], -1).float()
+
+    def _digits(self, codes: Tensor) -> Tensor:
+        return (codes[..., None] // self.strides) % self.levels
