@@ -3,7 +3,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-
 from armillary.models.embeddings import (
     Embeddings,
     EmbeddingsError,

@@ -1,0 +1,143 @@
+import math
+
+import numpy as np
+import pytest
+from armillary.models.neighbour_prediction import (
+    NeighbourPredictionError,
+    NeighbourPredictor,
+    choose_neighbours,
+    predict_from_neighbours,
+    read_predictors,
+    write_predictors,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def slow_prediction(similarities, labels, k, temperature, levels):
+    """One query by plain loops: (value, [(lower, upper)], weights)."""
+    labelled = [(s, y, i) for i, (s, y) in enumerate(zip(similarities, labels, strict=True)) if not math.isnan(y)]
+    nearest = sorted(labelled, key=lambda entry: -entry[0])[:k]
+    powers = [math.exp((s - nearest[0][0]) / temperature) for s, _, _ in nearest]
+    weights = [0.0] * len(labels)
+    for power, (_, _, i) in zip(powers, nearest, strict=True):
+        weights[i] = power / sum(powers)
+    value = sum(weights[i] * y for _, y, i in nearest)
+
+    def quantile(level):
+        total = 0.0
+        for _, y, i in sorted(nearest, key=lambda entry: entry[1]):
+            total += weights[i]
+            if total >= level * (1 - 1e-12):
+                return y
+        return max(y for _, y, _ in nearest)
+
+    bounds = [(quantile((1 - level) / 2), quantile((1 + level) / 2)) for level in levels]
+    return value, [(min(low, value), max(high, value)) for low, high in bounds], weights
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, 12), temperature=st.sampled_from([0.01, 0.1, 1.0]))
+def test_prediction_equals_plain_loops(seed, k, temperature):
+    rng = np.random.default_rng(seed)
+    similarities = rng.uniform(-1, 1, (4, 10))
+    labels = rng.normal(size=(4, 10))
+    labels[:, 1:][rng.random((4, 9)) < 0.3] = np.nan
+    found = predict_from_neighbours(similarities, labels, k=k, temperature=temperature)
+    for row in range(4):
+        value, bounds, weights = slow_prediction(similarities[row], labels[row], k, temperature, found.levels)
+        assert found.value[row] == pytest.approx(value)
+        np.testing.assert_allclose(found.weights[row], weights, atol=1e-12)
+        for column, (low, high) in enumerate(bounds):
+            assert found.lower[row, column] == pytest.approx(low)
+            assert found.upper[row, column] == pytest.approx(high)
+
+
+def test_unlabelled_neighbours_have_no_influence():
+    labels = np.array([[1.0, np.nan, 3.0]])
+    first = predict_from_neighbours(np.array([[0.9, 0.8, 0.7]]), labels)
+    other = predict_from_neighbours(np.array([[0.9, -0.5, 0.7]]), labels)
+    assert first.value == other.value
+    assert first.weights[0, 1] == 0
+
+
+def test_one_query_without_a_labelled_neighbour_is_an_error_that_names_it():
+    labels = np.array([[1.0, 2.0], [np.nan, np.nan]])
+    with pytest.raises(NeighbourPredictionError, match=r"1 of 2 queries \(the first: 1\) have no labelled neighbour"):
+        predict_from_neighbours(np.ones((2, 2)), labels)
+
+
+def test_infinite_similarity_of_a_labelled_neighbour_is_an_error():
+    with pytest.raises(NeighbourPredictionError, match="query 0: a neighbour with a label"):
+        predict_from_neighbours(np.array([[-np.inf, 1.0]]), np.array([[1.0, 1.0]]))
+
+
+def simulated(num_queries, num_neighbours=40, seed=0):
+    """Neighbours whose labels scatter around the truth with a skewed, object-dependent spread."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=num_queries)
+    distance = np.sort(rng.exponential(0.1, (num_queries, num_neighbours)), axis=1)
+    spread = np.exp(0.7 * rng.normal(size=(num_queries, 1)))
+    labels = truth[:, None] + spread * (rng.gamma(2.0, 0.3, (num_queries, num_neighbours)) - 0.6) * (1 + 10 * distance)
+    return 1 - distance, labels, truth
+
+
+def test_calibrated_intervals_cover_what_they_claim():
+    similarities, labels, truth = simulated(6000)
+    predictor = choose_neighbours("scalar/redshift", similarities[:2000], labels[:2000], truth[:2000])
+    found = predictor.predict(similarities[2000:], labels[2000:])
+    inside = (found.lower <= truth[2000:, None]) & (truth[2000:, None] <= found.upper)
+    # 1000 calibration objects: the coverage itself scatters by sqrt(.68 * .32 / 1000) = 0.015.
+    np.testing.assert_allclose(inside.mean(0), predictor.levels, atol=0.045)
+    assert predictor.num_calibration == 1000
+    # Without the factors the test would not pass: the plain quantiles of neighbours are far from coverage.
+    plain = predict_from_neighbours(
+        similarities[2000:], labels[2000:], k=predictor.k, temperature=predictor.temperature
+    )
+    uncalibrated = (plain.lower <= truth[2000:, None]) & (truth[2000:, None] <= plain.upper)
+    assert abs(uncalibrated.mean(0) - np.array(predictor.levels)).max() > 0.1
+
+
+def test_choice_beats_a_single_neighbour_and_equals_brute_force():
+    similarities, labels, truth = simulated(400)
+    predictor = choose_neighbours("p", similarities, labels, truth, counts=(1, 8, 32), temperatures=(0.01, 1.0))
+    rows = np.random.default_rng(0).permutation(400)[:200]
+    errors = {
+        (k, t): np.mean([(slow_prediction(similarities[i], labels[i], k, t, (0.68,))[0] - truth[i]) ** 2 for i in rows])
+        for k in (1, 8, 32)
+        for t in (0.01, 1.0)
+    }
+    assert (predictor.k, predictor.temperature) == min(errors, key=errors.get)
+    assert predictor.k > 1
+
+
+def test_equal_labels_still_give_an_interval_that_covers():
+    similarities, _, truth = simulated(500)
+    labels = np.zeros_like(similarities)
+    predictor = choose_neighbours("p", similarities, labels, truth)
+    found = predictor.predict(similarities, labels)
+    inside = (found.lower <= truth[:, None]) & (truth[:, None] <= found.upper)
+    np.testing.assert_allclose(inside.mean(0), predictor.levels, atol=0.08)
+
+
+def test_too_few_validation_objects_is_an_error():
+    similarities, labels, truth = simulated(30)
+    with pytest.raises(NeighbourPredictionError, match="30 validation objects"):
+        choose_neighbours("scalar/redshift", similarities, labels, truth)
+
+
+def test_the_value_lies_in_its_interval():
+    similarities, labels, _ = simulated(200)
+    found = predict_from_neighbours(similarities, labels, k=3, temperature=0.01, levels=(0.1, 0.5))
+    assert (found.lower <= found.value[:, None]).all()
+    assert (found.upper >= found.value[:, None]).all()
+
+
+def test_predictor_survives_json(tmp_path):
+    predictor = NeighbourPredictor("scalar/redshift", 8, 0.03, (0.5,), (1.25,), 0.01, 100, "image/hsc", "armillary-1")
+    assert NeighbourPredictor.from_json(predictor.to_json()) == predictor
+    write_predictors(tmp_path / "predictors.json", {"scalar/redshift": predictor})
+    assert read_predictors(tmp_path / "predictors.json") == {"scalar/redshift": predictor}
+    (tmp_path / "predictors.json").write_text('{"scalar/redshift": {"kk": 3}}')
+    with pytest.raises(ValueError, match=r"predictors\.json: not a file of neighbour predictors"):
+        read_predictors(tmp_path / "predictors.json")
