@@ -1,0 +1,144 @@
+"""Noiseless spectra of simulated galaxies: a mix of templates, reddened, with emission lines, moved to a redshift.
+
+Five templates (Blanton & Roweis 2007, arXiv astro-ph/0606170) carry the stars; their emission lines are kept apart,
+because they are narrower than the templates' pixels, and are drawn with each galaxy's own width. Everything lies on
+grids that are even in the logarithm of wavelength, so a redshift is a shift. Wavelengths are in vacuum.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from .cosmology import SPEED_OF_LIGHT_KM_S, luminosity_distance
+from .filters import FLUX_UNIT, TABLES_FOLDER
+
+STEP = 1e-4
+"""Spacing of the grid in ln(wavelength): 30 km/s."""
+OBSERVED_RANGE = (2950.0, 11300.0)
+"""Angstrom: from SDSS u to HSC y."""
+MAX_SIMULATED_REDSHIFT = 0.9
+
+EMISSION_LINES: tuple[float, ...] = (
+    3727.09, 3729.88, 3869.86, 3968.59, 4102.89, 4341.68, 4862.68, 4960.30, 5008.24, 5877.25, 6302.05, 6365.54, 6549.85,
+    6564.61, 6585.27, 6718.29, 6732.67, 7137.77, 9071.1, 9533.2,
+)  # fmt: skip
+"""Vacuum wavelengths (angstrom): [O II] twice, [Ne III] twice, H delta, H gamma, H beta, [O III] twice, He I, [O I]
+twice, [N II], H alpha, [N II], [S II] twice, [Ar III], [S III] twice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Templates:
+    """The templates, for one solar mass of stars ever formed, seen from 10 pc."""
+
+    wavelength: Float[np.ndarray, " R"]
+    """Rest frame, angstrom, on the fine grid."""
+    flux: Float[Tensor, "T R"]
+    """Without lines, 1e-17 erg/s/cm2/A."""
+    line_flux: Float[Tensor, "T M"]
+    """Of EMISSION_LINES, 1e-17 erg/s/cm2."""
+    mass_remaining: Float[np.ndarray, " T"]
+    """Solar masses in stars and remnants today."""
+    mass_last_300_myr: Float[np.ndarray, " T"]
+    """Solar masses formed within the last 300 million years."""
+    mass_last_1000_myr: Float[np.ndarray, " T"]
+
+
+@functools.cache
+def observed_wavelength() -> Float[np.ndarray, " L"]:
+    """The fine grid [L] of observed wavelengths, angstrom, in vacuum."""
+    low, high = np.log(OBSERVED_RANGE)
+    return np.exp(low + STEP * np.arange(round((high - low) / STEP)))
+
+
+@functools.cache
+def templates() -> Templates:
+    """The shipped templates, resampled by cubic splines to the fine grid, shifted by a whole number of its steps."""
+    with np.load(TABLES_FOLDER / "galaxy_templates.npz", allow_pickle=False) as table:
+        content = {name: np.float64(table[name]) for name in table.files}
+    observed = observed_wavelength()
+    num_shifts = int(np.log1p(MAX_SIMULATED_REDSHIFT) / STEP) + 1
+    wavelength = observed[0] * np.exp(STEP * np.arange(-num_shifts, len(observed) + 1))
+    spline = CubicSpline(np.log(content["wavelength"]), content["flux"], axis=1)
+    return Templates(
+        wavelength=wavelength,
+        flux=torch.from_numpy(spline(np.log(wavelength)).clip(0) / FLUX_UNIT).float(),
+        line_flux=torch.from_numpy(content["line_flux"] / FLUX_UNIT).float(),
+        mass_remaining=content["mass_remaining"],
+        mass_last_300_myr=content["mass_last_300_myr"],
+        mass_last_1000_myr=content["mass_last_1000_myr"],
+    )
+
+
+def calzetti_curve(wavelength: Float[np.ndarray, " L"]) -> Float[np.ndarray, " L"]:
+    """Attenuation at each rest wavelength (angstrom) over that at 5500 A: Calzetti et al. 2000 (ApJ 533, 682), eq. 4.
+
+    Defined for 1200 to 22000 A.
+    """
+    inverse_micron = 1e4 / np.asarray(wavelength, np.float64)
+    blue = 2.659 * (-2.156 + 1.509 * inverse_micron - 0.198 * inverse_micron**2 + 0.011 * inverse_micron**3) + 4.05
+    red = 2.659 * (-1.857 + 1.040 * inverse_micron) + 4.05
+    return np.where(inverse_micron > 1 / 0.63, blue, red) / 4.05
+
+
+def component_flux(
+    mass_formed: Float[np.ndarray, "B P T"],
+    attenuation: Float[np.ndarray, "B P"],
+    redshift: Float[np.ndarray, " B"],
+    line_dispersion: Float[np.ndarray, " B"],
+) -> Float[Tensor, "B P L"]:
+    """Spectra of P components of B galaxies on `observed_wavelength()`, 1e-17 erg/s/cm2/A.
+
+    `mass_formed` in solar masses for each template, `attenuation` A_V in magnitudes, `line_dispersion` in km/s. Raises
+    ValueError if a redshift lies outside (0, MAX_SIMULATED_REDSHIFT].
+    """
+    outside = ~((redshift > 0) & (redshift <= MAX_SIMULATED_REDSHIFT))
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise ValueError(f"redshift must lie in (0, {MAX_SIMULATED_REDSHIFT}]; row {row} has {redshift[row]}")
+    shape, num_pixels = templates(), len(observed_wavelength())
+    dilution = (1e-5 / luminosity_distance(redshift)) ** 2  # 1e-5 Mpc is 10 pc
+    mass = torch.from_numpy(mass_formed * dilution[:, None, None]).float()
+    reddening = torch.from_numpy(attenuation).float()[..., None] * (-0.4 * np.log(10))
+
+    rest = (mass @ shape.flux) * torch.exp(reddening * _float(calzetti_curve(shape.wavelength)))
+    # A galaxy's observed grid begins ln(1 + z) / STEP pixels below that of redshift zero.
+    start = np.log(observed_wavelength()[0] / shape.wavelength[0] / (1 + redshift)) / STEP
+    first = torch.from_numpy(np.floor(start).astype(np.int64))
+    share = _float(start - np.floor(start))[:, None, None]
+    windows = rest.unfold(-1, num_pixels + 1, 1)[torch.arange(len(first)), :, first]
+    spectra = torch.lerp(windows[..., :-1], windows[..., 1:], share) / _float(1 + redshift)[:, None, None]
+
+    lines = (mass @ shape.line_flux) * torch.exp(reddening * _float(calzetti_curve(np.array(EMISSION_LINES))))
+    _add_lines(spectra, lines, redshift, line_dispersion)
+    return spectra
+
+
+def _add_lines(
+    spectra: Float[Tensor, "B P L"],
+    line_flux: Float[Tensor, "B P M"],
+    redshift: Float[np.ndarray, " B"],
+    line_dispersion: Float[np.ndarray, " B"],
+) -> None:
+    """Add Gaussian lines of `line_flux` (1e-17 erg/s/cm2), integrated over each pixel, to `spectra` in place."""
+    wavelength = observed_wavelength()
+    center = np.log(np.array(EMISSION_LINES) * (1 + redshift[:, None]) / wavelength[0]) / STEP
+    width = line_dispersion / SPEED_OF_LIGHT_KM_S / STEP
+    reach = int(np.ceil(5 * width.max())) + 1
+    pixel = np.rint(center).astype(np.int64)[..., None] + np.arange(-reach, reach + 1)
+    edges = (np.arange(-reach, reach + 2) - 0.5 + np.rint(center)[..., None] - center[..., None]) / width[:, None, None]
+    profile = torch.special.ndtr(_float(edges)).diff(dim=-1)
+    inside = (pixel >= 0) & (pixel < len(wavelength))
+    pixel = pixel.clip(0, len(wavelength) - 1)
+    density = profile * _float(inside / (wavelength[pixel] * STEP))
+    for component in range(spectra.shape[1]):
+        values = density * line_flux[:, component, :, None]
+        spectra[:, component].scatter_add_(1, torch.from_numpy(pixel).flatten(1), values.flatten(1))
+
+
+def _float(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(array)).float()
