@@ -6,10 +6,11 @@ and the table in the docs follow.
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from .instruments import Catalogue, ImagingInstrument, Instrument, Quantity, Spectrograph, instrument
+from .instruments import Catalogue, ImagingInstrument, Instrument, Quantity, Spectrograph, instrument, parse_card
 
 Kind = Literal["image", "spectrum", "scalar"]
 
@@ -53,6 +54,18 @@ class Modality:
         """One sentence for people."""
         return self.card.description if self.quantity_name is None else self.quantity.description
 
+    def record(self) -> dict[str, Any]:
+        """All of the declaration as plain data for JSON; `from_record` reads it back."""
+        return {"modality": self.name, "quantity": self.quantity_name, "card": self.card.model_dump(mode="json")}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], source: str) -> "Modality":
+        """The modality of a `record`, card included, whether this installation ships that card or not.
+
+        Raises SettingsError that names `source`.
+        """
+        return cls(record["modality"], parse_card(record["card"], source), record["quantity"])
+
 
 def _scalars(card_name: str, prefix: str = "") -> tuple[Modality, ...]:
     card = instrument(card_name)
@@ -65,6 +78,7 @@ MODALITIES: tuple[Modality, ...] = (
     Modality("image/hsc", instrument("hsc")),
     Modality("spectrum/desi", instrument("desi")),
     Modality("spectrum/sdss", instrument("sdss")),
+    Modality("spectrum/manga", instrument("manga")),
     *_scalars("galaxy_properties"),
     *_scalars("legacysurvey_photometry", prefix="legacysurvey_"),
     *_scalars("sdss_photometry", prefix="sdss_"),

@@ -93,7 +93,7 @@ class SinusoidalFeatures(nn.Module):
     def __init__(self, longest: float, shortest: float, num_frequencies: int):
         super().__init__()
         periods = torch.logspace(math.log10(longest), math.log10(shortest), num_frequencies, dtype=torch.float64)
-        self.register_buffer("frequencies", (2 * math.pi / periods).float(), persistent=False)
+        self.register_buffer("frequencies", (2 * math.pi / periods).float())
         self.size = 2 * num_frequencies
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "... S"]:

@@ -1,0 +1,289 @@
+"""The foundation model as users meet it: observations in; embeddings, reconstructions and predictions out.
+
+One folder, the checkpoint, holds all that is needed to serve it: the tokenizers, the masked transformer, the alignment
+head, the instrument cards, and what made it. Nothing in it is pickled.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.modalities import Modality
+from ..data.observations import Observation, ObservationError
+from ..tokenizers.image import ImageTokenizer
+from ..tokenizers.pretrained import PretrainedError, resolve_folder, write_folder
+from ..tokenizers.scalar import ScalarTokenizer
+from ..tokenizers.spectrum import SpectrumTokenizer
+from ..tokenizers.token_grid import TokenGrid
+from .alignment import AlignmentHead
+from .embeddings import Embeddings
+from .masked_transformer import MaskedTransformer, MaskedTransformerConfig
+from .token_batch import TokenBatch, join_grids
+
+CHECKPOINT_FORMAT = 1
+Tokenizer = ImageTokenizer | SpectrumTokenizer | ScalarTokenizer
+TOKENIZER_TYPES: dict[str, type[Any]] = {
+    "image": ImageTokenizer,
+    "spectrum": SpectrumTokenizer,
+    "scalar": ScalarTokenizer,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ScalarPrediction:
+    """The predicted distribution of one scalar for B objects, over the bins [V] of its tokenizer.
+
+    `low` and `high` are the bounds of each bin, in the scalar's unit; `probabilities` sum to one for each object.
+    """
+
+    modality: Modality
+    object_id: tuple[str, ...]
+    probabilities: Float[Tensor, "B V"]
+    low: Float[Tensor, " V"]
+    high: Float[Tensor, " V"]
+
+    def quantile(self, share: float) -> Float[Tensor, " B"]:
+        """The value below which `share` of the probability lies, linear within bins."""
+        cumulative = self.probabilities.double().cumsum(1)
+        goal = torch.full((len(cumulative), 1), share, dtype=torch.float64) * cumulative[:, -1:]
+        bin_index = torch.searchsorted(cumulative, goal).clamp(max=cumulative.shape[1] - 1)
+        mass = self.probabilities.double().gather(1, bin_index)
+        below = cumulative.gather(1, bin_index) - mass
+        within = ((goal - below) / mass.clamp(min=1e-12)).clamp(0, 1)[:, 0]
+        low, high = self.low[bin_index[:, 0]], self.high[bin_index[:, 0]]
+        return low + within * (high - low)
+
+    def median(self) -> Float[Tensor, " B"]:
+        """Median of each object's distribution."""
+        return self.quantile(0.5)
+
+    def interval(self, level: float) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """The central interval that holds `level` of the probability."""
+        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+
+@dataclass(eq=False)
+class FoundationModel:
+    """Tokenizers by kind, the masked transformer and, once aligned, the contrastive head."""
+
+    tokenizers: dict[str, Tokenizer]
+    transformer: MaskedTransformer
+    modalities: tuple[Modality, ...]
+    head: AlignmentHead | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    """What made the model: settings, metrics, versions."""
+    model_id: str = "unsaved"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.transformer.codes.rows.device
+
+    def modality(self, name: str) -> Modality:
+        """One of the model's modalities by name. Raises LookupError."""
+        for known in self.modalities:
+            if known.name == name:
+                return known
+        raise LookupError(f"the model has no modality {name!r}; it was trained on {[m.name for m in self.modalities]}")
+
+    def embedding_size(self, space: str = "aligned") -> int:
+        """Length of the vectors of a space (`encoder` or `aligned`)."""
+        return self._head().settings.aligned_width if space == "aligned" else self.transformer.config.width
+
+    def tokenize(self, observation: Observation) -> TokenGrid:
+        """Tokens of one observation."""
+        return self.tokenizers[observation.modality.kind].encode(observation)
+
+    def reconstruct(self, observation: Observation) -> Any:
+        """The observation after tokenizing and decoding to its own grid."""
+        tokens = self.tokenize(observation)
+        if observation.modality.kind == "scalar":
+            return self.tokenizers["scalar"].decode(tokens)
+        return self.tokenizers[observation.modality.kind].decode(tokens, observation)  # type: ignore[arg-type]
+
+    def join(self, grids: Sequence[TokenGrid]) -> tuple[TokenBatch, tuple[str, ...]]:
+        """Token grids as one batch for the transformer, and the ids of its rows."""
+        return join_grids(grids, self.transformer.vocabulary_index)
+
+    def embed(self, observations: Sequence[Observation], space: str = "aligned", batch_size: int = 64) -> Embeddings:
+        """One vector for each object, from whatever modalities it has.
+
+        `observations`: any subset of modalities, each a batch of any objects. `aligned`: unit vectors of the contrastive
+        space, the normalised sum over an object's kinds of view; `encoder`: mean of the encoder's vectors. Rows follow
+        the first appearance of each object_id. Raises ObservationError if there is nothing to embed.
+        """
+        if not observations:
+            raise ObservationError("expected at least one observation, found none")
+        return self.embed_grids([self.tokenize(observation) for observation in observations], space, batch_size)
+
+    @torch.no_grad()
+    def embed_grids(self, grids: Sequence[TokenGrid], space: str = "aligned", batch_size: int = 64) -> Embeddings:
+        """`embed` for observations that are tokens already."""
+        if space == "aligned":
+            grids = self._viewable(grids)
+        batch, ids = self.join(grids)
+        self.transformer.eval()
+        vectors = torch.cat([self._vectors(part, grids, space) for part in _parts(batch, batch_size)])
+        names = [grid.modality.name for grid in grids]
+        present = torch.stack([(batch.mask & (batch.slots == slot)).any(1) for slot in range(len(grids))], 1)
+        if not present.any(1).all():
+            row = int((~present.any(1)).nonzero()[0, 0])
+            raise ObservationError(f"object {ids[row]}: every value is missing, so there is nothing to embed")
+        modalities = tuple(tuple(n for n, here in zip(names, row, strict=True) if here) for row in present.tolist())
+        return Embeddings(ids, vectors.float().cpu(), space, self.model_id, modalities)
+
+    @torch.no_grad()
+    def predict_scalar(
+        self, observations: Sequence[Observation], target: str, batch_size: int = 64
+    ) -> ScalarPrediction:
+        """The masked model's distribution of a scalar for each object, given whatever else is observed.
+
+        Observations of the target itself are left out. Raises LookupError for a scalar the model was not trained on.
+        """
+        wanted = self.modality(target)
+        if wanted.kind != "scalar":
+            raise LookupError(f"expected a scalar, found {target}")
+        scalars = self.tokenizers["scalar"]
+        assert isinstance(scalars, ScalarTokenizer)
+        given = [self.tokenize(o) for o in observations if o.modality.name != target]
+        if not given:
+            raise ObservationError(f"expected at least one observation other than {target}, found none")
+        batch, ids = self.join(given)
+        self.transformer.eval()
+        probabilities = []
+        for part in _parts(batch, batch_size):
+            part = part.to(self.device)
+            query = self._query(wanted, len(part)).to(self.device)
+            probabilities.append(self.transformer.predict(part, query, wanted.vocabulary)[:, 0].cpu())
+        low, high = scalars.bins(wanted)
+        return ScalarPrediction(wanted, ids, torch.cat(probabilities), low, high)
+
+    def save(self, folder: str | Path) -> str:
+        """Write the checkpoint, whole or not at all; returns and sets `model_id`, a hash of the weights."""
+
+        def write(place: Path) -> None:
+            for kind, tokenizer in self.tokenizers.items():
+                tokenizer.save_pretrained(place / "tokenizers" / kind)
+            self.transformer.save_pretrained(place / "transformer")
+            if self.head is not None:
+                self.head.save_pretrained(place / "alignment")
+            records = [modality.record() for modality in self.modalities]
+            self.model_id = f"armillary-{_weights_hash(place)}"
+            content = {
+                "format": CHECKPOINT_FORMAT,
+                "model_id": self.model_id,
+                "modalities": records,
+                "record": self.record,
+            }
+            (place / "checkpoint.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+        write_folder(folder, write)
+        return self.model_id
+
+    @classmethod
+    def load(cls, folder_or_hub_id: str | Path, device: str | torch.device = "cpu") -> "FoundationModel":
+        """Load a checkpoint from a folder or the Hub. Raises PretrainedError if it is not whole."""
+        folder = resolve_folder(folder_or_hub_id)
+        path = folder / "checkpoint.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise PretrainedError(f"{path}: expected the description of a checkpoint, found: {error}") from None
+        if content.get("format") != CHECKPOINT_FORMAT:
+            raise PretrainedError(f"{path}: expected format {CHECKPOINT_FORMAT}, found {content.get('format')!r}")
+        found = f"armillary-{_weights_hash(folder)}"
+        if found != content["model_id"]:
+            raise PretrainedError(f"{folder}: the weights are those of {found}, expected {content['model_id']}")
+        tokenizers = {
+            kind: tokenizer_type.from_pretrained(folder / "tokenizers" / kind).to(device)
+            for kind, tokenizer_type in TOKENIZER_TYPES.items()
+            if (folder / "tokenizers" / kind).is_dir()
+        }
+        head = AlignmentHead.from_pretrained(folder / "alignment") if (folder / "alignment").is_dir() else None
+        return cls(
+            tokenizers=tokenizers,
+            transformer=MaskedTransformer.from_pretrained(folder / "transformer").to(device).eval(),
+            modalities=tuple(Modality.from_record(record, str(path)) for record in content["modalities"]),
+            head=None if head is None else head.to(device),
+            record=content["record"],
+            model_id=content["model_id"],
+        )
+
+    def _head(self) -> AlignmentHead:
+        if self.head is None:
+            raise ObservationError("this model has no alignment head: run `armillary align`, or use space='encoder'")
+        return self.head
+
+    def _viewable(self, grids: Sequence[TokenGrid]) -> list[TokenGrid]:
+        views = self._head().settings.views
+        viewable = [grid for grid in grids if grid.modality.kind in views]
+        if not viewable:
+            found = [grid.modality.name for grid in grids]
+            raise ObservationError(f"the aligned space has views of {list(views)} only, found {found}")
+        return viewable
+
+    def _vectors(self, batch: TokenBatch, grids: Sequence[TokenGrid], space: str) -> Float[Tensor, "B D"]:
+        batch = batch.to(self.device)
+        if space != "aligned":
+            encoded = self.transformer.encode(batch)
+            weights = batch.mask[..., None].float()
+            return (encoded * weights).sum(1) / weights.sum(1).clamp(min=1)
+        total = torch.zeros(len(batch), self.embedding_size(), device=self.device)
+        for view in self._head().settings.views:
+            slots = [slot for slot, grid in enumerate(grids) if grid.modality.kind == view]
+            if slots:
+                part = batch.only(slots)
+                vectors = self._head()(view, self.transformer.encode(part), part.mask)
+                total = total + torch.where(part.mask.any(1, keepdim=True), vectors, 0.0)
+        return nn.functional.normalize(total, dim=-1)
+
+    def _query(self, modality: Modality, num_objects: int) -> TokenBatch:
+        """One target token of a scalar for each object."""
+        return TokenBatch(
+            codes=torch.zeros(num_objects, 1, dtype=torch.long),
+            mask=torch.ones(num_objects, 1, dtype=torch.bool),
+            positions=torch.zeros(num_objects, 1, 3),
+            slots=torch.zeros(num_objects, 1, dtype=torch.long),
+            slot_vocabularies=torch.tensor([self.transformer.vocabulary_index[modality.vocabulary]]),
+            instruments=torch.from_numpy(modality.quantity.features()).expand(num_objects, 1, -1),
+        )
+
+
+def new_transformer(
+    size: str, tokenizers: Mapping[str, Tokenizer], modalities: Sequence[Modality]
+) -> MaskedTransformer:
+    """An untrained masked transformer of a named size for these modalities' vocabularies."""
+    features = {}
+    for modality in modalities:
+        features[modality.vocabulary] = tokenizers[modality.kind].code_features(modality)
+    transformer = MaskedTransformer(MaskedTransformerConfig.of_size(size, features))
+    transformer.codes.set_features(features)
+    return transformer
+
+
+def _parts(batch: TokenBatch, size: int) -> Iterator[TokenBatch]:
+    for start in range(0, len(batch), size):
+        rows = slice(start, start + size)
+        yield TokenBatch(
+            batch.codes[rows],
+            batch.mask[rows],
+            batch.positions[rows],
+            batch.slots[rows],
+            batch.slot_vocabularies,
+            batch.instruments[rows],
+        )
+
+
+def _weights_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
