@@ -59,7 +59,7 @@ class FitsFile:
             wanted = ["any" if n is None else n for n in shape]
             raise self.error(f"extension {extension} must have shape {wanted}, found {list(data.shape)}")
         if unit is not None:
-            self._check_unit(hdu.header.get("BUNIT"), unit, f"BUNIT of extension {extension}")
+            self.check_unit(hdu.header.get("BUNIT"), unit, f"BUNIT of extension {extension}")
         return data
 
     def columns(
@@ -79,8 +79,30 @@ class FitsFile:
             raise self.error(f"extension {extension} must have columns {list(names)}, missing: {missing}")
         for name, unit in zip(names, expected_units, strict=bool(expected_units)):
             if unit is not None:
-                self._check_unit(hdu.columns[name].unit, unit, f"TUNIT of column {name} in extension {extension}")
+                self.check_unit(hdu.columns[name].unit, unit, f"TUNIT of column {name} in extension {extension}")
         return [_native(hdu.data[name]) for name in names]
+
+    def check_unit(self, found: object, expected: str, where: str) -> None:
+        """Compare a unit that the file states, if it states one, with the expected one. Raises ObservationError."""
+        if found is None or not str(found).strip():
+            return
+        try:
+            factor = _parse_unit(str(found)).to(_parse_unit(expected))
+        except (ValueError, TypeError, units.UnitConversionError):
+            raise self.error(f"{where} must be {expected}, found {found!r}") from None
+        if not np.isclose(factor, 1):
+            raise self.error(f"{where} must be {expected}, found {found!r}, which is {factor:g} of it")
+
+    def column_names(self, extension: str | int) -> list[str]:
+        """Names of the columns of a table extension. Raises ObservationError if it is missing."""
+        return [] if self._hdu(extension).is_image else list(self._hdu(extension).columns.names)
+
+    def first_image(self) -> int:
+        """Number of the first extension with a two-dimensional image. Raises ObservationError if there is none."""
+        for place, hdu in enumerate(self._hdus):
+            if hdu.is_image and len(hdu.shape) == 2:
+                return place
+        raise self.error("expected a two-dimensional image, found none")
 
     def error(self, problem: str) -> ObservationError:
         """An ObservationError about this file, to be raised."""
@@ -96,16 +118,6 @@ class FitsFile:
         if "DATASUM" in hdu.header and hdu.verify_datasum() == 0:
             raise self.error(f"the bytes of extension {extension} do not agree with its DATASUM: the file is damaged")
 
-    def _check_unit(self, found: str | None, expected: str, where: str) -> None:
-        if found is None or not str(found).strip():
-            return
-        try:
-            factor = _parse_unit(str(found)).to(_parse_unit(expected))
-        except (ValueError, TypeError, units.UnitConversionError):
-            raise self.error(f"{where} must be {expected}, found {found!r}") from None
-        if not np.isclose(factor, 1):
-            raise self.error(f"{where} must be {expected}, found {found!r}, which is {factor:g} of it")
-
 
 @contextmanager
 def open_fits(path: str | Path) -> Iterator[FitsFile]:
@@ -116,11 +128,9 @@ def open_fits(path: str | Path) -> Iterator[FitsFile]:
     path = Path(path)
     content = _content(path)
     _check_whole(path, content)
-    if isinstance(content, io.BytesIO):
-        content.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fits.verify.VerifyWarning)
-        hdus = fits.open(content)
+        hdus = fits.open(_source(content))
     with hdus:
         try:
             yield FitsFile(path, hdus)
@@ -128,13 +138,13 @@ def open_fits(path: str | Path) -> Iterator[FitsFile]:
             raise ObservationError(f"{path}: cannot be read as FITS ({error})") from error
 
 
-def _content(path: Path) -> Path | io.BytesIO:
+def _content(path: Path) -> Path | bytes:
     """The path itself, or, where the file is gzipped, its decompressed bytes."""
     try:
         with path.open("rb") as stream:
             if stream.read(2) != _GZIP_MAGIC:
                 return path
-        return io.BytesIO(gzip.decompress(path.read_bytes()))
+        return gzip.decompress(path.read_bytes())
     except FileNotFoundError:
         raise ObservationError(f"{path}: no such file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -143,12 +153,16 @@ def _content(path: Path) -> Path | io.BytesIO:
         raise ObservationError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _check_whole(path: Path, content: Path | io.BytesIO) -> None:
-    size = content.getbuffer().nbytes if isinstance(content, io.BytesIO) else content.stat().st_size
+def _source(content: Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(content) if isinstance(content, bytes) else content
+
+
+def _check_whole(path: Path, content: Path | bytes) -> None:
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with fits.open(content, memmap=False, disable_image_compression=True) as hdus:
+            with fits.open(_source(content), memmap=False, disable_image_compression=True) as hdus:
                 for place in range(len(hdus)):
                     needed = hdus[place].fileinfo()["datLoc"] + hdus[place].size
                     if needed > size:
