@@ -7,7 +7,6 @@ never to its result: a filtered search returns k rows wherever k rows match. Fil
 
 import functools
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -385,4 +384,5 @@ def _label_column(table: pa.Table, name: str) -> Float64[np.ndarray, " R"]:
 
 
 def _common_length(first: str, second: str) -> int:
-    return len(os.path.commonprefix([first, second]))
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -112,9 +112,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EmbeddingIndexError(
-            f"{path}: cannot be read ({error.strerror}); is this the folder of an index?"
-        ) from None
+        raise EmbeddingIndexError(f"{path}: cannot be read ({error.strerror}); is this an index?") from None
     except ValueError as error:
         raise EmbeddingIndexError(f"{path}: not valid JSON ({error})") from None
     known = {f.name for f in fields(Manifest)}
