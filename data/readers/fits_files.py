@@ -87,7 +87,7 @@ class FitsFile:
         if found is None or not str(found).strip():
             return
         try:
-            factor = _parse_unit(str(found)).to(_parse_unit(expected))
+            factor = parse_unit(str(found)).to(parse_unit(expected))
         except (ValueError, TypeError, units.UnitConversionError):
             raise self.error(f"{where} must be {expected}, found {found!r}") from None
         if not np.isclose(factor, 1):
@@ -187,7 +187,7 @@ def _native(data: Any) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="))
 
 
-def _parse_unit(text: str) -> Any:
+def parse_unit(text: str) -> Any:
     """A unit as surveys write it: `1E-17 erg/cm^2/s/Ang` and `10**-17 erg/(s cm2 Angstrom)` are the same."""
     text = re.sub(r"\bAng(strom)?s?\b", "Angstrom", text.strip(), flags=re.IGNORECASE)
     text = re.sub(r"^1[eE]\+?(-?\d+)", r"10**\1", text)
