@@ -53,7 +53,8 @@ def filter_curve(name: str) -> FilterCurve:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
             raise LookupError(f"no filter curve {name!r}; the nearest known is {nearest[0]!r}, all: {names}")
-        return FilterCurve(name, *np.float64(table[name]))
+        wavelength, response = np.asarray(table[name], np.float64)
+        return FilterCurve(name, wavelength, response)
 
 
 @functools.cache

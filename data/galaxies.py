@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from .cosmology import comoving_distance, kiloparsec_per_arcsec, redshift_at
 from .filters import TABLES_FOLDER, filter_curve, flux_to_magnitude, photometry_weights
@@ -101,6 +102,11 @@ def draw_galaxies(num_objects: int, seed: int, magnitude_limit: float = 19.8) ->
     return Galaxies(seed, **(joined | {"row": np.arange(num_objects)}))
 
 
+def component_spectra(galaxies: Galaxies) -> Float[Tensor, "B P L"]:
+    """Noiseless spectra of all the light of each component on `observed_wavelength()`, 1e-17 erg/s/cm2/A."""
+    return component_flux(galaxies.mass_formed, galaxies.attenuation, galaxies.redshift, galaxies.line_dispersion)
+
+
 def _draw_block(seed: int, block: int, magnitude_limit: float) -> Galaxies:
     rng = np.random.default_rng([_GALAXIES_STREAM, seed, block])
     mass, redshift = _draw_mixes(rng, magnitude_limit)
@@ -174,7 +180,7 @@ def _draw_mixes(rng: np.random.Generator, magnitude_limit: float) -> tuple[np.nd
 @functools.cache
 def _mixes() -> Float[np.ndarray, "N T"]:
     with np.load(TABLES_FOLDER / "galaxy_mixes.npz", allow_pickle=False) as table:
-        return np.float64(table["mass_formed"])
+        return np.asarray(table["mass_formed"], np.float64)
 
 
 @functools.cache
@@ -212,7 +218,8 @@ def _draw_shapes(rng: np.random.Generator, quiescence: np.ndarray) -> tuple[np.n
 def _shapes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with np.load(TABLES_FOLDER / "galaxy_shapes.npz", allow_pickle=False) as table:
         index, radius, axis_ratio, redshift, magnitude = (
-            np.float64(table[name]) for name in ("sersic_index", "radius", "axis_ratio", "redshift", "magnitude")
+            np.asarray(table[name], np.float64)
+            for name in ("sersic_index", "radius", "axis_ratio", "redshift", "magnitude")
         )
     # The residual of the size from a plane in magnitude and redshift, fitted to either kind, is its scatter.
     residual = np.empty(len(radius))
@@ -235,7 +242,7 @@ def _split(mass: Float[np.ndarray, "B T"], bulge_share: Float[np.ndarray, " B"])
 def _radius_kiloparsec(
     stellar_mass: np.ndarray, bulge_mass: np.ndarray, redshift: np.ndarray
 ) -> Float[np.ndarray, "B P"]:
-    """Half-light radii (kpc), after van der Wel et al. 2014 (ApJ 788, 28): late types for the disc, early for the bulge.
+    """Half-light radii (kpc) of van der Wel et al. 2014 (ApJ 788, 28): late types for the disc, early for the bulge.
 
     Early types flatten below 2e10 solar masses; a bulge is no larger than its disc would be.
     """

@@ -23,6 +23,9 @@ OBSERVED_RANGE = (2950.0, 11300.0)
 """Angstrom: from SDSS u to HSC y."""
 MAX_SIMULATED_REDSHIFT = 0.9
 
+_LINE_REACH = 51
+"""Pixels on either side to which a line is drawn: five sigma of 300 km/s."""
+
 EMISSION_LINES: tuple[float, ...] = (
     3727.09, 3729.88, 3869.86, 3968.59, 4102.89, 4341.68, 4862.68, 4960.30, 5008.24, 5877.25, 6302.05, 6365.54, 6549.85,
     6564.61, 6585.27, 6718.29, 6732.67, 7137.77, 9071.1, 9533.2,
@@ -59,7 +62,7 @@ def observed_wavelength() -> Float[np.ndarray, " L"]:
 def templates() -> Templates:
     """The shipped templates, resampled by cubic splines to the fine grid, shifted by a whole number of its steps."""
     with np.load(TABLES_FOLDER / "galaxy_templates.npz", allow_pickle=False) as table:
-        content = {name: np.float64(table[name]) for name in table.files}
+        content = {name: np.asarray(table[name], np.float64) for name in table.files}
     observed = observed_wavelength()
     num_shifts = int(np.log1p(MAX_SIMULATED_REDSHIFT) / STEP) + 1
     wavelength = observed[0] * np.exp(STEP * np.arange(-num_shifts, len(observed) + 1))
@@ -128,7 +131,7 @@ def _add_lines(
     wavelength = observed_wavelength()
     center = np.log(np.array(EMISSION_LINES) * (1 + redshift[:, None]) / wavelength[0]) / STEP
     width = line_dispersion / SPEED_OF_LIGHT_KM_S / STEP
-    reach = int(np.ceil(5 * width.max())) + 1
+    reach = max(_LINE_REACH, int(np.ceil(5 * width.max())) + 1)
     pixel = np.rint(center).astype(np.int64)[..., None] + np.arange(-reach, reach + 1)
     edges = (np.arange(-reach, reach + 2) - 0.5 + np.rint(center)[..., None] - center[..., None]) / width[:, None, None]
     profile = torch.special.ndtr(_float(edges)).diff(dim=-1)

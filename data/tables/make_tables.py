@@ -51,7 +51,7 @@ def write_filters(wheel: zipfile.ZipFile) -> None:
         table = Table.read(wheel.read(f"speclite/data/filters/{name}.ecsv").decode(), format="ascii.ecsv")
         wavelength = table["wavelength"].quantity.to_value("angstrom")
         curves[name] = np.array([wavelength, table["response"]], dtype=np.float32)
-    np.savez_compressed(FOLDER / "filters.npz", **curves)
+    np.savez_compressed(FOLDER / "filters.npz", allow_pickle=False, **curves)
 
 
 def write_templates(wheel: zipfile.ZipFile) -> None:
@@ -61,8 +61,10 @@ def write_templates(wheel: zipfile.ZipFile) -> None:
     here, taken out, and added back by `galaxy_spectra` with each galaxy's own width; their flux stays.
     """
     with fits.open(io.BytesIO(wheel.read("kcorrect/data/templates/kcorrect-default-v4.fits"))) as file:
-        wavelength, flux = (np.float64(file["FLUX"].data[name][0]) for name in ("wave", "flux"))
-        masses = {name.lower(): np.float64(file[name].data) for name in ("MREMAIN", "M300", "M1000", "METS")}
+        wavelength, flux = (np.asarray(file["FLUX"].data[name][0], np.float64) for name in ("wave", "flux"))
+        masses = {
+            name.lower(): np.asarray(file[name].data, np.float64) for name in ("MREMAIN", "M300", "M1000", "METS")
+        }
     chosen = (wavelength > TEMPLATE_RANGE[0]) & (wavelength < TEMPLATE_RANGE[1])
     wavelength, flux = wavelength[chosen], flux[:, chosen]
     lines = np.zeros((len(flux), len(EMISSION_LINES)))
@@ -108,8 +110,8 @@ def write_galaxy_mixes(galaxies: Path) -> None:
     to the galaxy's redshift, that fits its model fluxes u g r i z best; scaled to the Petrosian flux in r.
     """
     table = fits.getdata(galaxies, 1)
-    redshift = np.float64(table["Z"])
-    correction = 10 ** (0.4 * (np.float64(table["EXTINCTION"]) - SDSS_TO_AB))
+    redshift = np.asarray(table["Z"], np.float64)
+    correction = 10 ** (0.4 * (np.asarray(table["EXTINCTION"], np.float64) - SDSS_TO_AB))
     flux = table["MODELFLUX"] * correction
     error = np.hypot(table["MODELFLUX_IVAR"] ** -0.5 * correction, SDSS_ERROR_FLOOR * np.abs(flux) / 1.0857)
     total = table["PETROFLUX"][:, 2] * correction[:, 2]
