@@ -21,14 +21,13 @@ from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.pretrained import PretrainedError, resolve_folder, write_folder
 from ..tokenizers.scalar import ScalarTokenizer
 from ..tokenizers.spectrum import SpectrumTokenizer
-from ..tokenizers.token_grid import TokenGrid
+from ..tokenizers.token_grid import TokenGrid, Tokenizer
 from .alignment import AlignmentHead
 from .embeddings import Embeddings
 from .masked_transformer import MaskedTransformer, MaskedTransformerConfig
 from .token_batch import TokenBatch, join_grids
 
 CHECKPOINT_FORMAT = 1
-Tokenizer = ImageTokenizer | SpectrumTokenizer | ScalarTokenizer
 TOKENIZER_TYPES: dict[str, type[Any]] = {
     "image": ImageTokenizer,
     "spectrum": SpectrumTokenizer,
@@ -103,10 +102,8 @@ class FoundationModel:
 
     def reconstruct(self, observation: Observation) -> Any:
         """The observation after tokenizing and decoding to its own grid."""
-        tokens = self.tokenize(observation)
-        if observation.modality.kind == "scalar":
-            return self.tokenizers["scalar"].decode(tokens)
-        return self.tokenizers[observation.modality.kind].decode(tokens, observation)  # type: ignore[arg-type]
+        target = None if observation.modality.kind == "scalar" else observation
+        return self.tokenizers[observation.modality.kind].decode(self.tokenize(observation), target)
 
     def join(self, grids: Sequence[TokenGrid]) -> tuple[TokenBatch, tuple[str, ...]]:
         """Token grids as one batch for the transformer, and the ids of its rows."""
@@ -115,9 +112,9 @@ class FoundationModel:
     def embed(self, observations: Sequence[Observation], space: str = "aligned", batch_size: int = 64) -> Embeddings:
         """One vector for each object, from whatever modalities it has.
 
-        `observations`: any subset of modalities, each a batch of any objects. `aligned`: unit vectors of the contrastive
-        space, the normalised sum over an object's kinds of view; `encoder`: mean of the encoder's vectors. Rows follow
-        the first appearance of each object_id. Raises ObservationError if there is nothing to embed.
+        `observations`: any subset of modalities, each a batch of any objects. `aligned`: unit vectors of the
+        contrastive space, the normalised sum over an object's kinds of view; `encoder`: mean of the encoder's vectors.
+        Rows follow the first appearance of each object_id. Raises ObservationError if there is nothing to embed.
         """
         if not observations:
             raise ObservationError("expected at least one observation, found none")

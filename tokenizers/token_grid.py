@@ -9,6 +9,8 @@ logarithm of wavelength in angstrom.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -53,6 +55,30 @@ class TokenGrid:
             positions=self.positions[rows],
             instrument=self.instrument[rows],
         )
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer does; each takes observations of its own kind, of any instrument with a card."""
+
+    kind: str
+
+    def vocabulary_size(self, modality: Modality) -> int:
+        """Number of codes."""
+
+    def code_features(self, modality: Modality) -> Float[Tensor, "V S"]:
+        """Numbers that say what codes have in common."""
+
+    def encode(self, observation: Any) -> TokenGrid:
+        """Tokens of an observation, which is not changed; the same observation always gives the same tokens."""
+
+    def decode(self, tokens: TokenGrid, target: Any = None) -> Any:
+        """An observation from tokens, as `target` (a modality, or an observation with the wanted grid) measures."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer to a folder, as safetensors and JSON."""
+
+    def to(self, device: Any) -> Any:
+        """Move the weights, as torch modules do."""
 
 
 def empty_positions(num_objects: int, num_tokens: int) -> Float[Tensor, "B N P"]:

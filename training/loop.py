@@ -1,0 +1,322 @@
+"""The one training loop, on Lightning Fabric, shared by tokenizers, pretraining and alignment.
+
+An `Objective` is a module that fetches the examples of a step and returns their summed loss. The order of examples is a
+pure function of (seed, step), so that a run resumes exactly from its step alone, on any number of processes. Signals
+only set a flag; at a step's end the processes agree on it, save and stop: USR1 asks Slurm to requeue the job, TERM and
+INT end it.
+"""
+
+import contextlib
+import csv
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from lightning.fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from ..settings import Settings
+from .checkpoints import TrainingState, load_latest_state, save_state
+
+REQUEUE, END = 1, 2
+console = Console(stderr=True)
+
+
+class LoopSettings(Settings):
+    """How long, how fast and on what to train."""
+
+    steps: int = 1000
+    batch_size: int = 64
+    """Examples of one step, over all processes."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 50
+    final_learning_rate: float = 0.05
+    """Share of the learning rate that the cosine ends at."""
+    gradient_clip: float = 1.0
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """auto: bf16-mixed on GPUs and on CPUs with bf16 arithmetic, else 32-true."""
+    seed: int = 0
+    devices: int = 1
+    """Processes on each node."""
+    num_nodes: int = 1
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+class Objective(Protocol):
+    """What the loop trains: a module with examples."""
+
+    num_examples: int
+
+    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> Any:
+        """The examples `rows` of a step, on the host."""
+
+    def __call__(self, batch: "Batch") -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
+        """Sum of the losses, their number (or weight), and metrics, each a sum and a count [2]."""
+
+
+class Batch:
+    """One prepared batch. It hides the content from Fabric, which would cast the positions of tokens to bf16."""
+
+    def __init__(self, content: Any):
+        self.content = content
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and has saved
+    """Training stopped at a signal after saving; `step` says where."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped at step {step}; run the same command again to go on from there")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Result of a run: the last step and the metrics logged last."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+def make_fabric(settings: LoopSettings) -> Fabric:
+    """Fabric for these settings: GPUs where there are any, DDP for more than one process; launched."""
+    strategy = "ddp" if settings.devices * settings.num_nodes > 1 else "auto"
+    fabric = Fabric(
+        accelerator="auto",
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=strategy,
+        precision=choose_precision(settings.precision),
+    )
+    fabric.launch()
+    return fabric
+
+
+def choose_precision(wanted: str) -> Any:
+    """Resolve `auto` for this machine."""
+    if wanted != "auto":
+        return wanted
+    # bf16 pays where the processor multiplies it natively; elsewhere it is emulated, and slower than float32.
+    has_bf16 = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: str | Path, title: str) -> Finished:
+    """Train `objective` (an `Objective` that is a module) to `settings.steps`, or go on where `run_folder` stands.
+
+    Writes metrics.csv and checkpoints to `run_folder`. Raises Interrupted after saving at a signal, and RuntimeError
+    with the step's number if the loss is not finite.
+    """
+    run_folder = Path(run_folder)
+    optimizer = make_optimizer(objective, settings)
+    state = TrainingState(objective, optimizer)
+    start = load_latest_state(run_folder, state)
+    module, optimizer = fabric.setup(objective, optimizer)
+    share = settings.batch_size // fabric.world_size
+    if share * fabric.world_size != settings.batch_size:
+        raise ValueError(f"batch_size {settings.batch_size} must be a multiple of the {fabric.world_size} processes")
+    log = MetricsLog(run_folder / "metrics.csv", start) if fabric.is_global_zero else None
+    last: dict[str, float] = {}
+    with Signals() as signals, _progress(fabric, title, start, settings.steps) as advance:
+        sums: dict[str, Tensor] = {}
+        began, began_step = time.perf_counter(), start
+        for step in range(start, settings.steps):
+            rows = rows_of_step(settings.seed, step, settings.batch_size, objective.num_examples)
+            mine = rows[fabric.global_rank * share : (fabric.global_rank + 1) * share]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, step) * group["scale"]
+            loss_sum, count, metrics = module(Batch(objective.prepare(step, mine)))
+            # The normaliser is that of the whole batch, so that the gradient does not depend on how it is split; DDP
+            # averages over processes, hence the factor.
+            total = _all_sum(fabric, count.detach())
+            fabric.backward(loss_sum * fabric.world_size / total.clamp(min=1e-6))
+            norm = fabric.clip_gradients(module, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            metrics = {"loss": torch.stack([loss_sum.detach(), count.detach()]), **metrics}
+            metrics["gradient_norm"] = torch.stack([torch.as_tensor(norm), torch.ones(())]).detach()
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, torch.zeros(2, device=value.device)) + value
+            done = step + 1
+            if done % settings.log_every == 0 or done == settings.steps:
+                last = _read_sums(fabric, sums)
+                elapsed = time.perf_counter() - began
+                last["learning_rate"] = learning_rate(settings, step)
+                last["examples_per_second"] = (done - began_step) * settings.batch_size / elapsed
+                if not np.isfinite(last["loss"]):
+                    raise RuntimeError(
+                        f"{title}: the loss is {last['loss']} between steps {done - settings.log_every} and {done}"
+                    )
+                if log is not None:
+                    log.write(done, last)
+                sums, began, began_step = {}, time.perf_counter(), done
+            advance(done, last)
+            asked = signals.agreed(fabric)
+            if asked or done % settings.checkpoint_every == 0 or done == settings.steps:
+                save_state(fabric, run_folder, state, done, settings.keep_checkpoints)
+            if asked and done < settings.steps:
+                if asked == REQUEUE:
+                    _requeue(fabric)
+                raise Interrupted(done)
+    return Finished(settings.steps, last)
+
+
+def rows_of_step(seed: int, step: int, batch_size: int, num_examples: int) -> Int[np.ndarray, " B"]:
+    """The examples of a step: a stream of whole epochs, each a permutation drawn from (seed, epoch)."""
+    first = step * batch_size
+    places = np.arange(first, first + batch_size)
+    rows = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(places // num_examples):
+        here = places // num_examples == epoch
+        order = np.random.default_rng((seed, int(epoch))).permutation(num_examples)
+        rows[here] = order[places[here] % num_examples]
+    return rows
+
+
+def learning_rate(settings: LoopSettings, step: int) -> float:
+    """Linear warm-up, then a cosine down to `final_learning_rate` of the peak at the last step."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    share = settings.final_learning_rate
+    return settings.learning_rate * (share + (1 - share) * 0.5 * (1 + np.cos(np.pi * progress)))
+
+
+def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, vectors and norms do not. Frozen weights are left out."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay, "scale": 1.0},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas)
+
+
+class MetricsLog:
+    """metrics.csv of a run: one row for each logged step. Rows past the step a run resumes from are dropped."""
+
+    def __init__(self, path: Path, start: int):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in read_metrics(path) if row["step"] <= start]
+        self._names: list[str] = list(rows[0]) if rows else []
+        self._rows = rows
+        self._rewrite()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one row; new names widen the table."""
+        row = {"step": float(step), **metrics}
+        self._rows.append(row)
+        if set(row) <= set(self._names):
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._names).writerow(row)
+        else:
+            self._names += [name for name in row if name not in self._names]
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._names)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        temporary.replace(self.path)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv; empty if there is none. Cells left empty are absent from their row."""
+    if not Path(path).is_file():
+        return []
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+class Signals:
+    """Turns USR1, TERM and INT into a flag that all processes read at the same step."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._old: dict[int, Any] = {}
+        self._group: Any = None
+
+    def __enter__(self) -> "Signals":
+        for number, meaning in ((signal.SIGUSR1, REQUEUE), (signal.SIGTERM, END), (signal.SIGINT, END)):
+
+            def remember(_signal: int, _frame: FrameType | None, meaning: int = meaning) -> None:
+                self._asked = max(self._asked, meaning)
+
+            with contextlib.suppress(ValueError):  # not the main thread: the program that runs us handles signals
+                self._old[number] = signal.signal(number, remember)
+        if dist.is_available() and dist.is_initialized():
+            self._group = dist.new_group(backend="gloo")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def agreed(self, fabric: Fabric) -> int:
+        """What any process was asked to do (0: nothing), the same answer on all; without a wait for the GPU."""
+        if fabric.world_size == 1:
+            return self._asked
+        flag = torch.tensor([self._asked])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return int(flag)
+
+
+@contextlib.contextmanager
+def _progress(fabric: Fabric, title: str, start: int, steps: int) -> Iterator[Any]:
+    if not fabric.is_global_zero:
+        yield lambda step, metrics: None
+        return
+    columns = (
+        TextColumn(f"[bold]{title}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=2) as progress:
+        task = progress.add_task(title, total=steps, completed=start, note="")
+
+        def advance(step: int, metrics: dict[str, float]) -> None:
+            note = f"loss {metrics['loss']:.3f}, {metrics['examples_per_second']:.0f}/s" if metrics else ""
+            progress.update(task, completed=step, note=note)
+
+        yield advance
+    if not console.is_terminal:
+        console.print(
+            f"{title}: at step {int(progress.tasks[0].completed)} of {steps}. {progress.tasks[0].fields['note']}"
+        )
+
+
+def _all_sum(fabric: Fabric, value: Tensor) -> Tensor:
+    return value if fabric.world_size == 1 else fabric.all_reduce(value.clone(), reduce_op="sum")
+
+
+def _read_sums(fabric: Fabric, sums: dict[str, Tensor]) -> dict[str, float]:
+    """Weighted means over the steps since the last log and over all processes: the one read of the device."""
+    names = sorted(sums)
+    table = _all_sum(fabric, torch.stack([sums[name].float() for name in names])).cpu()
+    return {name: (total / count).item() for name, (total, count) in zip(names, table, strict=True) if count > 0}
+
+
+def _requeue(fabric: Fabric) -> None:
+    job = os.environ.get("SLURM_JOB_ID")
+    if fabric.is_global_zero and job:
+        subprocess.run(["scontrol", "requeue", job], check=True)

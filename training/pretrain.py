@@ -1,0 +1,149 @@
+"""Pretraining: predict masked tokens from visible ones, over a token store."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data.modalities import Modality
+from ..data.token_store import TokenStore, as_tensors
+from ..models.foundation import FoundationModel, new_transformer
+from ..models.masked_transformer import MaskedTransformer
+from ..models.token_batch import TokenBatch, join_grids
+from ..settings import Settings, to_yaml
+from ..tokenizers.token_grid import TokenGrid, Tokenizer
+from .loop import Batch, Finished, LoopSettings, make_fabric, train
+from .mask_sampler import draw_masks
+from .records import describe_versions
+from .tokenizers import load_tokenizers, tokenizer_hash
+
+
+class PretrainSettings(Settings):
+    """Settings of `armillary pretrain`."""
+
+    tokens: str
+    """Token store."""
+    tokenizers: str
+    """Folder with the tokenizers that made it, by kind."""
+    run: str
+    """Run folder."""
+    size: Literal["nano", "tiny", "base", "large", "xl"] = "nano"
+    num_inputs: int = 256
+    num_targets: int = 128
+    modality_weights: dict[str, float] = Field(default_factory=dict)
+    """Weight of a modality's tokens in the loss, one where not named."""
+    held_out: str | None = None
+    """A file of object ids, one in a line, that no step may see."""
+    loop: LoopSettings = LoopSettings()
+
+
+class PretrainObjective(nn.Module):
+    """Loss of the masked transformer over the objects of a token store."""
+
+    def __init__(
+        self, transformer: MaskedTransformer, store: TokenStore, settings: PretrainSettings, held_out: set[str]
+    ):
+        super().__init__()
+        self.transformer = transformer
+        self.store = store
+        self.settings = settings
+        unknown = sorted(set(settings.modality_weights) - {m.name for m in store.modalities})
+        if unknown:
+            raise ValueError(f"modality_weights names {unknown}; the store has {[m.name for m in store.modalities]}")
+        self.slot_weights = torch.tensor([settings.modality_weights.get(m.name, 1.0) for m in store.modalities])
+        self.objects = np.array([row for row, i in enumerate(store.object_id) if i not in held_out])
+        if not len(self.objects):
+            raise ValueError(f"{store.folder}: every one of its {len(store)} objects is held out")
+        self.keys = torch.tensor([object_key(store.object_id[row]) for row in self.objects])
+        self.num_examples = len(self.objects)
+
+    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> tuple[TokenBatch, Tensor, int]:
+        """All tokens of the objects of a step, and what their masks are drawn from."""
+        batch = read_batch(self.store, self.objects[rows], self.transformer.vocabulary_index)
+        return batch, self.keys[rows], step
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
+        """Weighted sum of the token losses, sum of the weights, and nats by modality."""
+        tokens, keys, step = batch.content
+        device = self.transformer.device
+        tokens, keys = tokens.to(device), keys.to(device)
+        seed = self.settings.loop.seed
+        inputs, targets = draw_masks(tokens, keys, seed, step, self.settings.num_inputs, self.settings.num_targets)
+        losses = self.transformer(inputs, targets).token_losses
+        weights = self.slot_weights.to(device)[targets.slots] * targets.mask
+        metrics = {}
+        for slot, modality in enumerate(self.store.modalities):
+            here = (targets.mask & (targets.slots == slot)).float()
+            metrics[f"nats/{modality.name}"] = torch.stack([(losses * here).sum(), here.sum()]).detach()
+        return (losses * weights).sum(), weights.sum(), metrics
+
+
+def read_batch(
+    store: TokenStore,
+    objects: Int[np.ndarray, " B"],
+    vocabularies: Mapping[str, int],
+    modalities: tuple[Modality, ...] | None = None,
+) -> TokenBatch:
+    """All tokens of these objects (indices into the store), one slot for each of `modalities`, by default all."""
+    names = [store.object_id[row] for row in objects]
+    grids = read_grids(store, objects, modalities)
+    return join_grids(grids, vocabularies, names)[0]
+
+
+def read_grids(
+    store: TokenStore, objects: Int[np.ndarray, " B"], modalities: tuple[Modality, ...] | None = None
+) -> list[TokenGrid]:
+    """Token grids of these objects, one for each of `modalities`, with those objects that have it."""
+    grids = []
+    for modality in modalities or store.modalities:
+        rows = store.read(modality.name, objects)
+        ids = tuple(store.object_id[objects[row]] for row in rows.rows)
+        grids.append(TokenGrid(modality, ids, **as_tensors(rows)))
+    return grids
+
+
+def object_key(object_id: str) -> int:
+    """An integer that names an object for all time: 63 bits of the SHA-256 of its id."""
+    return int.from_bytes(hashlib.sha256(object_id.encode()).digest()[:8], "big") >> 1
+
+
+def check_tokens(store: TokenStore, tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Raise ValueError unless these tokenizers made the store's tokens."""
+    for modality in store.modalities:
+        expected, found = tokenizer_hash(tokenizers[modality.kind]), store.tokenizer_hashes[modality.name]
+        if expected != found:
+            raise ValueError(
+                f"{store.folder}: tokens of {modality.name} were made by tokenizer {found}, expected {expected}"
+            )
+
+
+def read_ids(path: str | Path | None) -> set[str]:
+    """Object ids of a file, one in a line; none without a file."""
+    return set() if path is None else set(Path(path).read_text(encoding="utf-8").split())
+
+
+def pretrain(settings: PretrainSettings) -> Finished:
+    """Run (or go on with) pretraining; the checkpoint is written to `<run>/checkpoint` at the end."""
+    store = TokenStore(settings.tokens)
+    tokenizers = load_tokenizers(settings.tokenizers)
+    check_tokens(store, tokenizers)
+    fabric = make_fabric(settings.loop)
+    torch.manual_seed(settings.loop.seed)
+    transformer = new_transformer(settings.size, tokenizers, store.modalities)
+    objective = PretrainObjective(transformer, store, settings, read_ids(settings.held_out))
+    run = Path(settings.run)
+    if fabric.is_global_zero:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "settings.yaml").write_text(to_yaml(settings), encoding="utf-8")
+    finished = train(fabric, objective, settings.loop, run, title="pretrain")
+    if fabric.is_global_zero:
+        record = {"pretrain": settings.model_dump(mode="json"), "metrics": finished.metrics, **describe_versions()}
+        FoundationModel(tokenizers, transformer, store.modalities, record=record).save(run / "checkpoint")
+    fabric.barrier()
+    return finished

@@ -1,0 +1,126 @@
+"""Training the tokenizers: reconstruct the observations of a dataset."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..data.dataset import ObservationDataset
+from ..data.observations import Observation, ScalarObservation
+from ..models.foundation import TOKENIZER_TYPES
+from ..settings import Settings, to_yaml
+from ..tokenizers.image import ImageTokenizer, ImageTokenizerSettings
+from ..tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
+from ..tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
+from ..tokenizers.token_grid import Tokenizer
+from .loop import Batch, Finished, LoopSettings, make_fabric, train
+
+
+class TrainTokenizerSettings(Settings):
+    """Settings of `armillary train-tokenizer`. The sizes of the wanted `kind` are used."""
+
+    kind: Literal["image", "spectrum", "scalar"]
+    data: str
+    """Dataset folder."""
+    run: str
+    """Run folder; the tokenizer is written to `<run>/tokenizer`."""
+    modalities: tuple[str, ...] = ()
+    """Modalities of the dataset to learn from; by default all of the kind."""
+    held_out: str | None = None
+    """A file of object ids, one in a line, that no step may see."""
+    max_objects: int = 20_000
+    """Objects of each modality to learn from, the first of the dataset: they are held in memory."""
+    image: ImageTokenizerSettings = ImageTokenizerSettings()
+    spectrum: SpectrumTokenizerSettings = SpectrumTokenizerSettings()
+    scalar: ScalarTokenizerSettings = ScalarTokenizerSettings()
+    loop: LoopSettings = LoopSettings()
+
+
+class TokenizerObjective(nn.Module):
+    """Reconstruction loss of a tokenizer; each step takes its objects from one modality, in turn."""
+
+    def __init__(self, tokenizer: ImageTokenizer | SpectrumTokenizer, observations: Sequence[Observation]):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.observations = list(observations)
+        self.num_examples = max(map(len, observations))
+
+    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> Observation:
+        """The objects of a step, of one modality."""
+        observation = self.observations[step % len(self.observations)]
+        return observation.select((rows % len(observation)).tolist())
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
+        """Loss times the number of objects, that number, and the loss by modality."""
+        observation: Any = batch.content
+        loss = self.tokenizer.loss(observation)
+        count = torch.tensor(float(len(observation)), device=loss.device)
+        metrics = {f"loss/{observation.modality.name}": torch.stack([loss.detach() * count, count])}
+        return loss * count, count, metrics
+
+
+def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
+    """Train (or go on training) a tokenizer, and write it to `<run>/tokenizer`."""
+    dataset = ObservationDataset(settings.data)
+    names = settings.modalities or tuple(m.name for m in dataset.modalities if m.kind == settings.kind)
+    if not names:
+        raise ValueError(f"{settings.data}: no modality of kind {settings.kind}; it has {dataset.modalities}")
+    held_out = set() if settings.held_out is None else set(Path(settings.held_out).read_text("utf-8").split())
+    observations = [_training_part(dataset, name, held_out, settings.max_objects) for name in names]
+    run = Path(settings.run)
+    if settings.kind == "scalar":
+        _write_settings(run, settings)
+        values = {o.modality.name: o.values[o.mask].numpy() for o in observations if isinstance(o, ScalarObservation)}
+        ScalarTokenizer(settings.scalar).fit(values).save_pretrained(run / "tokenizer")
+        return Finished(0, {"quantities": float(len(values))})
+    fabric = make_fabric(settings.loop)
+    torch.manual_seed(settings.loop.seed)
+    tokenizer: ImageTokenizer | SpectrumTokenizer
+    tokenizer = ImageTokenizer(settings.image) if settings.kind == "image" else SpectrumTokenizer(settings.spectrum)
+    if fabric.is_global_zero:
+        _write_settings(run, settings)
+    objective = TokenizerObjective(tokenizer, observations)
+    finished = train(fabric, objective, settings.loop, run, title=f"{settings.kind} tokenizer")
+    if fabric.is_global_zero:
+        tokenizer.save_pretrained(run / "tokenizer")
+    fabric.barrier()
+    return finished
+
+
+def load_tokenizers(folder: str | Path) -> dict[str, Tokenizer]:
+    """The tokenizers in `folder`, by kind. Raises ValueError if there is none."""
+    found: dict[str, Tokenizer] = {}
+    for kind, tokenizer_type in TOKENIZER_TYPES.items():
+        for place in (Path(folder) / kind / "tokenizer", Path(folder) / kind):
+            if (place / "config.json").is_file():
+                found[kind] = tokenizer_type.from_pretrained(place)
+                break
+    if not found:
+        raise ValueError(f"{folder}: expected tokenizers in folders named {list(TOKENIZER_TYPES)}, found none")
+    return found
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """A short hash of a tokenizer's settings and weights: two that agree make the same tokens."""
+    digest = hashlib.sha256(tokenizer.settings.model_dump_json().encode())
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _training_part(dataset: ObservationDataset, name: str, held_out: set[str], most: int) -> Observation:
+    ids = [i for i in dataset.object_ids(name) if i not in held_out][:most]
+    if not ids:
+        raise ValueError(f"{dataset.folder}: every object of {name} is held out")
+    return dataset.read(name, ids)
+
+
+def _write_settings(run: Path, settings: Settings) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "settings.yaml").write_text(to_yaml(settings), encoding="utf-8")
