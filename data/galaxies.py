@@ -27,6 +27,8 @@ MIN_REDSHIFT = 0.01
 MAX_REDSHIFT = 0.8
 SOURCE_MAGNITUDE_LIMIT = 17.77
 """r magnitude to which the SDSS galaxies are complete (Strauss et al. 2002, AJ 124, 1810)."""
+LEAST_SPECIFIC_RATE = 1e-13
+"""Per year; added to all, since a mix without H alpha still has a logarithm."""
 BLOCK = 512
 """Candidates are drawn in blocks of this many, so that a larger draw begins with the objects of a smaller one."""
 
@@ -47,7 +49,7 @@ class Galaxies:
     log_stellar_mass: Float[np.ndarray, " B"]
     """log10 of the solar masses in stars and remnants today."""
     log_specific_star_formation_rate: Float[np.ndarray, " B"]
-    """log10 per year: mean rate over the last billion years, over the stellar mass."""
+    """log10 per year: the rate that the H alpha line tells, over the stellar mass."""
     attenuation: Float[np.ndarray, "B P"]
     """A_V in magnitudes, in addition to the dust of the templates."""
     bulge_fraction: Float[np.ndarray, " B"]
@@ -112,9 +114,9 @@ def _draw_block(seed: int, block: int, magnitude_limit: float) -> Galaxies:
     mass, redshift = _draw_mixes(rng, magnitude_limit)
     shape = templates()
     stellar_mass = mass @ shape.mass_remaining
-    specific_rate = (mass @ shape.mass_last_1000_myr) / 1e9 / stellar_mass
+    specific_rate = mass @ shape.star_formation_rate / stellar_mass + LEAST_SPECIFIC_RATE
     log_mass, log_rate = np.log10(stellar_mass), np.log10(specific_rate)
-    quiescence = 1 / (1 + np.exp((log_rate + 10.3) / 0.25))
+    quiescence = 1 / (1 + np.exp((log_rate + 11.0) / 0.25))
 
     index, axis_ratio, size_residual = _draw_shapes(rng, quiescence)
     bulge_share = np.clip((index - 0.8) / 3.6 + 0.1 * rng.standard_normal(BLOCK), 0.0, 0.95)
@@ -128,7 +130,7 @@ def _draw_block(seed: int, block: int, magnitude_limit: float) -> Galaxies:
     disc_ratio = np.sqrt(cosine**2 * (1 - thickness**2) + thickness**2)
     bulge_ratio = 1 - rng.uniform(0.2, 0.6, BLOCK) * (1 - axis_ratio)
 
-    face_on = 0.15 * (stellar_mass / 1e10) ** 0.25 * (1 - 0.8 * quiescence) * np.exp(0.4 * rng.standard_normal(BLOCK))
+    face_on = 0.1 * (stellar_mass / 1e10) ** 0.25 * (1 - 0.8 * quiescence) * np.exp(0.4 * rng.standard_normal(BLOCK))
     disc_attenuation = np.minimum(face_on / np.maximum(cosine, 0.15) ** 0.7, 2.5)
     attenuation = np.stack([np.zeros(BLOCK), disc_attenuation], 1)
 
@@ -242,12 +244,14 @@ def _split(mass: Float[np.ndarray, "B T"], bulge_share: Float[np.ndarray, " B"])
 def _radius_kiloparsec(
     stellar_mass: np.ndarray, bulge_mass: np.ndarray, redshift: np.ndarray
 ) -> Float[np.ndarray, "B P"]:
-    """Half-light radii (kpc) of van der Wel et al. 2014 (ApJ 788, 28): late types for the disc, early for the bulge.
+    """Half-light radii (kpc): late types for the disc, early types for the bulge.
 
-    Early types flatten below 2e10 solar masses; a bulge is no larger than its disc would be.
+    Slopes and evolution are those of van der Wel et al. 2014 (ApJ 788, 28), the sizes today those of the SDSS (Shen et
+    al. 2003, MNRAS 343, 978), rounded. Early types flatten below 2e10 solar masses; a bulge is no larger than its disc.
     """
-    disc = 8.9 * (1 + redshift) ** -0.75 * (stellar_mass / 5e10) ** 0.22
-    steep = 5.6 * (1 + redshift) ** -1.48 * (np.maximum(bulge_mass, 1e7) / 5e10) ** 0.75
-    flat = 5.6 * (1 + redshift) ** -1.48 * 0.4**0.75 * (np.maximum(bulge_mass, 1e7) / 2e10) ** 0.2
+    disc = 6.0 * (1 + redshift) ** -0.75 * (stellar_mass / 5e10) ** 0.22
+    mass, today = np.maximum(bulge_mass, 1e7), 4.5 * (1 + redshift) ** -1.48
+    steep = today * (mass / 5e10) ** 0.75
+    flat = today * 0.4**0.75 * (mass / 2e10) ** 0.2
     bulge = np.where(bulge_mass > 2e10, steep, flat)
     return np.stack([np.minimum(bulge, np.where(bulge_mass > 0.6 * stellar_mass, np.inf, disc)), disc], 1)

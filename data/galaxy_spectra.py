@@ -34,6 +34,10 @@ EMISSION_LINES: tuple[float, ...] = (
 twice, [N II], H alpha, [N II], [S II] twice, [Ar III], [S III] twice."""
 
 
+H_ALPHA = 6564.61
+CENTIMETRES_PER_PARSEC = 3.0857e18
+
+
 @dataclass(frozen=True, eq=False)
 class Templates:
     """The templates, for one solar mass of stars ever formed, seen from 10 pc."""
@@ -46,9 +50,11 @@ class Templates:
     """Of EMISSION_LINES, 1e-17 erg/s/cm2."""
     mass_remaining: Float[np.ndarray, " T"]
     """Solar masses in stars and remnants today."""
-    mass_last_300_myr: Float[np.ndarray, " T"]
-    """Solar masses formed within the last 300 million years."""
     mass_last_1000_myr: Float[np.ndarray, " T"]
+    """Solar masses formed within the last billion years."""
+    star_formation_rate: Float[np.ndarray, " T"]
+    """Solar masses per year, from the H alpha luminosity as it leaves the template's dust: log SFR = log L - 41.27
+    (Kennicutt & Evans 2012, ARA&A 50, 531)."""
 
 
 @functools.cache
@@ -66,14 +72,15 @@ def templates() -> Templates:
     observed = observed_wavelength()
     num_shifts = int(np.log1p(MAX_SIMULATED_REDSHIFT) / STEP) + 1
     wavelength = observed[0] * np.exp(STEP * np.arange(-num_shifts, len(observed) + 1))
+    area = 4 * np.pi * (10 * CENTIMETRES_PER_PARSEC) ** 2
     spline = CubicSpline(np.log(content["wavelength"]), content["flux"], axis=1)
     return Templates(
         wavelength=wavelength,
         flux=torch.from_numpy(spline(np.log(wavelength)).clip(0) / FLUX_UNIT).float(),
         line_flux=torch.from_numpy(content["line_flux"] / FLUX_UNIT).float(),
         mass_remaining=content["mass_remaining"],
-        mass_last_300_myr=content["mass_last_300_myr"],
         mass_last_1000_myr=content["mass_last_1000_myr"],
+        star_formation_rate=10**-41.27 * area * content["line_flux"][:, EMISSION_LINES.index(H_ALPHA)],
     )
 
 

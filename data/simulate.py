@@ -30,8 +30,8 @@ SEEING_SCATTER = 0.10
 """Relative scatter of an object's PSF FWHM around the card's, common to all bands; half as much again for each band."""
 DEPTH_SCATTER = 0.10
 """Scatter of an object's depth around the card's, magnitudes."""
-FIBER_SEEING = 1.2
-"""FWHM of the PSF on the fibres, arcsec."""
+FIBER_SEEING = 1.0
+"""FWHM of the PSF on the fibres, arcsec: the convention of the Legacy Surveys' fibre fluxes."""
 
 SKY_BRIGHTNESS = ((4800, 22.0), (6400, 21.0), (7700, 20.2), (9000, 19.0), (9800, 18.2))
 """Dark sky, (angstrom, AB magnitude per square arcsec), typical of Cerro Tololo and Maunakea, rounded."""
@@ -231,7 +231,7 @@ def observe_scalars(
 ) -> ScalarObservation:
     """One catalogue number of each galaxy: true for redshift, mass and star formation, measured for magnitudes.
 
-    Magnitudes scatter by their `error`; one of a flux that came out negative is masked. Raises LookupError for a
+    Magnitudes scatter by their `error`; one whose flux came out below two sigma is masked. Raises LookupError for a
     quantity that is not simulated.
     """
     _check_simulated(modality)
@@ -249,7 +249,7 @@ def observe_scalars(
     error = np.hypot(sky_error * np.sqrt(1 + extent**2), CATALOGUE_FLOOR[catalogue] / 1.0857 * flux)
     noise = np.array([rng.standard_normal() for rng in _generators(galaxies, modality, seed, "noise")])
     measured = flux + error * noise
-    is_detected = measured > 0
+    is_detected = measured > 2 * error
     magnitude = flux_to_magnitude(np.where(is_detected, measured, 1.0))
     is_detected &= (magnitude >= quantity.minimum) & (magnitude <= quantity.maximum)
     magnitude_error = 1.0857 * error / np.where(is_detected, measured, 1.0)
