@@ -1,9 +1,9 @@
 """Tokens on disk: stored once as int16, memory-mapped, read as whole batches.
 
 `<store>/<kind>/<survey>/shard-00000/` holds one shard of one modality: `codes.npy` [B, N] int16, `mask.npy` [B, N],
-`positions.npy` [B, N, P] (or [1, N, P] where all objects share them), `instrument.npy` likewise, and `shard.json` with
-ids, modality and the tokenizer's hash. Each modality stands alone, so that adding one rewrites nothing. Which objects
-exist, and which modalities each has, follows from the ids.
+`positions.npy` [B, N, P] (or [1, N, P] where all objects share them), `instrument.npy` likewise, `sky.npy` [B, 2] (ra
+and dec in degrees), and `shard.json` with ids, modality and the tokenizer's hash. Each modality stands alone, so that
+adding one rewrites nothing. Which objects exist, and which modalities each has, follows from the ids.
 """
 
 import hashlib
@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 
 from .modalities import Modality
 
 FORMAT_VERSION = 1
-_ARRAYS = ("codes", "mask", "positions", "instrument")
+_ARRAYS = ("codes", "mask", "positions", "instrument", "sky")
+_SHAREABLE = ("positions", "instrument")
 
 
 class TokenStoreError(ValueError):
@@ -39,6 +40,7 @@ class TokenRows:
     mask: np.ndarray
     positions: np.ndarray
     instrument: np.ndarray
+    sky: np.ndarray
 
 
 def shard_path(store: str | Path, modality: Modality, index: int) -> Path:
@@ -54,7 +56,7 @@ def write_token_shard(
     arrays: dict[str, np.ndarray],
     tokenizer_hash: str,
 ) -> Path:
-    """Write one shard: `codes`, `mask`, `positions` and `instrument` of `object_id`; it appears whole or not at all.
+    """Write one shard of `object_id`: the arrays of a `TokenGrid`, and `sky`; it appears whole or not at all.
 
     Raises TokenStoreError if it exists already or codes do not fit int16.
     """
@@ -70,7 +72,7 @@ def write_token_shard(
         checksums = {}
         for name in _ARRAYS:
             array = arrays[name].astype(np.int16) if name == "codes" else arrays[name]
-            shared = name in ("positions", "instrument") and bool((array == array[:1]).all())
+            shared = name in _SHAREABLE and bool((array == array[:1]).all())
             path = temporary / f"{name}.npy"
             with path.open("wb") as file:
                 np.save(file, array[:1] if shared else array, allow_pickle=False)
@@ -125,6 +127,14 @@ class TokenStore:
         """Whether each object has this modality [objects]."""
         return self._places[name][:, 0] >= 0
 
+    def sky(self) -> Float64[np.ndarray, "objects 2"]:
+        """Ra and dec of each object, degrees; NaN where no modality knows them."""
+        found = np.full((len(self), 2), np.nan)
+        for modality in self.modalities:
+            rows = self.read(modality.name, np.arange(len(self)))
+            found[rows.rows] = np.where(np.isnan(rows.sky), found[rows.rows], rows.sky)
+        return found
+
     def read(self, name: str, objects: Int[np.ndarray, " B"]) -> TokenRows:
         """Tokens of one modality for those of `objects` (indices into `object_id`) that have it."""
         places = self._places[name][objects]
@@ -136,7 +146,7 @@ class TokenStore:
             order.append(here)
             for array in _ARRAYS:
                 stored = self._arrays[name][shard][array]
-                shared = len(stored) == 1 and array in ("positions", "instrument")
+                shared = len(stored) == 1 and array in _SHAREABLE
                 chosen = np.repeat(stored, len(here), 0) if shared else stored[places[here, 1]]
                 parts[array].append(chosen)
         first = self._arrays[name][0]

@@ -34,13 +34,13 @@ def draw_masks(
     visible = (chance < share) | (slots == chance.argmin(1, keepdim=True))
     seen = batch.mask & visible.gather(1, batch.slots)
     order = torch.where(seen, draw(batch.codes.shape[1], stream=2), 2.0)
-    inputs, input_valid = _smallest(order, num_inputs)
+    inputs, input_valid = smallest(order, num_inputs)
     is_input = torch.zeros_like(batch.mask).scatter(1, inputs, input_valid)
 
     # An exponential race: the first to arrive are a sample without replacement by weight.
     weight = -torch.log(draw(num_slots, stream=3)) / counts.clamp(min=1)
     race = -torch.log(draw(batch.codes.shape[1], stream=4)) / weight.gather(1, batch.slots)
-    targets, target_valid = _smallest(torch.where(batch.mask & ~is_input, race, torch.inf), num_targets, torch.inf)
+    targets, target_valid = smallest(torch.where(batch.mask & ~is_input, race, torch.inf), num_targets, torch.inf)
     return batch.take(inputs, input_valid), batch.take(targets, target_valid)
 
 
@@ -57,6 +57,15 @@ def hashed_uniform(
     return (((bits >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
 
 
+def smallest(values: Tensor, count: int, never: float = 2.0) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Places of the `count` smallest values of each row, and whether each is one at all (below `never`)."""
+    missing = max(0, count - values.shape[1])
+    found = values.topk(count - missing, dim=1, largest=False)
+    places = torch.nn.functional.pad(found.indices, (0, missing))
+    valid = torch.nn.functional.pad(found.values < never, (0, missing), value=False)
+    return places, valid
+
+
 def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     x = x + _signed(0x9E3779B97F4A7C15)
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
@@ -71,12 +80,3 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def _signed(constant: int) -> int:
     return constant - 2**64 if constant >= 2**63 else constant
-
-
-def _smallest(values: Tensor, count: int, never: float = 2.0) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Places of the `count` smallest values of each row, and whether each is one at all (below `never`)."""
-    missing = max(0, count - values.shape[1])
-    found = values.topk(count - missing, dim=1, largest=False)
-    places = torch.nn.functional.pad(found.indices, (0, missing))
-    valid = torch.nn.functional.pad(found.values < never, (0, missing), value=False)
-    return places, valid

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import track
 
@@ -53,12 +54,15 @@ def tokenize(settings: TokenizeSettings) -> int:
 
 def _encode(
     dataset: ObservationDataset, tokenizer: Tokenizer, name: str, ids: list[str], batch_size: int
-) -> dict[str, object]:
-    grids = []
+) -> dict[str, np.ndarray]:
+    grids, sky = [], []
     for start in range(0, len(ids), batch_size):
-        grids.append(tokenizer.encode(dataset.read(name, ids[start : start + batch_size])))
+        observation = dataset.read(name, ids[start : start + batch_size])
+        grids.append(tokenizer.encode(observation))
+        sky.append(torch.stack([observation.ra, observation.dec], 1).numpy())
     sizes = {grid.num_tokens for grid in grids}
     if len(sizes) > 1:
         raise ValueError(f"{dataset.folder}: {name} gives {sorted(sizes)} tokens; one shard needs images of one size")
     fields = ("codes", "mask", "positions", "instrument")
-    return {field: torch.cat([getattr(grid, field) for grid in grids]).numpy() for field in fields}
+    arrays = {field: torch.cat([getattr(grid, field) for grid in grids]).numpy() for field in fields}
+    return {**arrays, "sky": np.concatenate(sky)}

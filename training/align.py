@@ -1,0 +1,133 @@
+"""Alignment: a contrastive head on the frozen encoder brings views of the same object together."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..data.token_store import TokenStore
+from ..models.alignment import AlignmentHead, AlignmentHeadSettings, info_nce
+from ..models.foundation import FoundationModel
+from ..models.token_batch import TokenBatch
+from ..settings import Settings, to_yaml
+from .loop import Batch, Finished, LoopSettings, make_fabric, train
+from .mask_sampler import hashed_uniform, smallest
+from .pretrain import check_tokens, object_key, read_batch, read_ids
+from .records import describe_versions
+
+
+class AlignSettings(Settings):
+    """Settings of `armillary align`."""
+
+    checkpoint: str
+    """Checkpoint of a pretrained model."""
+    tokens: str
+    run: str
+    """Run folder; the aligned checkpoint is written to `<run>/checkpoint`."""
+    views: tuple[str, str] = ("image", "spectrum")
+    """The two kinds of view that are brought together."""
+    aligned_width: int = 64
+    num_blocks: int = 1
+    num_tokens: int = Field(default=64, ge=1)
+    """Tokens of a view that a step sees, drawn anew each time: an object never looks the same twice."""
+    held_out: str | None = None
+    """A file of object ids, one in a line, that no step may see."""
+    loop: LoopSettings = LoopSettings()
+
+
+class AlignObjective(nn.Module):
+    """InfoNCE between two views of each object; each step takes one survey of each view, and some of its tokens."""
+
+    def __init__(self, model: FoundationModel, head: AlignmentHead, store: TokenStore, settings: AlignSettings):
+        super().__init__()
+        self.head = head
+        self.store = store
+        self.settings = settings
+        # In a list, so that the frozen transformer is neither trained nor saved with the state of the run.
+        self._frozen = [model.transformer.eval().requires_grad_(False)]
+        self.modalities = {view: tuple(m for m in store.modalities if m.kind == view) for view in settings.views}
+        held_out = read_ids(settings.held_out)
+        has = [np.any([store.has(m.name) for m in of_view], 0) for of_view in self.modalities.values() if of_view]
+        in_all = np.all(has, 0) if len(has) == len(settings.views) else np.zeros(len(store), bool)
+        self.objects = np.array([row for row in np.flatnonzero(in_all) if store.object_id[row] not in held_out])
+        if len(self.objects) < 2:
+            raise ValueError(
+                f"{store.folder}: expected objects with views of {settings.views}, found {len(self.objects)}"
+            )
+        self.keys = torch.tensor([object_key(store.object_id[row]) for row in self.objects])
+        self.num_examples = len(self.objects)
+
+    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> tuple[list[TokenBatch], Tensor, int]:
+        """The tokens of both views of the objects of a step."""
+        vocabularies = self._frozen[0].vocabulary_index
+        objects = self.objects[rows]
+        batches = [read_batch(self.store, objects, vocabularies, self.modalities[v]) for v in self.settings.views]
+        return batches, self.keys[rows], step
+
+    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
+        """Summed InfoNCE, the number of pairs, and how often the partner is the nearest of this process's batch."""
+        views, keys, step = batch.content
+        device = self._frozen[0].device
+        vectors = []
+        for index, (view, tokens) in enumerate(zip(self.settings.views, views, strict=True)):
+            drawn = draw_view(
+                tokens.to(device), keys.to(device), self.settings.loop.seed, 2 * step + index, self.settings.num_tokens
+            )
+            with torch.no_grad():
+                encoded = self._frozen[0].encode(drawn)
+            vectors.append(self.head(view, encoded, drawn.mask))
+        first, second = vectors
+        count = torch.tensor(float(len(first)), device=device)
+        nearest = (first @ second.T).argmax(1) == torch.arange(len(first), device=device)
+        metrics = {
+            "recall@1": torch.stack([nearest.sum(), count]),
+            "scale": torch.stack([self.head.scale(), count / count]),
+        }
+        loss = info_nce(first, second, self.head.scale())
+        return loss, count, {name: value.detach() for name, value in metrics.items()}
+
+
+def draw_view(tokens: TokenBatch, keys: Int[Tensor, " B"], seed: int, step: int, num_tokens: int) -> TokenBatch:
+    """`num_tokens` tokens of one survey of each object, both drawn at random."""
+    num_slots = len(tokens.slot_vocabularies)
+    slots = torch.arange(num_slots, device=tokens.codes.device)
+    present = ((tokens.slots[:, None] == slots[:, None]) & tokens.mask[:, None]).any(2)
+    chance = torch.where(present, hashed_uniform(keys, num_slots, seed, step, stream=5), 2.0)
+    seen = tokens.mask & (tokens.slots == chance.argmin(1, keepdim=True))
+    order = torch.where(seen, hashed_uniform(keys, tokens.codes.shape[1], seed, step, stream=6), 2.0)
+    return tokens.take(*smallest(order, num_tokens))
+
+
+def align(settings: AlignSettings) -> Finished:
+    """Run (or go on with) alignment; the checkpoint with the head is written to `<run>/checkpoint`."""
+    model = FoundationModel.load(settings.checkpoint)
+    store = TokenStore(settings.tokens)
+    check_tokens(store, model.tokenizers)
+    fabric = make_fabric(settings.loop)
+    torch.manual_seed(settings.loop.seed)
+    head = AlignmentHead(
+        AlignmentHeadSettings(
+            input_width=model.transformer.config.width,
+            aligned_width=settings.aligned_width,
+            num_heads=model.transformer.config.num_heads,
+            num_blocks=settings.num_blocks,
+            views=settings.views,
+        )
+    )
+    model.transformer.to(fabric.device)
+    objective = AlignObjective(model, head, store, settings)
+    run = Path(settings.run)
+    if fabric.is_global_zero:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "settings.yaml").write_text(to_yaml(settings), encoding="utf-8")
+    finished = train(fabric, objective, settings.loop, run, title="align")
+    if fabric.is_global_zero:
+        record: dict[str, Any] = {"align": settings.model_dump(mode="json"), "align_metrics": finished.metrics}
+        model.head, model.record = head, {**model.record, **record, **describe_versions()}
+        model.save(run / "checkpoint")
+    fabric.barrier()
+    return finished

@@ -1,0 +1,77 @@
+"""`armillary embed`: a store of tokens becomes shards of embeddings, one row for each object and modality."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.progress import track
+
+from ..data.modalities import Modality
+from ..data.token_store import TokenStore
+from ..models.embeddings import write_embedding_shard
+from ..models.foundation import FoundationModel
+from ..settings import Settings
+from .loop import console
+from .pretrain import check_tokens, read_grids
+
+
+class EmbedSettings(Settings):
+    """Settings of `armillary embed`."""
+
+    checkpoint: str
+    tokens: str
+    """Token store."""
+    embeddings: str
+    """Folder of shards to write."""
+    space: Literal["aligned", "encoder"] = "aligned"
+    modalities: tuple[str, ...] = ()
+    """Modalities to embed, each by itself; by default all that the space has a view of."""
+    shard_size: int = 2000
+    """Objects of one shard."""
+    device: str = "cpu"
+
+
+def embed(settings: EmbedSettings) -> int:
+    """Embed each modality of each object; shards that stand already are left alone. Returns the number written.
+
+    Raises ValueError if the tokens are not the model's.
+    """
+    store = TokenStore(settings.tokens)
+    model = FoundationModel.load(settings.checkpoint, settings.device)
+    check_tokens(store, model.tokenizers)
+    work = []
+    for modality in _chosen(settings, store, model):
+        objects = np.flatnonzero(store.has(modality.name))
+        for index in range(0, -(-len(objects) // settings.shard_size)):
+            path = Path(settings.embeddings) / f"{modality.name.replace('/', '-')}-{index:05d}.parquet"
+            if not path.exists():
+                work.append((path, modality, objects[index * settings.shard_size : (index + 1) * settings.shard_size]))
+    sky = store.sky() if work else np.empty((0, 2))
+    for path, modality, objects in track(work, description="embed", console=console):
+        embeddings = model.embed_grids(read_grids(store, objects, (modality,)), settings.space)
+        row_of = {store.object_id[row]: row for row in objects}
+        rows = [row_of[i] for i in embeddings.object_id]
+        write_embedding_shard(
+            path,
+            embeddings.object_id,
+            modality.name,
+            embeddings.vectors,
+            model_id=model.model_id,
+            space=settings.space,
+            ra=sky[rows, 0],
+            dec=sky[rows, 1],
+        )
+    return len(work)
+
+
+def _chosen(settings: EmbedSettings, store: TokenStore, model: FoundationModel) -> list[Modality]:
+    names = [modality.name for modality in store.modalities]
+    unknown = sorted(set(settings.modalities) - set(names))
+    if unknown:
+        raise ValueError(f"{store.folder}: no tokens of {unknown}; it holds {names}")
+    views = None if settings.space != "aligned" or model.head is None else model.head.settings.views
+    return [
+        modality
+        for modality in store.modalities
+        if (modality.name in settings.modalities if settings.modalities else views is None or modality.kind in views)
+    ]
