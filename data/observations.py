@@ -68,7 +68,7 @@ class _Observation:
             raise ObservationError(f"expected a modality of kind {kind}, found {modality.name}")
         self._set(modality=modality, object_id=tuple(str(i) for i in object_id))
         for name, given in (("ra", ra), ("dec", dec)):
-            unknown = torch.full((len(self),), torch.nan)
+            unknown = torch.full((len(self),), torch.nan, dtype=torch.float64)
             value = unknown if given is None else _numbers(given, modality, name, torch.float64)
             if value.shape != (len(self),):
                 raise ObservationError(

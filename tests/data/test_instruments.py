@@ -91,5 +91,5 @@ def test_knots_out_of_order_are_refused():
 def test_an_unknown_instrument_or_band_names_the_known_ones():
     with pytest.raises(LookupError, match="nearest known is 'desi'"):
         instrument("dezi")
-    with pytest.raises(LookupError, match="g.*r.*i.*z.*y"):
+    with pytest.raises(LookupError, match=r"g.*r.*i.*z.*y"):
         instrument("hsc").band("u")
