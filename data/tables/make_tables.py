@@ -1,10 +1,9 @@
 """Makes the small tables beside this file from public wheels. Run once; the package reads only what it wrote.
 
     pip download --no-deps -d WHEELS speclite==1.0.0 kcorrect==5.1.9 mirage==2.5.0
-    python -m armillary.data.tables.make_tables WHEELS SDSS_GALAXIES.fits DESI_COADD.fits
+    python -m armillary.data.tables.make_tables WHEELS
 
-SDSS_GALAXIES is `kcorrect/data/test/gst_tests_small.fits`, DESI_COADD a coadd of DESI's early data release (healpix
-sv3-dark-26065, as shipped in the tests of specutils 2.4.0). No wheel is installed: the files are read from the archive.
+No wheel is installed: the files are read from the archive. The real galaxies and the noise are from `data/real`.
 """
 
 import io
@@ -19,6 +18,7 @@ from scipy.optimize import lsq_linear, nnls
 
 from ..filters import filter_curve, flux_to_magnitude, photometry_weights
 from ..galaxy_spectra import EMISSION_LINES, component_flux, observed_wavelength
+from ..real_files import real_file
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -185,15 +185,15 @@ def write_sky_noise(coadd: Path) -> None:
     np.savez_compressed(FOLDER / "sky_noise.npz", wavelength=grid, noise=np.float32(noise / np.median(noise)))
 
 
-def main(wheels: Path, galaxies: Path, coadd: Path) -> None:
+def main(wheels: Path) -> None:
     """Write all tables, in the order in which they build on each other."""
     opened = {name: zipfile.ZipFile(next(wheels.glob(f"{name}-*.whl"))) for name in ("speclite", "kcorrect", "mirage")}
     write_filters(opened["speclite"])
     write_templates(opened["kcorrect"])
-    write_galaxy_mixes(galaxies)
+    write_galaxy_mixes(real_file("sdss-galaxies-5000.fits"))
     write_shapes(opened["mirage"])
-    write_sky_noise(coadd)
+    write_sky_noise(real_file("desi-coadd-sv3-dark-26065.fits"))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    main(Path(sys.argv[1]))
