@@ -1,5 +1,167 @@
-"""The command `armillary`."""
+"""The command `armillary`. Thin: each verb reads its settings and makes one call into a folder below."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .settings import Settings, SettingsError, find_config, load_settings, to_yaml
 
 
-def main() -> None:
-    """Placeholder."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. A user's mistake is one line on stderr, status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Say what is wrong in one line if it is the user's to mend, or raise what is ours."""
+    from .data.observations import ObservationError
+    from .data.token_store import TokenStoreError
+    from .models.embeddings import EmbeddingsError
+    from .tokenizers.pretrained import PretrainedError
+    from .training.loop import Interrupted
+
+    if isinstance(error, Interrupted):
+        print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
+        return 130
+    mistakes = (SettingsError, ObservationError, TokenStoreError, EmbeddingsError, PretrainedError, LookupError)
+    if isinstance(error, (*mistakes, FileNotFoundError, ValueError)) and not isinstance(error, (KeyError, IndexError)):
+        print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    raise error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="armillary", description="Train and serve multimodal foundation models on scientific observations."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _settings_verb(verbs, "train-tokenizer", "train a tokenizer on a dataset", _train_tokenizer)
+    _settings_verb(verbs, "tokenize", "turn a dataset into a store of tokens", _tokenize)
+    _settings_verb(verbs, "pretrain", "train the masked transformer on tokens, on one process or many", _pretrain)
+    _settings_verb(verbs, "align", "train the contrastive head on a pretrained model", _align)
+    _settings_verb(verbs, "embed", "embed a store of tokens", _embed)
+    _settings_verb(verbs, "simulate", "write a dataset of simulated galaxies", _simulate, has_output=True)
+
+    index = verbs.add_parser("index", help="build a search index from embeddings")
+    index.add_argument("embeddings", type=Path, help="folder of embedding shards")
+    index.add_argument("index", type=Path, help="index folder to write")
+    index.add_argument("--data", type=Path, help="dataset whose scalars become labels for prediction")
+    index.add_argument("--held-out", type=Path, help="file of object ids, one in a line, to leave out")
+    index.set_defaults(run=_index)
+
+    serve = verbs.add_parser("serve", help="serve a checkpoint over HTTP")
+    serve.add_argument("checkpoint", help="checkpoint folder or Hugging Face Hub id")
+    serve.add_argument("--index", type=Path, help="index folder")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    serve.set_defaults(run=_serve)
+
+    demo = verbs.add_parser("demo", help="read, simulate, train, index, serve and report: the whole house in minutes")
+    demo.add_argument("--folder", type=Path, default=Path("runs/demo"))
+    demo.add_argument("--config", default="demo.yaml")
+    demo.add_argument("overrides", nargs="*", metavar="section.key=value")
+    demo.set_defaults(run=_demo)
+
+    modalities = verbs.add_parser("modalities", help="list the modalities and their instruments")
+    modalities.set_defaults(run=_modalities)
+    return parser
+
+
+def _settings_verb(
+    verbs: Any, name: str, description: str, run: Callable[[Any], int | None], has_output: bool = False
+) -> None:
+    verb = verbs.add_parser(name, help=description, description=description)
+    verb.add_argument("config", help="settings file (YAML), or its path below the shipped configs/")
+    if has_output:
+        verb.add_argument("output", type=Path, help="folder to write")
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a setting")
+    verb.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
+    verb.set_defaults(run=run)
+
+
+def _run_with(options: argparse.Namespace, settings_type: type[Settings], run: Callable[[Any], object]) -> int:
+    settings = load_settings(settings_type, find_config(options.config), options.overrides)
+    if options.print_config:
+        print(to_yaml(settings), end="")  # noqa: T201
+    else:
+        run(settings)
+    return 0
+
+
+def _train_tokenizer(options: argparse.Namespace) -> int:
+    from .training.tokenizers import TrainTokenizerSettings, train_tokenizer
+
+    return _run_with(options, TrainTokenizerSettings, train_tokenizer)
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    from .training.tokenize import TokenizeSettings, tokenize
+
+    return _run_with(options, TokenizeSettings, tokenize)
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from .training.pretrain import PretrainSettings, pretrain
+
+    return _run_with(options, PretrainSettings, pretrain)
+
+
+def _align(options: argparse.Namespace) -> int:
+    from .training.align import AlignSettings, align
+
+    return _run_with(options, AlignSettings, align)
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from .training.embed import EmbedSettings, embed
+
+    return _run_with(options, EmbedSettings, embed)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from .data.simulate import SkySettings
+    from .data.simulated_dataset import write_simulated_dataset
+
+    return _run_with(options, SkySettings, lambda settings: write_simulated_dataset(settings, options.output))
+
+
+def _index(options: argparse.Namespace) -> int:
+    from .serving.build_index import build_index
+
+    build_index(options.embeddings, options.index, options.data, options.held_out)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .serving.server import serve
+
+    serve(options.checkpoint, options.index, host=options.host, port=options.port)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo.run import run_demo
+
+    return run_demo(options.folder, options.config, options.overrides)
+
+
+def _modalities(options: argparse.Namespace) -> int:
+    from .data.modalities import MODALITIES
+
+    for modality in MODALITIES:
+        print(f"{modality.name:45} {modality.unit:35} {modality.description}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

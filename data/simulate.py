@@ -95,10 +95,13 @@ class SkySettings(Settings):
         return self
 
 
-def simulate_sky(settings: SkySettings, batch_size: int = 256) -> Iterator[list[Observation]]:
-    """Batches of at most `batch_size` objects: for each, one observation of every modality of `settings`, in order."""
+def simulate_sky(settings: SkySettings, batch_size: int = 256, first_batch: int = 0) -> Iterator[list[Observation]]:
+    """Batches of at most `batch_size` objects: for each, one observation of every modality of `settings`, in order.
+
+    `first_batch` leaves out those before it; the others are the same as without.
+    """
     galaxies = draw_galaxies(settings.num_objects, settings.seed, settings.magnitude_limit)
-    for start in range(0, len(galaxies), batch_size):
+    for start in range(first_batch * batch_size, len(galaxies), batch_size):
         batch = galaxies.select(slice(start, start + batch_size))
         spectra = component_spectra(batch)
         observations: list[Observation] = []
