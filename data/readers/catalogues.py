@@ -87,7 +87,7 @@ def read_scalar_table(
     ra: str | None = None,
     dec: str | None = None,
     errors: Mapping[str, str] | None = None,
-    missing_values: Sequence[float] = (),
+    missing_values: Sequence[float | int] = (),
     extension: str | int = 1,
 ) -> list[ScalarObservation]:
     """Read columns of a FITS, Parquet, CSV or ECSV table, one ScalarObservation for each entry of `columns`.

@@ -116,7 +116,9 @@ class FitsFile:
 
     def _verify(self, hdu: Any, extension: str | int) -> None:
         if "DATASUM" in hdu.header and hdu.verify_datasum() == 0:
-            raise self.error(f"the bytes of extension {extension} do not agree with its DATASUM: the file is damaged")
+            raise self.error(
+                f"the bytes of extension {extension} do not agree with its DATASUM: the file is damaged, or was edited"
+            )
 
 
 @contextmanager

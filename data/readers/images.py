@@ -75,7 +75,7 @@ def read_image(
     paths: Mapping[str, str | Path],
     modality_name: str,
     *,
-    zero_point: float | None = None,
+    zero_point: float | int | None = None,
     inverse_variance: Mapping[str, str | Path] | None = None,
     psf_fwhm: Mapping[str, float] | None = None,
     extension: str | int | None = None,
@@ -213,7 +213,7 @@ def cut_out_sky(
 
 
 def find_sources(
-    frame: Frame, threshold: float = 5.0, *, min_pixels: int = 5, margin: int = 0, max_sources: int | None = None
+    frame: Frame, threshold: float | int = 5.0, *, min_pixels: int = 5, margin: int = 0, max_sources: int | None = None
 ) -> Sources:
     """Sources of the frame: connected pixels above `threshold` sigma, in all bands together.
 
@@ -277,7 +277,7 @@ def point_source_depth(image: Float[np.ndarray, "H W"], mask: Bool[np.ndarray, "
     return UNITS_OF_FLUX_AT_ZERO_MAGNITUDE - 2.5 * float(np.log10(5 * sigma)) if sigma > 0 else float("nan")
 
 
-def _nanomaggies_per_unit(file: FitsFile, header: Any, zero_point: float | None) -> float:
+def _nanomaggies_per_unit(file: FitsFile, header: Any, zero_point: float | int | None) -> float:
     stated: float | None = None
     unit = header.get("BUNIT")
     if unit is not None:

@@ -1,0 +1,342 @@
+"""Readers of spectra, on the real files: DESI, SDSS, BOSS and MaNGA."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from armillary.data.observations import ObservationError
+from armillary.data.readers.desi import line_width, read_desi, read_redrock
+from armillary.data.readers.manga import read_manga, read_manga_redshift
+from armillary.data.readers.sdss import (
+    estimated_noise,
+    read_boss_plate,
+    read_sdss_redshift,
+    read_sdss_spec,
+)
+from armillary.data.real_files import real_file, real_file_names
+from astropy.io import fits
+
+GALAXY, FIBRES = real_file("desi-coadd-4-80613.fits"), real_file("desi-coadd-sv3-dark-26065.fits")
+STAR, PLATE, MANGA = (
+    real_file("sdss-spec-0266-51602-0031.fits"),
+    real_file("boss-spPlate-4055-55359.fits"),
+    real_file("manga-spectra.fits.gz"),
+)
+
+
+def changed(path, folder, change):
+    """A copy of a FITS file after `change(hdus)`."""
+    copy = folder / path.name
+    with fits.open(path) as hdus:
+        change(hdus)
+        hdus.writeto(copy, checksum=True)
+    return copy
+
+
+# ---- DESI ------------------------------------------------------------------------------------------------------------
+
+
+def joined_by_loops(path, row):
+    """Arms joined pixel by pixel, in Python floats: flux and inverse variance by the number of the 0.8 A pixel."""
+    weight, weighted = {}, {}
+    with fits.open(path) as hdus:
+        for arm in "BRZ":
+            columns = [hdus[f"{arm}_{name}"].data for name in ("WAVELENGTH", "FLUX", "IVAR", "MASK")]
+            for wavelength, flux, ivar, mask in zip(columns[0], *(c[row] for c in columns[1:]), strict=True):
+                pixel = round((float(wavelength) - 3600) / 0.8)
+                if mask == 0 and ivar > 0:
+                    weight[pixel] = weight.get(pixel, 0.0) + float(ivar)
+                    weighted[pixel] = weighted.get(pixel, 0.0) + float(ivar) * float(flux)
+    return {pixel: weighted[pixel] / weight[pixel] for pixel in weight}, weight
+
+
+@pytest.mark.parametrize("path, row", [(GALAXY, 0), (FIBRES, 2)])
+def test_arms_are_joined_as_a_double_loop_over_pixels_joins_them(path, row):
+    read = read_desi(path, [row])
+    flux, weight = joined_by_loops(path, row)
+    assert read.flux.shape == (1, 7781)
+    assert np.flatnonzero(read.mask[0]).tolist() == sorted(weight)
+    pixels = sorted(weight)
+    np.testing.assert_allclose(read.flux[0, pixels], [flux[p] for p in pixels], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(read.inverse_variance[0, pixels], [weight[p] for p in pixels], rtol=1e-6)
+    np.testing.assert_allclose(read.wavelength[0], 3600 + 0.8 * np.arange(7781), atol=1e-6)
+
+
+def test_the_galaxy_is_the_one_expected():
+    read = read_desi(GALAXY)
+    assert read.modality.name == "spectrum/desi"
+    assert read.object_id == ("39633345008634465",)
+    assert read.ra.item() == pytest.approx(105.48977452, abs=1e-8)
+    assert read.dec.item() == pytest.approx(56.66930006, abs=1e-8)
+    assert read.mask.all()
+
+
+def test_the_spectrum_has_the_brightness_of_its_catalogue_row():
+    """Fluxes through rough g, r, z bands lie near the total ones of the Legacy Surveys, so the units are right."""
+    read = read_desi(GALAXY)
+    with fits.open(real_file("legacysurvey-tractor-1054p567.fits")) as hdus:
+        row = hdus[1].data[0]
+    wavelength, flux = read.wavelength[0].numpy(), read.flux[0].numpy() * 1e-17
+    for band, low, high in (("g", 4200, 5500), ("r", 5700, 7200), ("z", 8500, 9800)):
+        inside = (wavelength > low) & (wavelength < high)
+        mean = np.sum(flux[inside] * wavelength[inside]) / np.sum(2.998e18 / wavelength[inside])  # erg/s/cm2/Hz
+        nanomaggies = mean / 3.631e-20 * 1e9
+        total = row[f"FLUX_{band.upper()}"]
+        assert 0.5 * total < nanomaggies < 1.1 * total
+
+
+def test_the_redshift_is_the_one_of_redrock():
+    read = read_redrock(real_file("desi-redrock-4-80613.fits"))
+    assert read.object_id == ("39633345008634465",)
+    assert read.values.item() == pytest.approx(0.36874355, abs=1e-7)
+    assert read.error.item() == pytest.approx(1.1796e-6, rel=1e-3)
+    assert read.mask.item()
+    assert read.ra.item() == pytest.approx(105.48977452)
+
+
+def test_a_redshift_with_a_warning_is_masked(tmp_path):
+    def warn(hdus):
+        hdus["REDSHIFTS"].data["ZWARN"] = 4
+
+    assert not read_redrock(changed(real_file("desi-redrock-4-80613.fits"), tmp_path, warn)).mask.any()
+
+
+def test_emission_lines_of_the_galaxy_lie_at_its_redshift():
+    read, redshift = read_desi(GALAXY), 0.36874355
+    wavelength, flux = read.wavelength[0].numpy(), read.flux[0].numpy()
+    for rest in (3728.5, 5008.24, 6564.61):  # [O II], [O III] and H alpha, vacuum
+        near = np.abs(wavelength - rest * (1 + redshift)) < 40
+        peak = wavelength[near][flux[near].argmax()]
+        if flux[near].max() > 3 * np.median(flux[near]):
+            assert peak == pytest.approx(rest * (1 + redshift), abs=4)
+
+
+def test_fibres_without_light_are_left_out_with_a_warning_that_names_them(caplog):
+    with caplog.at_level(logging.WARNING):
+        read = read_desi(FIBRES)
+    assert read.object_id == ("39627866878511337", "39627866878514741")
+    assert read.mask.sum(1).tolist() == [7746, 7781]
+    assert "616088619186127404" in caplog.text
+    with pytest.raises(ObservationError, match=r"no valid pixel in 3 of 5 fibres.*616088619186127404"):
+        read_desi(FIBRES, empty="raise")
+    with pytest.raises(ObservationError, match="no valid pixel"):
+        read_desi(FIBRES, [0, 1])
+
+
+def test_masked_pixels_are_excluded_however_good_they_look(tmp_path):
+    def spoil(hdus):
+        hdus["R_MASK"].data[0, 500:600] = 1
+        hdus["R_FLUX"].data[0, 500:600] = 1e9
+
+    read, clean = read_desi(changed(GALAXY, tmp_path, spoil)), read_desi(GALAXY)
+    assert (~read.mask).sum() == 100
+    assert read.flux.max() < 1e3
+    assert np.array_equal(read.flux[read.mask], clean.flux[read.mask])
+
+
+def test_the_resolving_power_follows_the_resolution_matrix():
+    read = read_desi(GALAXY)
+    power = read.resolving_power[0].numpy()
+    assert (power > 1500).all()
+    assert (power < 6500).all()
+    card = read.card.resolving_power_at(read.wavelength[0].numpy())
+    assert np.median(power / card) == pytest.approx(1, abs=0.15)
+    assert not np.allclose(power, card)
+
+
+def test_the_line_width_of_a_gaussian_is_its_fwhm():
+    offset = np.arange(5, -6, -1.0)[:, None]
+    sigma = np.array([1.0, 1.3])
+    bands = 0.97 * np.exp(-(offset**2) / 2 / sigma**2)[None]
+    assert line_width(bands, 0.8)[0] == pytest.approx(2.35482 * 0.8 * sigma, rel=2e-3)
+
+
+@pytest.mark.parametrize("rows", [[5], [-1], []])
+def test_rows_that_are_not_there_are_an_error(rows):
+    with pytest.raises(ObservationError, match="from 0 to 4"):
+        read_desi(FIBRES, rows)
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (lambda hdus: hdus.pop("Z_IVAR"), "extension Z_IVAR is missing"),
+        (lambda hdus: hdus.pop("FIBERMAP"), "extension FIBERMAP is missing"),
+        (lambda hdus: hdus["FIBERMAP"].columns.del_col("TARGETID"), r"missing: \['TARGETID'\]"),
+        (
+            lambda hdus: setattr(hdus["B_FLUX"], "data", hdus["B_FLUX"].data[:, :-1]),
+            r"shape \[1, 2751\], found \[1, 27",
+        ),
+        (lambda hdus: hdus["B_FLUX"].header.set("BUNIT", "erg/(s cm2 Angstrom)"), "BUNIT.*which is 1e.17 of it"),
+        (lambda hdus: hdus["B_FLUX"].header.set("BUNIT", "Jy"), "BUNIT of extension B_FLUX must be"),
+        (lambda hdus: hdus["B_WAVELENGTH"].header.set("BUNIT", "nm"), "BUNIT of extension B_WAVELENGTH"),
+        (lambda hdus: hdus["R_WAVELENGTH"].data.__iadd__(0.3), "R_WAVELENGTH must lie on a common grid"),
+    ],
+)
+def test_a_malformed_coadd_is_an_error_that_names_the_file(tmp_path, change, problem):
+    with pytest.raises(ObservationError, match=rf"{GALAXY.name}: .*{problem}"):
+        read_desi(changed(GALAXY, tmp_path, change))
+
+
+def test_flipped_bytes_do_not_agree_with_the_checksum(tmp_path):
+    copy = tmp_path / GALAXY.name
+    content = bytearray(GALAXY.read_bytes())
+    with fits.open(GALAXY) as hdus:
+        start = hdus["R_FLUX"].fileinfo()["datLoc"]
+    content[start + 1000] ^= 0x40
+    copy.write_bytes(content)
+    with pytest.raises(ObservationError, match=r"bytes of extension R_FLUX do not agree with its DATASUM"):
+        read_desi(copy)
+
+
+# ---- SDSS and BOSS ---------------------------------------------------------------------------------------------------
+
+
+def test_the_sdss_star_is_read_as_its_table_has_it():
+    read = read_sdss_spec(STAR)
+    with fits.open(STAR) as hdus:
+        table = hdus[1].data
+        good = (table["ivar"] > 0) & (table["and_mask"] == 0)
+    assert read.object_id == ("0266-51602-0031",)
+    assert (read.ra.item(), read.dec.item()) == pytest.approx((147.32107, -0.0065757249), abs=1e-6)
+    assert np.array_equal(read.mask[0].numpy(), good)
+    assert np.array_equal(read.flux[0].numpy()[good], table["flux"][good])
+    assert np.array_equal(read.inverse_variance[0].numpy()[good], table["ivar"][good])
+    np.testing.assert_allclose(read.wavelength[0], 10 ** table["loglam"].astype(float), rtol=1e-12)
+    assert 1300 < read.resolving_power.min() < read.resolving_power.max() < 2600
+
+
+def test_the_sdss_star_does_not_move():
+    read = read_sdss_redshift(STAR)
+    assert read.values.item() == pytest.approx(-3.69145e-5, rel=1e-4)
+    assert read.error.item() == pytest.approx(8.84e-5, rel=1e-2)
+    assert read.mask.item()
+
+
+def test_wavelengths_in_air_are_refused(tmp_path):
+    with pytest.raises(ObservationError, match="must be in vacuum"):
+        read_sdss_spec(changed(STAR, tmp_path, lambda hdus: hdus[0].header.set("VACUUM", False)))
+
+
+def test_a_plate_without_inverse_variance_asks_for_one():
+    with pytest.raises(ObservationError, match=r"boss-spPlate.*no inverse variance.*estimate_noise=True"):
+        read_boss_plate(PLATE)
+    with pytest.raises(ObservationError, match=r"inverse_variance must have shape \[20, 4637\]"):
+        read_boss_plate(PLATE, inverse_variance=np.ones((20, 4636)))
+    read = read_boss_plate(PLATE, inverse_variance=np.full((20, 4637), 4.0))
+    assert read.mask.all()
+    assert (read.inverse_variance == 4).all()
+
+
+def test_a_plate_is_read_on_the_grid_of_its_header():
+    read = read_boss_plate(PLATE, estimate_noise=True)
+    with fits.open(PLATE) as hdus:
+        assert np.array_equal(read.flux.numpy()[read.mask.numpy()], hdus[0].data[read.mask.numpy()])
+    assert read.object_id[0] == "4055-55359-row0"
+    np.testing.assert_allclose(read.wavelength[3], 10 ** (3.5529 + 1e-4 * np.arange(4637)), rtol=1e-12)
+    assert read.ra.isnan().all()
+
+
+def test_a_whole_plate_needs_no_estimate(tmp_path):
+    def complete(hdus):
+        shape = hdus[0].data.shape
+        names = ("FIBERID", "RA", "DEC")
+        plug = [fits.Column(n, f, array=np.arange(20) + 5) for n, f in zip(names, "JDD", strict=True)]
+        masks = [fits.ImageHDU(np.zeros(shape, np.int32)) for _ in range(2)]
+        masks[0].data[7, 100] = 4
+        hdus.extend([fits.ImageHDU(np.full(shape, 3.0, np.float32)), *masks, fits.ImageHDU(np.ones(shape))])
+        hdus.append(fits.BinTableHDU.from_columns(plug, name="PLUGMAP"))
+
+    path = changed(PLATE, tmp_path, complete)
+    read = read_boss_plate(path)
+    assert read.object_id[7] == "4055-55359-0012"
+    assert (~read.mask).nonzero().tolist() == [[7, 100]]
+    assert read.ra[7] == 12
+    with pytest.raises(ObservationError, match="give neither"):
+        read_boss_plate(path, estimate_noise=True)
+
+
+def test_the_estimated_noise_is_that_of_known_noise_on_a_smooth_spectrum():
+    random = np.random.default_rng(0)
+    noise = np.repeat([[1.0], [3.0]], 4000, axis=1)
+    flux = random.normal(size=(2, 4000)) * noise + np.sin(np.arange(4000) / 300) * 50
+    assert np.median(estimated_noise(flux), axis=1) == pytest.approx([1, 3], rel=0.05)
+
+
+def test_the_estimated_noise_agrees_with_the_inverse_variance_of_a_real_spectrum():
+    read = read_sdss_spec(STAR)
+    ratio = estimated_noise(read.flux.double().numpy()) * np.sqrt(read.inverse_variance.numpy())
+    assert np.median(ratio[read.mask.numpy()]) == pytest.approx(1, abs=0.15)
+
+
+# ---- MaNGA -----------------------------------------------------------------------------------------------------------
+
+
+def test_manga_spectra_are_read_and_the_empty_one_left_out(caplog):
+    with caplog.at_level(logging.WARNING):
+        read = read_manga(MANGA)
+    assert "rows [5] of 8" in caplog.text
+    assert read.object_id == tuple(f"manga-{row}" for row in (0, 1, 2, 3, 4, 6, 7))
+    with fits.open(MANGA) as hdus:
+        good = (hdus["MASK"].data[6] == 0) & (hdus["IVAR"].data[6] > 0)
+        assert np.array_equal(read.mask[5].numpy(), good)
+        assert np.array_equal(read.flux[5].numpy()[good], hdus["FLUX"].data[6][good])
+        np.testing.assert_allclose(read.resolving_power[5], hdus["SRES"].data[6], rtol=1e-6)
+    np.testing.assert_allclose(read.wavelength[0], read.card.wavelength(), rtol=1e-6)
+    with pytest.raises(ObservationError, match=r"manga-spectra\.fits\.gz: no valid pixel in rows \[5\]"):
+        read_manga(MANGA, empty="raise")
+
+
+def test_manga_redshifts_are_those_of_nearby_galaxies():
+    read = read_manga_redshift(MANGA)
+    assert len(read) == 8
+    assert read.values[0].item() == pytest.approx(0.0495282)
+    assert read.error.isnan().all()
+
+
+# ---- any file --------------------------------------------------------------------------------------------------------
+
+READERS = {
+    GALAXY: read_desi,
+    FIBRES: read_desi,
+    real_file("desi-redrock-4-80613.fits"): read_redrock,
+    STAR: read_sdss_spec,
+    PLATE: lambda path: read_boss_plate(path, estimate_noise=True),
+    MANGA: read_manga,
+}
+
+
+@pytest.mark.parametrize("path", READERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.97])
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path, path, share):
+    content = path.read_bytes()
+    copy = tmp_path / path.name
+    copy.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ObservationError, match=path.name):
+        READERS[path](copy)
+
+
+@pytest.mark.parametrize("path", READERS, ids=lambda path: path.name)
+def test_a_missing_file_and_one_that_is_no_fits_are_errors_that_name_them(tmp_path, path):
+    with pytest.raises(ObservationError, match=r"nowhere\.fits: no such file"):
+        READERS[path](tmp_path / "nowhere.fits")
+    text = tmp_path / "text.fits"
+    text.write_text("object,redshift\n" * 400)
+    with pytest.raises(ObservationError, match=r"text\.fits: expected a FITS file"):
+        READERS[path](text)
+
+
+def test_a_read_file_may_be_replaced_while_the_observation_lives(tmp_path):
+    copy = tmp_path / GALAXY.name
+    shutil.copy(GALAXY, copy)
+    read = read_desi(copy)
+    before = read.flux.clone()
+    copy.write_bytes(b"")
+    assert (read.flux == before).all()
+
+
+def test_an_unknown_real_file_names_the_nearest():
+    assert len(real_file_names()) == 11
+    with pytest.raises(LookupError, match="hsc-10054-g"):
+        real_file("hsc-10054-h.fits")
