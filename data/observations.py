@@ -118,9 +118,9 @@ class ImageObservation(_Observation):
 
     Flux in nanomaggies per pixel, inverse variance in nanomaggies^-2; without one, the noise follows from the depth.
     `psf_fwhm` (arcsec) and `depth` (AB mag, 5 sigma) [B, C] override the card's typical values. `center` is the
-    object's place (row, column) in pixels, by default the middle of the image. Raises ObservationError on unknown bands,
-    wrong shapes, values that are not finite at a valid pixel, and objects without a valid pixel. A pixel with inverse
-    variance zero is masked; masked pixels hold zero.
+    object's place (row, column) in pixels, by default the middle of the image. Raises ObservationError on unknown
+    bands, wrong shapes, values that are not finite at a valid pixel, and objects without a valid pixel. A pixel with
+    inverse variance zero is masked; masked pixels hold zero.
     """
 
     flux: Float[Tensor, "B C H W"]
