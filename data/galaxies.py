@@ -233,10 +233,8 @@ def _shapes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _split(mass: Float[np.ndarray, "B T"], bulge_share: Float[np.ndarray, " B"]) -> Float[np.ndarray, "B P T"]:
-    """Share each template's mass between bulge and disc: the bulge's odds are higher for old templates."""
-    shape = templates()
-    youth = shape.mass_last_1000_myr  # 0 for stars older than a billion years, 1 for younger ones
-    odds = (bulge_share / (1 - bulge_share))[:, None] * np.exp(1.0 - 3.0 * youth)
+    """Share each template's mass between bulge and disc: the redder a template, the higher the bulge's odds."""
+    odds = (bulge_share / (1 - bulge_share))[:, None] * np.exp(0.5 - 1.5 * templates().blueness)
     share = odds / (1 + odds)
     return np.stack([mass * share, mass * (1 - share)], 1)
 

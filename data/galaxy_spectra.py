@@ -48,10 +48,10 @@ class Templates:
     """Without lines, 1e-17 erg/s/cm2/A."""
     line_flux: Float[Tensor, "T M"]
     """Of EMISSION_LINES, 1e-17 erg/s/cm2."""
+    blueness: Float[np.ndarray, " T"]
+    """Logarithm of the mean flux in 3900-5300 A over that in 5600-6800 A."""
     mass_remaining: Float[np.ndarray, " T"]
     """Solar masses in stars and remnants today."""
-    mass_last_1000_myr: Float[np.ndarray, " T"]
-    """Solar masses formed within the last billion years."""
     star_formation_rate: Float[np.ndarray, " T"]
     """Solar masses per year, from the H alpha luminosity as it leaves the template's dust: log SFR = log L - 41.27
     (Kennicutt & Evans 2012, ARA&A 50, 531)."""
@@ -78,8 +78,8 @@ def templates() -> Templates:
         wavelength=wavelength,
         flux=torch.from_numpy(spline(np.log(wavelength)).clip(0) / FLUX_UNIT).float(),
         line_flux=torch.from_numpy(content["line_flux"] / FLUX_UNIT).float(),
+        blueness=np.log(_mean_flux(content, 3900.0, 5300.0) / _mean_flux(content, 5600.0, 6800.0)),
         mass_remaining=content["mass_remaining"],
-        mass_last_1000_myr=content["mass_last_1000_myr"],
         star_formation_rate=10**-41.27 * area * content["line_flux"][:, EMISSION_LINES.index(H_ALPHA)],
     )
 
@@ -148,6 +148,10 @@ def _add_lines(
     for component in range(spectra.shape[1]):
         values = density * line_flux[:, component, :, None]
         spectra[:, component].scatter_add_(1, torch.from_numpy(pixel).flatten(1), values.flatten(1))
+
+
+def _mean_flux(content: dict[str, np.ndarray], low: float, high: float) -> np.ndarray:
+    return content["flux"][:, (content["wavelength"] > low) & (content["wavelength"] < high)].mean(1)
 
 
 def _float(array: np.ndarray) -> Tensor:

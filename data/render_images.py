@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.optimize import nnls
-from scipy.special import gammaincinv
+from scipy.special import gammainc, gammaincinv
 from torch import Tensor
 
 TRUNCATION = {1.0: 6.0, 4.0: 8.0}
 """Radius, in half-light radii, beyond which each Sersic profile (by its index) has no light."""
 MOFFAT_BETA = 3.5
 """Exponent of the PSF's wings, (1 + (r / a)^2)^-beta: Trujillo et al. 2001 (MNRAS 328, 977) find 2.5 to 4.8."""
-MOFFAT_TRUNCATION = 8.0
-"""In units of the FWHM."""
-_SIGMAS = {1.0: (0.05, 2.2, 10), 4.0: (0.008, 3.5, 12)}
+# First and last sigma, in half-light radii, and number of the Gaussians offered to each fit.
+_SIGMAS = {1.0: (0.05, 2.2, 10), 4.0: (0.008, 3.0, 12)}
 PADDING = 2
 WIDEST_IN_FOURIER_SPACE = 1 / 6
 """Gaussians of a greater sigma, as a share of the padded grid, are evaluated in real space."""
@@ -93,16 +92,20 @@ def sersic_mixture(index: float) -> tuple[Float[np.ndarray, " K"], Float[np.ndar
     The profile ends at TRUNCATION[index]; the half-light radius is that of the profile without end.
     """
     shape = gammaincinv(2 * index, 0.5)
-    radius = np.geomspace(1e-3, TRUNCATION[index], 600)
-    return _fit_mixture(radius, np.exp(-shape * radius ** (1 / index)), np.geomspace(*_SIGMAS[index]))
+    radius = np.geomspace(1e-3, 1.5 * TRUNCATION[index], 500)
+    growth = gammainc(2 * index, shape * radius ** (1 / index)) / gammainc(
+        2 * index, shape * TRUNCATION[index] ** (1 / index)
+    )
+    return _fit_mixture(radius, np.minimum(growth, 1.0), np.geomspace(*_SIGMAS[index]))
 
 
 @functools.cache
 def moffat_mixture() -> tuple[Float[np.ndarray, " J"], Float[np.ndarray, " J"]]:
     """Weights (sum 1) and sigmas of the Gaussians that make a Moffat profile of FWHM 1."""
     scale = 0.5 / math.sqrt(2 ** (1 / MOFFAT_BETA) - 1)
-    radius = np.geomspace(1e-2, MOFFAT_TRUNCATION, 600)
-    return _fit_mixture(radius, (1 + (radius / scale) ** 2) ** -MOFFAT_BETA, np.geomspace(0.33, 1.8, 5))
+    radius = np.geomspace(1e-2, 8.0, 500)
+    growth = 1 - (1 + (radius / scale) ** 2) ** (1 - MOFFAT_BETA)
+    return _fit_mixture(radius, growth, np.geomspace(0.33, 1.8, 5))
 
 
 def flux_within(
@@ -129,11 +132,11 @@ def flux_within(
     return share
 
 
-def _fit_mixture(radius: np.ndarray, profile: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Non-negative least squares, in which each interval of ln(radius) counts by the flux in it."""
-    gaussians = np.exp(-0.5 * (radius[:, None] / sigmas) ** 2) / (2 * np.pi * sigmas**2)
-    importance = radius / np.sqrt(profile.max() * profile + 1e-12) ** 0.5
-    weights, _ = nnls(gaussians * importance[:, None], profile * importance, maxiter=10_000)
+def _fit_mixture(radius: np.ndarray, growth: np.ndarray, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Non-negative least squares of the flux within each radius, relative to it; the weights are then scaled to one."""
+    gaussians = -np.expm1(-0.5 * (radius[:, None] / sigmas) ** 2)
+    importance = 1 / np.maximum(growth, 0.02)
+    weights, _ = nnls(gaussians * importance[:, None], growth * importance, maxiter=10_000)
     kept = weights > 1e-6 * weights.sum()
     return weights[kept] / weights[kept].sum(), sigmas[kept]
 

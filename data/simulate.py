@@ -118,12 +118,12 @@ def simulate_sky(settings: SkySettings, batch_size: int = 256, first_batch: int 
 
 
 def observe_images(
-    galaxies: Galaxies, modality: Modality, size: int, seed: int, spectra: Float[Tensor, "B P L"] | None = None
+    galaxies: Galaxies, modality: Modality, size: int, seed: int, spectra: Float[Tensor, "B P S"] | None = None
 ) -> ImageObservation:
     """Images of `size` x `size` pixels in all bands of the camera, with noise, cosmic rays and dead columns.
 
-    `spectra` are those of `component_spectra`, if already at hand. Each object has its own `psf_fwhm` and `depth`.
-    Raises ValueError if a band of the card has no filter curve.
+    `spectra` [B, P, S] are those of `component_spectra`, if already at hand. Each object has its own `psf_fwhm` and
+    `depth`. Raises ValueError if a band of the card has no filter curve.
     """
     clean = noiseless_images(galaxies, modality, size, seed, spectra)
     card = clean.card
@@ -141,11 +141,12 @@ def observe_images(
     deviation = torch.sqrt(variance)
     valid = torch.from_numpy(mask)
     flux = clean.flux + torch.from_numpy(noise) * deviation
-    return _image(galaxies, modality, torch.where(valid, flux, 300 * deviation), 1 / variance, valid, clean)
+    flux = torch.where(valid, flux, 300 * deviation)
+    return _image(galaxies, modality, clean.psf_fwhm, clean.depth, flux, 1 / variance, valid)
 
 
 def noiseless_images(
-    galaxies: Galaxies, modality: Modality, size: int, seed: int, spectra: Float[Tensor, "B P L"] | None = None
+    galaxies: Galaxies, modality: Modality, size: int, seed: int, spectra: Float[Tensor, "B P S"] | None = None
 ) -> ImageObservation:
     """The images of `observe_images` before noise and bad pixels, with the same PSF and depth."""
     card = modality.card
@@ -178,12 +179,11 @@ def noiseless_images(
         )
         for rows in (slice(start, start + 32) for start in range(0, len(galaxies), 32))
     ]
-    conditions = {"psf_fwhm": psf_fwhm, "depth": torch.from_numpy(depth).float()}
-    return _image(galaxies, modality, torch.cat(images), None, None, conditions)
+    return _image(galaxies, modality, psf_fwhm, torch.from_numpy(depth).float(), torch.cat(images))
 
 
 def observe_spectra(
-    galaxies: Galaxies, modality: Modality, seed: int, spectra: Float[Tensor, "B P L"] | None = None
+    galaxies: Galaxies, modality: Modality, seed: int, spectra: Float[Tensor, "B P S"] | None = None
 ) -> SpectrumObservation:
     """Spectra through the fibre on the card's own wavelengths, with noise of sky and source and some bad pixels."""
     card = modality.card
@@ -213,7 +213,7 @@ def observe_spectra(
 
 
 def noiseless_spectra(
-    galaxies: Galaxies, modality: Modality, spectra: Float[Tensor, "B P L"] | None = None
+    galaxies: Galaxies, modality: Modality, spectra: Float[Tensor, "B P S"] | None = None
 ) -> Float[np.ndarray, "B L"]:
     """The spectra of `observe_spectra` before noise and bad pixels, 1e-17 erg/s/cm2/A."""
     card = modality.card
@@ -230,7 +230,7 @@ def fiber_fractions(galaxies: Galaxies, card: Spectrograph) -> Float[np.ndarray,
 
 
 def observe_scalars(
-    galaxies: Galaxies, modality: Modality, seed: int, spectra: Float[Tensor, "B P L"] | None = None
+    galaxies: Galaxies, modality: Modality, seed: int, spectra: Float[Tensor, "B P S"] | None = None
 ) -> ScalarObservation:
     """One catalogue number of each galaxy: true for redshift, mass and star formation, measured for magnitudes.
 
@@ -248,7 +248,7 @@ def observe_scalars(
     flux = _photometry(galaxies, (curve,), spectra).sum(1)[:, 0].double().numpy()
     shares = np.stack([galaxies.bulge_fraction, 1 - galaxies.bulge_fraction], 1)
     extent = (galaxies.radius * np.sqrt(galaxies.axis_ratio) * shares).sum(1)
-    sky_error = magnitude_to_flux(np.array(CATALOGUE_DEPTHS[catalogue][quantity.name])) / 5
+    sky_error = magnitude_to_flux(np.array([CATALOGUE_DEPTHS[catalogue][quantity.name]])) / 5
     error = np.hypot(sky_error * np.sqrt(1 + extent**2), CATALOGUE_FLOOR[catalogue] / 1.0857 * flux)
     noise = np.array([rng.standard_normal() for rng in _generators(galaxies, modality, seed, "noise")])
     measured = flux + error * noise
@@ -267,12 +267,12 @@ def _check_simulated(declared: Modality) -> None:
 def _image(
     galaxies: Galaxies,
     modality: Modality,
-    flux: Tensor,
-    inverse_variance: Tensor | None,
-    mask: Tensor | None,
-    conditions: Any,
+    psf_fwhm: Float[Tensor, "B C"],
+    depth: Float[Tensor, "B C"],
+    flux: Float[Tensor, "B C H W"],
+    inverse_variance: Float[Tensor, "B C H W"] | None = None,
+    mask: Bool[Tensor, "B C H W"] | None = None,
 ) -> ImageObservation:
-    pick = conditions.get if isinstance(conditions, dict) else functools.partial(getattr, conditions)
     assert isinstance(modality.card, ImagingInstrument)
     return ImageObservation(
         modality,
@@ -281,15 +281,15 @@ def _image(
         [band.name for band in modality.card.bands],
         inverse_variance,
         mask,
-        psf_fwhm=pick("psf_fwhm"),
-        depth=pick("depth"),
+        psf_fwhm=psf_fwhm,
+        depth=depth,
         ra=galaxies.ra,
         dec=galaxies.dec,
     )
 
 
 def _photometry(
-    galaxies: Galaxies, curves: tuple[str, ...], spectra: Float[Tensor, "B P L"] | None
+    galaxies: Galaxies, curves: tuple[str, ...], spectra: Float[Tensor, "B P S"] | None
 ) -> Float[Tensor, "B P C"]:
     """True flux of each component, nanomaggies."""
     return (component_spectra(galaxies) if spectra is None else spectra) @ _weights(curves).T

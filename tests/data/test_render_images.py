@@ -1,0 +1,149 @@
+"""The renderer against oversampled profiles, summed and blurred by brute force."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from armillary.data.render_images import (
+    MOFFAT_BETA,
+    TRUNCATION,
+    flux_within,
+    moffat_mixture,
+    render_galaxies,
+    sersic_mixture,
+)
+from scipy.signal import fftconvolve
+from scipy.special import gammaincinv
+
+SIZE, SCALE = 48, 0.25
+
+
+def render(index, radius, ratio=1.0, angle=0.0, fwhm=1.1, size=SIZE, flux=1.0):
+    image = render_galaxies(
+        torch.full((1, 1, 1), flux),
+        torch.full((1, 1), radius),
+        torch.full((1, 1), ratio),
+        torch.full((1,), angle),
+        torch.full((1, 1), fwhm),
+        sersic_indices=(index,),
+        size=size,
+        pixel_scale=SCALE,
+    )
+    return image[0, 0].double().numpy()
+
+
+def brute_force(index, radius, ratio, angle, fwhm, size=SIZE, oversampling=9):
+    """A truncated Sersic profile, convolved with a Moffat PSF on a fine grid of twice the image, then binned."""
+    side = 2 * size * oversampling + 1
+    axis = (np.arange(side) - side // 2) * SCALE / oversampling
+    x, y = np.meshgrid(axis, axis)
+    turn = math.radians(angle)
+    major = y * math.cos(turn) - x * math.sin(turn)
+    minor = x * math.cos(turn) + y * math.sin(turn)
+    reach = np.hypot(major, minor / ratio) / radius
+    soft = np.hypot(reach, 0.15 * SCALE / oversampling / radius)  # the pixel at the cusp holds its mean, not its peak
+    profile = np.where(reach < TRUNCATION[index], np.exp(-gammaincinv(2 * index, 0.5) * soft ** (1 / index)), 0)
+    width = fwhm / 2 / math.sqrt(2 ** (1 / MOFFAT_BETA) - 1)
+    psf = (1 + (x**2 + y**2) / width**2) ** -MOFFAT_BETA
+    blurred = fftconvolve(profile / profile.sum(), psf / psf.sum(), mode="same")
+    # The image's outer edges: its middle lies between the two central pixels, on the central fine point.
+    cumulative = np.pad(blurred.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    half = size * oversampling // 2
+    middle = side // 2
+    edges = middle - half + oversampling * np.arange(size + 1)
+    corner = lambda shift: cumulative[np.ix_(edges + shift, edges + shift)]  # noqa: E731
+    binned = (corner(0) + corner(1)) / 2
+    return np.diff(np.diff(binned, axis=0), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("index", "radius", "ratio", "angle"),
+    [(1.0, 1.5, 1.0, 0.0), (1.0, 1.2, 0.3, 35.0), (4.0, 0.8, 0.8, 120.0), (4.0, 1.2, 0.6, 60.0), (1.0, 0.3, 0.5, 0.0)],
+)
+def test_image_is_that_of_direct_integration(index, radius, ratio, angle):
+    expected = brute_force(index, radius, ratio, angle, 1.1)
+    rendered = render(index, radius, ratio, angle)
+    assert np.abs(rendered - expected).max() < 0.015 * expected.max()
+    assert rendered.sum() == pytest.approx(expected.sum(), abs=0.005)
+
+
+@pytest.mark.parametrize("index", [1.0, 4.0])
+def test_flux_is_conserved_in_a_wide_image(index):
+    assert render(index, 0.6, 0.7, 20.0, size=160, flux=12.5).sum() == pytest.approx(12.5, rel=0.005)
+
+
+def test_wide_gaussians_in_real_space_agree_with_a_larger_grid():
+    # In the larger image no Gaussian is wide; its middle is the small image.
+    small, large = render(1.0, 4.5, 0.4, 70.0), render(1.0, 4.5, 0.4, 70.0, size=4 * SIZE)
+    cut = slice(3 * SIZE // 2, 5 * SIZE // 2)
+    np.testing.assert_allclose(small, large[cut, cut], atol=3e-3 * small.max())
+
+
+def test_position_angle_turns_from_up_through_left():
+    rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
+    for angle, sign in ((45.0, -1), (135.0, 1)):
+        image = render(1.0, 1.5, 0.3, angle)
+        assert np.sign((image * rows * columns).sum()) == sign
+    upright = render(1.0, 1.5, 0.3, 0.0)
+    assert (upright * rows**2).sum() > 2 * (upright * columns**2).sum()
+
+
+def test_center_is_the_middle_of_the_image():
+    image = render(4.0, 0.7, 0.6, 25.0, size=31)
+    rows, columns = np.mgrid[:31, :31]
+    assert (image * rows).sum() / image.sum() == pytest.approx(15, abs=0.01)
+    assert (image * columns).sum() / image.sum() == pytest.approx(15, abs=0.01)
+
+
+def test_bands_and_components_add():
+    flux = torch.tensor([[[1.0, 5.0], [2.0, 0.0]]])
+    image = render_galaxies(
+        flux,
+        torch.tensor([[0.5, 1.5]]),
+        torch.tensor([[0.9, 0.4]]),
+        torch.tensor([30.0]),
+        torch.tensor([[1.1, 0.8]]),
+        sersic_indices=(4.0, 1.0),
+        size=SIZE,
+        pixel_scale=SCALE,
+    )[0].double().numpy()  # fmt: skip
+    first = render(4.0, 0.5, 0.9, 30.0, 1.1) + 2 * render(1.0, 1.5, 0.4, 30.0, 1.1)
+    np.testing.assert_allclose(image[0], first, atol=1e-6)
+    np.testing.assert_allclose(image[1], 5 * render(4.0, 0.5, 0.9, 30.0, 0.8), atol=1e-6)
+
+
+def test_psf_has_the_stated_width():
+    weights, sigmas = moffat_mixture()
+    profile = lambda r: (weights / sigmas**2 * np.exp(-0.5 * (r / sigmas) ** 2)).sum()  # noqa: E731
+    assert profile(0.5) / profile(0.0) == pytest.approx(0.5, abs=0.005)
+
+
+@pytest.mark.parametrize("index", [1.0, 4.0])
+def test_mixture_holds_half_its_light_within_the_half_light_radius(index):
+    weights, sigmas = sersic_mixture(index)
+    inside = (weights * -np.expm1(-0.5 / sigmas**2)).sum()
+    # The truncated profile has a little less light outside, so more than half within.
+    assert 0.5 <= inside + 1e-3 < 0.54
+
+
+@pytest.mark.parametrize(("ratio", "tolerance"), [(1.0, 0.004), (0.5, 0.01), (0.3, 0.02)])
+def test_flux_within_an_aperture_is_that_of_the_image(ratio, tolerance):
+    share = flux_within(0.75, np.array([[0.9, 1.4]]), np.array([[ratio, ratio]]), 1.1, (4.0, 1.0))[0]
+    for index, radius, expected in ((4.0, 0.9, share[0]), (1.0, 1.4, share[1])):
+        fine = (
+            render_galaxies(
+                torch.ones(1, 1, 1),
+                torch.full((1, 1), radius),
+                torch.full((1, 1), ratio),
+                torch.full((1,), 40.0),
+                torch.full((1, 1), 1.1),
+                sersic_indices=(index,),
+                size=201,
+                pixel_scale=0.05,
+            )[0, 0]
+            .double()
+            .numpy()
+        )
+        rows, columns = (np.mgrid[:201, :201] - 100) * 0.05
+        assert fine[np.hypot(rows, columns) < 0.75].sum() == pytest.approx(expected, abs=tolerance)
