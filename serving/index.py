@@ -8,7 +8,7 @@ never to its result: a filtered search returns k rows wherever k rows match. Fil
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class Neighbours:
     ra: Float64[np.ndarray, "Q K"]
     dec: Float64[np.ndarray, "Q K"]
 
+    def select(self, places: Sequence[int]) -> "Neighbours":
+        """Of each query, the neighbours at these places, in this order."""
+        chosen = np.asarray(places, np.int64)
+        return Neighbours(**{f.name: getattr(self, f.name)[:, chosen] for f in fields(self)})
+
 
 class EmbeddingIndex:
     """Rows of unit vectors with their objects; made by `build` or `load`, never changed after."""
@@ -68,6 +73,7 @@ class EmbeddingIndex:
         self.manifest = manifest
         self._order = np.argsort(object_id, kind="stable")
         self._sorted_id = object_id[self._order]
+        self._labelled: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.object_id)
@@ -185,19 +191,21 @@ class EmbeddingIndex:
         exclude: Iterable[str] = (),
         exclude_each: Sequence[str] | None = None,
         cone: Cone | None = None,
+        has_label: str | None = None,
         exact: bool = False,
     ) -> Neighbours:
         """The `k` rows most similar to each query, among those that pass every filter.
 
         `target_modality` keeps rows of one modality, `exclude` drops objects for all queries, `exclude_each` drops one
-        object for each query (itself), `cone` keeps objects on a part of the sky. `exact` compares every vector, as
-        small indexes and selective filters do in any case. Queries need not have unit length. Raises LookupError on
-        an unknown modality, EmbeddingIndexError on queries of wrong width, without direction, or not finite.
+        object for each query (itself), `cone` keeps objects on a part of the sky, `has_label` those that have this
+        label. `exact` compares every vector, as small indexes and selective filters do in any case. Queries need not
+        have unit length. Raises LookupError on an unknown modality or label, EmbeddingIndexError on queries of wrong
+        width, without direction, or not finite.
         """
         queries = self._unit_queries(vectors)
         if k < 1:
             raise EmbeddingIndexError(f"k must be at least 1, found {k}")
-        chosen = self._chosen_rows(target_modality, exclude, cone)
+        chosen = self._chosen_rows(target_modality, exclude, cone, has_label)
         num_chosen = len(self) if chosen is None else int(chosen.sum())
         # Each excluded object may hold several of the best places, so that many more are sought.
         own = None if exclude_each is None else [self.rows_of(i) for i in exclude_each]
@@ -263,6 +271,11 @@ class EmbeddingIndex:
     def _label_values(self) -> dict[str, np.ndarray]:
         return {name: _label_column(self.labels, name) for name in self.manifest.labels}
 
+    def _is_labelled(self, name: str) -> Bool[np.ndarray, " R"]:
+        if name not in self._labelled:
+            self._labelled[name] = ~np.isnan(self.label_of_rows(name, np.arange(len(self))[None])[0])
+        return self._labelled[name]
+
     @functools.cached_property
     def _rows_are(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(self.modality == name, bool) for name in self.modalities}
@@ -279,18 +292,20 @@ class EmbeddingIndex:
         return np.ascontiguousarray(vectors / length, np.float32)
 
     def _chosen_rows(
-        self, target_modality: str | None, exclude: Iterable[str], cone: Cone | None
+        self, target_modality: str | None, exclude: Iterable[str], cone: Cone | None, has_label: str | None
     ) -> Bool[np.ndarray, " R"] | None:
         if target_modality is not None and target_modality not in self.modalities:
             raise LookupError(f"no modality {target_modality!r} in the index; it has {list(self.modalities)}")
         dropped = [self.rows_of(object_id) for object_id in exclude]
-        if target_modality is None and cone is None and not dropped:
+        if target_modality is None and cone is None and has_label is None and not dropped:
             return None
         chosen = np.ones(len(self), bool)
         if target_modality is not None:
             chosen &= self._rows_are[target_modality]
         if cone is not None:
             chosen &= cone.contains(self.ra, self.dec)
+        if has_label is not None:
+            chosen &= self._is_labelled(has_label)
         for rows in dropped:
             chosen[rows] = False
         return chosen

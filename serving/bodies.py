@@ -1,0 +1,334 @@
+"""From HTTP bodies to observations: base64, nested lists and .npy become arrays, arrays become checked observations.
+
+Every error is a `ProblemError` that points to the field. Sizes are checked before memory is taken: a body can claim any
+shape, but gets no more bytes than it sent.
+"""
+
+import base64
+import binascii
+import io
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import Request
+from jaxtyping import Float32
+from numpy.lib import format as npy_format
+from pydantic import BaseModel, ValidationError
+
+from ..data.modalities import MODALITIES, Modality
+from ..data.observations import (
+    ImageObservation,
+    Observation,
+    ObservationError,
+    ScalarObservation,
+    SpectrumObservation,
+)
+from .limits import Limits
+from .problems import ProblemError, at, from_validation, not_found, pointer
+from .schemas import EncodedArray, ObjectItem, TypedObject
+
+DTYPES = (
+    *("float16", "float32", "float64", "bool"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+UNNAMED = "(unnamed)"
+JSON = "application/json"
+NPY = "application/x-npy"
+
+BodyType = TypeVar("BodyType", bound=BaseModel)
+Place = tuple[str | int, ...]
+
+# Names of the measurement's arrays in `data/observations.py` that the API calls `data`, or says in other words.
+_FIELD_OF_FIRST_WORD = {"flux": "data", "value": "data", "values": "data", "no": "data", "unknown": "bands"}
+
+
+async def read_body(request: Request, limits: Limits, allowed: tuple[str, ...] = (JSON,)) -> tuple[str, bytes]:
+    """The body's media type (JSON where none is said) and the whole body.
+
+    Raises ProblemError: 415 for a type that is not allowed; 413 as soon as the body exceeds the limit, whatever
+    Content-Length says.
+    """
+    media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if media_type not in allowed:
+        raise ProblemError("unsupported-media-type", f"expected {' or '.join(allowed)}, found {media_type!r}")
+    limit = limits.max_body_bytes
+    announced = request.headers.get("content-length", "0")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    return media_type, b"".join(chunks)
+
+
+def parse_json(model_type: type[BodyType], body: bytes) -> BodyType:
+    """A JSON body as `model_type`. Raises ProblemError: 400 if it is not JSON, 422 if it is JSON of another form."""
+    try:
+        return model_type.model_validate_json(body)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def parse_fields(model_type: type[BodyType], content: Any, place: Place) -> BodyType:
+    """A part of a parsed body as `model_type`; errors point below `place`."""
+    if not isinstance(content, dict):
+        raise _invalid(place, f"expected a JSON object, found {type(content).__name__}")
+    try:
+        return model_type.model_validate(content)
+    except ValidationError as error:
+        raise from_validation(error, *place) from None
+
+
+def observations_of(
+    item: Mapping[str, Any], place: Place, known: Mapping[str, Modality], limits: Limits
+) -> list[Observation]:
+    """The observations of one object: `item` is an ObjectItem or a TypedObject. Raises ProblemError."""
+    if "observations" not in item:
+        return [observation_of(parse_fields(TypedObject, item, place), place, known, limits)]
+    parsed = parse_fields(ObjectItem, item, place)
+    if not parsed.observations:
+        raise _unusable((*place, "observations"), "expected at least one observation, found none")
+    found: list[Observation] = []
+    for number, content in enumerate(parsed.observations):
+        here = (*place, "observations", number)
+        typed = parse_fields(TypedObject, content, here)
+        inherited = {name: getattr(parsed, name) for name in ("object_id", "ra", "dec") if getattr(typed, name) is None}
+        found.append(observation_of(typed.model_copy(update=inherited), here, known, limits))
+        if found[-1].modality in [o.modality for o in found[:-1]]:
+            raise _unusable((*here, "modality"), f"an object has each modality once; found {typed.modality} twice")
+    return found
+
+
+def observation_of(typed: TypedObject, place: Place, known: Mapping[str, Modality], limits: Limits) -> Observation:
+    """One measurement as a batch of one object. Raises ProblemError: 404 for an unknown modality, 422 otherwise."""
+    modality = known.get(typed.modality)
+    if modality is None:
+        problem = not_found("modality", typed.modality, known)
+        raise ProblemError("not-found", problem.detail, [at(pointer(*place, "modality"), problem.detail)])
+    if typed.unit is not None and typed.unit != modality.unit:
+        raise _unusable((*place, "unit"), f"{modality.name} is in {modality.unit!r}, found {typed.unit!r}")
+    values = _array(typed.data, (*place, "data"), typed.shape, typed.dtype)
+    fields = {
+        name: _array(given, (*place, name))
+        for name in _FIELDS[modality.kind]
+        if name != "bands" and (given := getattr(typed, name)) is not None
+    }
+    for name in TypedObject.model_fields:
+        if name not in _FIELDS[modality.kind] and name not in _COMMON_FIELDS and getattr(typed, name) is not None:
+            raise _unusable((*place, name), f"{modality.kind} has no {name}; it takes {list(_FIELDS[modality.kind])}")
+    return _observation(modality, values, fields, typed, place, limits)
+
+
+def observations_from_npy(
+    body: bytes, query: Mapping[str, str], known: Mapping[str, Modality], limits: Limits
+) -> list[list[Observation]]:
+    """The objects of a raw .npy body; the rest comes from query parameters (`modality`, `bands=g,r,z`, ...).
+
+    Images: [bands, height, width], or with a leading axis of objects. Spectra: [3, wavelengths] = flux, inverse
+    variance and wavelength, or with a leading axis. Scalars: [objects]. Raises ProblemError: 400 if it is not .npy.
+    """
+    array = read_npy(body)
+    fields = {name: query[name] for name in ("modality", "object_id", "unit") if name in query}
+    content: dict[str, Any] = {**fields, "data": 0.0}
+    for name in ("ra", "dec"):
+        if name in query:
+            content[name] = query[name]
+    if "bands" in query:
+        content["bands"] = [band.strip() for band in query["bands"].split(",")]
+    typed = parse_fields(TypedObject, content, ())
+    modality = known.get(typed.modality)
+    if modality is None:
+        raise not_found("modality", typed.modality, known)
+    axes = {"image": 3, "spectrum": 2, "scalar": 0}[modality.kind]
+    objects = array[None] if array.ndim == axes else array
+    wanted = {"image": "[bands, height, width]", "spectrum": "[3, wavelengths]", "scalar": "[]"}[modality.kind]
+    if objects.ndim != axes + 1 or (modality.kind == "spectrum" and objects.shape[1] != 3):
+        detail = f"{modality.name}: expected shape {wanted} or a batch of it, found {list(array.shape)}"
+        raise _unusable(("data",), detail)
+    check_count(len(objects), limits)
+    found: list[list[Observation]] = []
+    for values in objects:
+        rest = {}
+        if modality.kind == "spectrum":
+            values, rest["inverse_variance"], rest["wavelength"] = values
+        found.append([_observation(modality, np.asarray(values), rest, typed, (), limits)])
+    return found
+
+
+def read_npy(body: bytes) -> np.ndarray:
+    """A .npy file as an array, without pickle. Raises ProblemError (400)."""
+    file = io.BytesIO(body)
+    try:
+        version = npy_format.read_magic(file)
+        read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(file)
+    except (ValueError, EOFError) as error:
+        raise ProblemError("malformed-body", f"the body is not a .npy file: {error}") from None
+    if dtype.kind not in "fiub":
+        raise ProblemError("malformed-body", f"a .npy body must hold numbers; found {dtype}")
+    # numpy.load would take the memory that the header claims; here the bytes that came must match it.
+    content = body[file.tell() :]
+    if min(shape, default=0) < 0 or len(content) != math.prod(shape) * dtype.itemsize:
+        raise ProblemError(
+            "malformed-body",
+            f"the .npy header says {list(shape)} of {dtype}, {math.prod(shape) * dtype.itemsize} bytes; "
+            f"{len(content)} bytes follow",
+        )
+    array = np.frombuffer(content, dtype)
+    return array.reshape(shape[::-1]).T if is_fortran else array.reshape(shape)
+
+
+def check_count(count: int, limits: Limits) -> None:
+    """Raises ProblemError (413) if a call asks for more objects than one may."""
+    if count > limits.max_items:
+        raise ProblemError(
+            "too-large", f"at most {limits.max_items} objects in one call, found {count}; see /v1/limits"
+        )
+
+
+def vector_of(given: list[float] | str, place: Place) -> Float32[np.ndarray, " D"]:
+    """A query's vector, from numbers or base64 of float32. Raises ProblemError."""
+    if isinstance(given, str):
+        raw = _base64(given, place)
+        if len(raw) % 4:
+            raise _invalid(place, f"expected base64 of float32, found {len(raw)} bytes")
+        return np.frombuffer(raw, "<f4").astype(np.float32)
+    return np.array(given, np.float32)
+
+
+def encode_vector(vector: Float32[np.ndarray, " D"], encoding_format: str) -> list[float] | str:
+    """A vector for an answer: numbers, or base64 of float32, little-endian."""
+    if encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return vector.tolist()
+
+
+def known_modalities(trained: tuple[Modality, ...]) -> dict[str, Modality]:
+    """By name: those of the model, and every declared image and spectrum, whose cards the model can read."""
+    declared = {m.name: m for m in MODALITIES if m.kind != "scalar"}
+    return declared | {m.name: m for m in trained}
+
+
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "image": ("bands", "inverse_variance", "mask", "psf_fwhm", "depth", "center"),
+    "spectrum": ("wavelength", "inverse_variance", "mask", "resolving_power"),
+    "scalar": ("mask", "error"),
+}
+_NEEDED: dict[str, tuple[str, ...]] = {
+    "image": ("bands",),
+    "spectrum": ("wavelength", "inverse_variance"),
+    "scalar": (),
+}
+_COMMON_FIELDS = ("modality", "data", "shape", "dtype", "unit", "object_id", "ra", "dec")
+_CLASSES: dict[str, tuple[Any, str]] = {
+    "image": (ImageObservation, "flux"),
+    "spectrum": (SpectrumObservation, "flux"),
+    "scalar": (ScalarObservation, "values"),
+}
+
+
+def _observation(
+    modality: Modality,
+    values: np.ndarray,
+    fields: Mapping[str, np.ndarray],
+    typed: TypedObject,
+    place: Place,
+    limits: Limits,
+) -> Observation:
+    given: dict[str, Any] = {name: array[None] for name, array in fields.items()}
+    if "mask" in given and np.isin(given["mask"], (0, 1)).all():
+        # JSON people write 0 and 1, and not every array format has booleans.
+        given["mask"] = given["mask"].astype(bool)
+    if typed.bands is not None:
+        given["bands"] = typed.bands
+    missing = [name for name in _NEEDED[modality.kind] if name not in given]
+    if missing:
+        raise ProblemError(
+            "invalid-observation",
+            f"{pointer(*place) or '/'}: {modality.name} needs {' and '.join(missing)}",
+            [at(pointer(*place, name), f"{modality.name} needs {name}") for name in missing],
+        )
+    _check_sizes(modality, values, (*place, "data"), limits)
+    if modality.kind == "scalar":
+        # One number: its shape may be [] or [1].
+        values = values.reshape(())
+        given = {name: array.reshape(1) for name, array in given.items()}
+    made_of, main = _CLASSES[modality.kind]
+    object_id = typed.object_id if typed.object_id is not None else UNNAMED
+    position = {name: [value] for name in ("ra", "dec") if (value := getattr(typed, name)) is not None}
+    try:
+        return made_of(modality, (object_id,), **{main: values[None]}, **given, **position)
+    except ObservationError as error:
+        message = str(error)
+        for prefix in (f"{modality.name}, object {object_id}: ", f"{modality.name}: "):
+            message = message.removeprefix(prefix)
+        first = message.split(maxsplit=1)[0].rstrip(":,")
+        field = _FIELD_OF_FIRST_WORD.get(first, first if first in TypedObject.model_fields else "data")
+        raise _unusable((*place, field), str(error)) from None
+
+
+def _check_sizes(modality: Modality, values: np.ndarray, place: Place, limits: Limits) -> None:
+    if modality.kind == "image":
+        if values.ndim != 3:
+            raise _unusable(place, f"expected shape [bands, height, width], found {list(values.shape)}")
+        if max(values.shape[1:]) > limits.max_image_side:
+            raise _unusable(place, f"at most {limits.max_image_side} pixels on a side, found {list(values.shape[1:])}")
+    elif modality.kind == "spectrum":
+        if values.ndim != 1:
+            raise _unusable(place, f"expected shape [wavelengths], found {list(values.shape)}")
+        if len(values) > limits.max_wavelengths:
+            raise _unusable(place, f"at most {limits.max_wavelengths} wavelengths, found {len(values)}")
+    elif values.size != 1:
+        raise _unusable(place, f"expected one number, found shape {list(values.shape)}")
+
+
+def _array(given: Any, place: Place, shape: list[int] | None = None, dtype: str = "float32") -> np.ndarray:
+    if isinstance(given, dict):
+        encoded = parse_fields(EncodedArray, given, place)
+        return _array(encoded.data, (*place, "data"), encoded.shape, encoded.dtype)
+    if isinstance(given, str):
+        if shape is None:
+            raise _invalid(place, "base64 needs its shape; send data, shape and dtype")
+        if dtype not in DTYPES:
+            raise _invalid((*place[:-1], "dtype"), f"expected one of {list(DTYPES)}, found {dtype!r}")
+        raw = _base64(given, place)
+        item = np.dtype(dtype).newbyteorder("<")
+        if len(raw) != math.prod(shape) * item.itemsize:
+            raise _invalid(
+                place,
+                f"{dtype} of shape {shape} has {math.prod(shape) * item.itemsize} bytes, but {len(raw)} came",
+            )
+        return np.frombuffer(raw, item).reshape(shape).astype(item.newbyteorder("="))
+    try:
+        array = np.array(given)
+    except ValueError:
+        raise _invalid(place, "nested lists must have one shape; these are ragged") from None
+    if array.dtype.kind not in "fiub":
+        raise _invalid(place, f"expected numbers, found {array.dtype.type.__name__}")
+    if shape is not None and list(array.shape) != shape:
+        raise _invalid((*place[:-1], "shape"), f"the lists have shape {list(array.shape)}, found {shape}")
+    return array
+
+
+def _base64(given: str, place: Place) -> bytes:
+    try:
+        return base64.b64decode(given, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _invalid(place, f"not valid base64: {error}") from None
+
+
+def _too_large(limit: int) -> ProblemError:
+    return ProblemError("too-large", f"the body exceeds {limit} bytes; see /v1/limits")
+
+
+def _invalid(place: Place, detail: str) -> ProblemError:
+    return ProblemError("invalid-request", f"{pointer(*place) or '/'}: {detail}", [at(pointer(*place), detail)])
+
+
+def _unusable(place: Place, detail: str) -> ProblemError:
+    return ProblemError("invalid-observation", f"{pointer(*place) or '/'}: {detail}", [at(pointer(*place), detail)])

@@ -1,0 +1,104 @@
+"""Routes that describe the server: is it alive, what are its limits, model, modalities and collections."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from ..data.instruments import Catalogue, ImagingInstrument, Spectrograph
+from ..data.modalities import Modality
+from .documentation import errors
+from .service import Service
+
+
+def about_routes(service: Service) -> APIRouter:
+    """`/livez`, `/readyz`, `/v1/limits`, `/v1/models`, `/v1/modalities` and `/v1/collections`."""
+    router = APIRouter(tags=["about"])
+
+    @router.get("/livez", summary="Is the process alive?")
+    def livez() -> dict[str, str]:
+        """Always `alive`, while the model loads too."""
+        return {"status": "alive"}
+
+    @router.get("/readyz", summary="Can it answer?", responses=errors(503))
+    def readyz() -> dict[str, Any]:
+        """`ready` once the model is loaded; until then 503."""
+        model_id = service.model.model_id
+        index_id = None if service.index is None else service.index.manifest.index_id
+        return {"status": "ready", "model_id": model_id, "index_id": index_id}
+
+    @router.get("/v1/limits", summary="What one request may ask for")
+    def limits() -> dict[str, int]:
+        """Bytes of a body, objects of a batch, neighbours, pixels; clients split their batches by these."""
+        return service.limits.model_dump()
+
+    @router.get("/v1/models", summary="The model that is served, in OpenAI's form", responses=errors(503))
+    def models() -> dict[str, Any]:
+        """Its id (a hash of its weights), its spaces with their sizes, and the modalities it was trained on."""
+        model = service.model
+        entry = {
+            "id": model.model_id,
+            "object": "model",
+            "created": 0,
+            "owned_by": "armillary",
+            "spaces": service.spaces(),
+            "modalities": [modality.name for modality in model.modalities],
+        }
+        return {"object": "list", "data": [entry]}
+
+    @router.get("/v1/modalities", summary="What can be sent, with units", responses=errors(503))
+    def modalities() -> dict[str, Any]:
+        """Every modality that /v1/embeddings takes. The model reads the numbers of an instrument, not its name:
+
+        `trained` is false for an instrument that it has not seen, which it can embed all the same.
+        """
+        trained = {modality.name for modality in service.model.modalities}
+        known = service.known_modalities()
+        return {"modalities": [describe(known[name], name in trained) for name in sorted(known)]}
+
+    @router.get("/v1/collections", summary="What can be searched")
+    def collections() -> dict[str, Any]:
+        """Each collection with its model, metric, counts by modality and labels."""
+        if service.index is None:
+            return {"collections": []}
+        manifest = service.index.manifest
+        entry = {
+            "name": manifest.name,
+            "index_id": manifest.index_id,
+            "model_id": manifest.model_id,
+            "space": manifest.space,
+            "metric": manifest.metric,
+            "dimension": manifest.dimension,
+            "num_objects": manifest.num_objects,
+            "num_rows_of_modality": manifest.num_rows_of_modality,
+            "labels": list(manifest.labels),
+            "predictors": sorted(service.predictors),
+            "index_type": manifest.index_type,
+            "reason": manifest.reason,
+        }
+        return {"collections": [entry]}
+
+    return router
+
+
+def describe(modality: Modality, is_trained: bool) -> dict[str, Any]:
+    """A modality for people and clients: kind, unit, vocabulary and the numbers of its instrument."""
+    card = modality.card
+    described: dict[str, Any] = {
+        "name": modality.name,
+        "kind": modality.kind,
+        "unit": modality.unit,
+        "description": modality.description,
+        "vocabulary": modality.vocabulary,
+        "trained": is_trained,
+        "instrument": card.name,
+        "reference": card.reference,
+    }
+    if isinstance(card, ImagingInstrument):
+        described["pixel_scale_arcsec"] = card.pixel_scale
+        described["bands"] = [band.model_dump(exclude={"filter_curve"}) for band in card.bands]
+    elif isinstance(card, Spectrograph):
+        described["wavelength_range_angstrom"] = [card.wavelength_min, card.wavelength_max]
+        described["resolving_power"] = [list(knot) for knot in card.resolving_power]
+    elif isinstance(card, Catalogue):
+        described["range"] = [modality.quantity.minimum, modality.quantity.maximum]
+    return described

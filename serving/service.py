@@ -1,0 +1,244 @@
+"""What the routes share: the model behind its lock, the index, the predictors, and the work that they do together.
+
+Everything here blocks, and runs in a worker thread; the event loop only moves bytes. One lock guards the model, so that
+requests queue for it and do not fight for memory; searches need no lock.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+
+from ..data.modalities import Modality
+from ..data.observations import Observation, ObservationError, stack
+from ..models.embeddings import SPACES, Embeddings
+from ..models.neighbour_prediction import NeighbourPredictor
+from . import bodies
+from .index import EmbeddingIndex, EmbeddingIndexError
+from .limits import Limits
+from .problems import ProblemError, at, not_found, pointer
+from .schemas import Provenance, QueryBody, StoredItem
+
+ALIAS = "armillary"
+"""The name by which a caller may ask for whatever model is served."""
+
+
+@runtime_checkable
+class EmbeddingModel(Protocol):
+    """What the service needs of a model; `models.foundation.FoundationModel` is one."""
+
+    model_id: str
+    modalities: tuple[Modality, ...]
+
+    def embedding_size(self, space: str) -> int:
+        """Length of the vectors of a space. Raises ObservationError where the model has no such space."""
+
+    def embed(self, observations: Sequence[Observation], space: str = "aligned") -> Embeddings:
+        """One vector for each object, in order of first appearance."""
+
+
+@dataclass(frozen=True)
+class EmbeddedItem:
+    """The vector [D] of one item, float32, and the modalities that it came from."""
+
+    vector: np.ndarray
+    object_id: str | None
+    modalities: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A query ready to search with; `object_id` is that of the object that is asked about, where it has one."""
+
+    vector: Float32[np.ndarray, "1 D"]
+    object_id: str | None
+
+
+@dataclass(eq=False)
+class Service:
+    """The state of a server. `model` is None while it loads. Raises EmbeddingIndexError if model and index differ."""
+
+    loaded: EmbeddingModel | None
+    index: EmbeddingIndex | None = None
+    predictors: Mapping[str, NeighbourPredictor] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.loaded is None:
+            return
+        if self.index is not None:
+            self.index.require_model(self.loaded.model_id)
+        for name, predictor in self.predictors.items():
+            if predictor.model_id not in (None, self.loaded.model_id):
+                raise EmbeddingIndexError(
+                    f"the predictor of {name} was calibrated with model {predictor.model_id!r}, but the model to serve "
+                    f"is {self.loaded.model_id!r}"
+                )
+
+    @property
+    def model(self) -> EmbeddingModel:
+        """The model. Raises ProblemError (503) while it loads."""
+        if self.loaded is None:
+            raise ProblemError("not-ready", "the model is still loading")
+        return self.loaded
+
+    def known_modalities(self) -> dict[str, Modality]:
+        """What observations may be of, by name."""
+        return bodies.known_modalities(self.model.modalities)
+
+    def spaces(self) -> dict[str, int]:
+        """The spaces that the model has, and the length of their vectors."""
+        found = {}
+        for space in SPACES:
+            try:
+                found[space] = self.model.embedding_size(space)
+            except ObservationError:
+                # A model that was not aligned yet has one space only.
+                continue
+        return found
+
+    def check_space(self, space: str, *place: str | int) -> int:
+        """The length of the space's vectors. Raises ProblemError (409) if the model has no such space."""
+        spaces = self.spaces()
+        if space not in spaces:
+            detail = f"the model {self.model.model_id} has no space {space!r}; it has {list(spaces)}"
+            raise ProblemError("conflict", detail, [at(pointer(*place), detail)] if place else [])
+        return spaces[space]
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ProblemError (404) if a request names another model."""
+        if name not in (None, ALIAS, self.model.model_id):
+            raise not_found("model", str(name), [self.model.model_id, ALIAS])
+
+    def collection(self, name: str) -> EmbeddingIndex:
+        """The collection of this name. Raises ProblemError (404)."""
+        if self.index is None:
+            raise ProblemError("not-found", f"no collection {name!r}: this server has no index")
+        if name != self.index.manifest.name:
+            raise not_found("collection", name, [self.index.manifest.name])
+        return self.index
+
+    def only_collection(self) -> EmbeddingIndex:
+        """The index. Raises ProblemError (404) if the server has none."""
+        return self.collection("" if self.index is None else self.index.manifest.name)
+
+    def provenance(self, space: str) -> Provenance:
+        """What an answer in this space was made with."""
+        if self.index is None:
+            return Provenance(model_id=self.model.model_id, space=space)
+        manifest = self.index.manifest
+        return Provenance(model_id=self.model.model_id, index_id=manifest.index_id, space=space, metric=manifest.metric)
+
+    def embed_items(self, items: Sequence[Any], space: str) -> list[EmbeddedItem | ProblemError]:
+        """For each item of a request its vector, or what is wrong with it: a bad item fails alone."""
+        known = self.known_modalities()
+        results: list[EmbeddedItem | ProblemError | None] = [None] * len(items)
+        given: dict[int, list[Observation]] = {}
+        for number, item in enumerate(items):
+            place = ("input", number)
+            try:
+                if not isinstance(item, dict) or not {"observations", "data", "object_id"} & item.keys():
+                    detail = "expected an object with observations, with modality and data, or with object_id"
+                    raise ProblemError("invalid-request", f"{pointer(*place)}: {detail}", [at(pointer(*place), detail)])
+                if "observations" in item or "data" in item:
+                    given[number] = bodies.observations_of(item, place, known, self.limits)
+                else:
+                    results[number] = self._stored(bodies.parse_fields(StoredItem, item, place), space, place)
+            except ProblemError as problem:
+                results[number] = problem
+        for number, result in self.embed_objects(given, space).items():
+            results[number] = result
+        return [result for result in results if result is not None]
+
+    def embed_objects(
+        self, objects: Mapping[int, Sequence[Observation]], space: str
+    ) -> dict[int, EmbeddedItem | ProblemError]:
+        """One vector for each numbered object, all in one batch; a problem for those the model cannot embed."""
+        if not objects:
+            return {}
+        by_modality: dict[str, list[Observation]] = {}
+        for number, observations in objects.items():
+            for observation in observations:
+                # The caller's ids may repeat or be absent: inside a call, an object is its number.
+                numbered = replace(observation, object_id=(str(number),))
+                by_modality.setdefault(observation.modality.name, []).append(numbered)
+        try:
+            with self._lock:
+                found = self.model.embed([stack(same) for same in by_modality.values()], space)
+        except ObservationError as error:
+            if len(objects) == 1:
+                (number,) = objects
+                where = pointer("input", number)
+                return {number: ProblemError("invalid-observation", f"{where}: {error}", [at(where, str(error))])}
+            return self._embed_alone(objects, space)
+        row_of = {object_id: row for row, object_id in enumerate(found.object_id)}
+        vectors = found.numpy()
+        results: dict[int, EmbeddedItem | ProblemError] = {}
+        for number, observations in objects.items():
+            row = row_of.get(str(number))
+            if row is None:
+                names = [observation.modality.name for observation in observations]
+                where, detail = pointer("input", number), f"the space {space!r} has no place for {names} alone"
+                results[number] = ProblemError("invalid-observation", f"{where}: {detail}", [at(where, detail)])
+                continue
+            object_id = observations[0].object_id[0]
+            results[number] = EmbeddedItem(
+                vectors[row], None if object_id == bodies.UNNAMED else object_id, found.modalities[row]
+            )
+        return results
+
+    def query(self, body: QueryBody, index: EmbeddingIndex) -> Query:
+        """The query of a search or a prediction as a vector. Raises ProblemError."""
+        ways = [name for name in ("vector", "object_id", "observations") if getattr(body, name) is not None]
+        if len(ways) != 1:
+            detail = f"expected exactly one of vector, object_id and observations; found {ways or 'none'}"
+            raise ProblemError("invalid-request", detail, [at("", detail)])
+        if body.modality is not None and body.object_id is None:
+            detail = "goes with object_id alone, and says which of its vectors is meant"
+            raise ProblemError("invalid-request", f"/modality: {detail}", [at("/modality", detail)])
+        if body.vector is not None:
+            vector = bodies.vector_of(body.vector, ("vector",))
+            if len(vector) != index.manifest.dimension:
+                detail = f"expected {index.manifest.dimension} numbers, found {len(vector)}"
+                raise ProblemError("invalid-request", f"/vector: {detail}", [at("/vector", detail)])
+            return Query(vector[None], None)
+        if body.object_id is not None:
+            return Query(_stored_vector(index, body.object_id, body.modality)[None], body.object_id)
+        space = index.manifest.space
+        self.check_space(space)
+        observations = bodies.observations_of(
+            {"observations": body.observations}, (), self.known_modalities(), self.limits
+        )
+        result = self.embed_objects({0: observations}, space)[0]
+        if isinstance(result, ProblemError):
+            raise ProblemError(result.kind, result.detail, [at("/observations", e["detail"]) for e in result.errors])
+        return Query(result.vector[None], result.object_id)
+
+    def _embed_alone(
+        self, objects: Mapping[int, Sequence[Observation]], space: str
+    ) -> dict[int, EmbeddedItem | ProblemError]:
+        results: dict[int, EmbeddedItem | ProblemError] = {}
+        for number, observations in objects.items():
+            results |= self.embed_objects({number: observations}, space)
+        return results
+
+    def _stored(self, item: StoredItem, space: str, place: bodies.Place) -> EmbeddedItem:
+        index = self.only_collection()
+        if space != index.manifest.space:
+            detail = f"the index holds vectors of the space {index.manifest.space!r}, not {space!r}"
+            raise ProblemError("conflict", f"{pointer(*place)}: {detail}", [at(pointer(*place), detail)])
+        vector = _stored_vector(index, item.object_id, item.modality)
+        rows = index.rows_of(item.object_id)
+        has = (item.modality,) if item.modality is not None else tuple(str(m) for m in index.modality[rows])
+        return EmbeddedItem(vector, item.object_id, has)
+
+
+def _stored_vector(index: EmbeddingIndex, object_id: str, modality: str | None) -> Float32[np.ndarray, " D"]:
+    try:
+        return index.vector(object_id, modality)
+    except LookupError as error:
+        raise ProblemError("not-found", str(error)) from None
