@@ -10,7 +10,7 @@ logarithm of wavelength in angstrom.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -57,6 +57,7 @@ class TokenGrid:
         )
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What every tokenizer does; each takes observations of its own kind, of any instrument with a card."""
 
