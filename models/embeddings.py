@@ -46,7 +46,9 @@ class Embeddings:
         lengths = {"vectors": self.vectors.shape[0], "modalities": len(self.modalities)}
         for name, length in lengths.items():
             if length != len(self.object_id):
-                raise EmbeddingsError(f"{name} must hold one row for each of {len(self.object_id)} objects, not {length}")
+                raise EmbeddingsError(
+                    f"{name} must hold one row for each of {len(self.object_id)} objects, not {length}"
+                )
 
     def __len__(self) -> int:
         return len(self.object_id)
