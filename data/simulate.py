@@ -255,7 +255,7 @@ def observe_scalars(
     is_detected = measured > 2 * error
     magnitude = flux_to_magnitude(np.where(is_detected, measured, 1.0))
     is_detected &= (magnitude >= quantity.minimum) & (magnitude <= quantity.maximum)
-    magnitude_error = 1.0857 * error / np.where(is_detected, measured, 1.0)
+    magnitude_error = np.where(is_detected, 1.0857 * error / np.where(is_detected, measured, 1.0), np.nan)
     return ScalarObservation(modality, galaxies.object_id, magnitude, is_detected, magnitude_error, **identity)
 
 

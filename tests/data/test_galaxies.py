@@ -11,7 +11,7 @@ from armillary.data.cosmology import (
     luminosity_distance,
     redshift_at,
 )
-from armillary.data.filters import filter_curve, flux_to_magnitude, photometry_weights
+from armillary.data.filters import TABLES_FOLDER, filter_curve, flux_to_magnitude, photometry_weights
 from armillary.data.galaxies import Galaxies, component_spectra, draw_galaxies
 from armillary.data.galaxy_spectra import (
     EMISSION_LINES,
@@ -148,3 +148,18 @@ def test_component_flux_refuses_redshifts_it_has_no_template_for():
 def test_impossible_draws_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         draw_galaxies(*arguments)
+
+
+def test_mixes_give_back_the_real_galaxies_magnitudes_and_colors():
+    """The table's masses, distances and templates together say what the SDSS measured."""
+    with np.load(TABLES_FOLDER / "galaxy_mixes.npz", allow_pickle=False) as table:
+        mass, redshift, magnitude = (np.float64(table[n][:200]) for n in ("mass_formed", "redshift", "r_magnitude"))
+    spectra = component_flux(mass[:, None], np.zeros((200, 1)), redshift, np.full(200, 100.0))[:, 0]
+    curves = [filter_curve(f"sdss2010-{band}") for band in "gr"]
+    flux = spectra.double().numpy() @ photometry_weights(curves, observed_wavelength()).T
+    difference = flux_to_magnitude(flux[:, 1]) - magnitude
+    assert np.abs(np.median(difference)) < 0.02
+    assert np.std(difference) < 0.05
+    color = flux_to_magnitude(flux[:, 0]) - flux_to_magnitude(flux[:, 1])
+    assert 0.3 < np.percentile(color, 5) < 0.65
+    assert 1.0 < np.percentile(color, 95) < 1.7
