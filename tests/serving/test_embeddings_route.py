@@ -10,6 +10,7 @@ from armillary.data.observations import ScalarObservation
 from armillary.serving.app import create_app
 from armillary.serving.limits import Limits
 from fake_model import FakeModel, images, spectra
+from http_bodies import assert_problem, encoded, typed_image, typed_spectrum
 from starlette.testclient import TestClient
 
 
@@ -19,27 +20,6 @@ def http(model, index):
         yield client
 
 
-def encoded(array, dtype="float32"):
-    raw = np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes()
-    return {"data": base64.b64encode(raw).decode(), "shape": list(np.shape(array)), "dtype": dtype}
-
-
-def typed_image(observation=None, row=0, **changes):
-    observation = images() if observation is None else observation
-    return {"modality": "image/hsc", "bands": ["g", "r"], **encoded(observation.flux[row].numpy()), **changes}
-
-
-def typed_spectrum(observation=None, row=0, **changes):
-    observation = spectra() if observation is None else observation
-    return {
-        "modality": "spectrum/desi",
-        **encoded(observation.flux[row].numpy()),
-        "wavelength": encoded(observation.wavelength[row].numpy(), "float64"),
-        "inverse_variance": encoded(observation.inverse_variance[row].numpy()),
-        **changes,
-    }
-
-
 def embed(http, *items, **fields):
     return http.post("/v1/embeddings", json={"input": list(items), **fields})
 
@@ -47,17 +27,6 @@ def embed(http, *items, **fields):
 def vectors(response):
     assert response.status_code == 200, response.text
     return np.array([datum["embedding"] for datum in response.json()["data"]], np.float32)
-
-
-def assert_problem(response, status, kind, pointer=None, says=""):
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    document = response.json()
-    assert document["type"] == f"/problems/{kind}"
-    assert document["status"] == status
-    assert says in document["detail"]
-    if pointer is not None:
-        assert pointer in [error["pointer"] for error in document["errors"]], document
 
 
 def test_vectors_equal_the_local_models(http, model):
