@@ -35,8 +35,8 @@ def create_app(
 ) -> FastAPI:
     """The application for one model and, where given, its index and predictors by property.
 
-    Without a model every route that needs one answers 503; `app.state.service` takes it later. With `api_key`, each
-    request must bear it. Raises EmbeddingIndexError if index or predictors belong to another model.
+    Without a model every route that needs one answers 503; `app.state.service.take(model)` gives it later. With
+    `api_key`, each request must bear it. Raises EmbeddingIndexError if index or predictors belong to another model.
     """
     service = Service(model, index, predictors or {}, limits or Limits())
     # The pages of /docs load scripts from a CDN; /openapi.json serves every viewer.

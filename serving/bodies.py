@@ -209,8 +209,9 @@ def encode_vector(vector: Float32[np.ndarray, " D"], encoding_format: str) -> li
 
 
 def known_modalities(trained: tuple[Modality, ...]) -> dict[str, Modality]:
-    """By name: those of the model, and every declared image and spectrum, whose cards the model can read."""
-    declared = {m.name: m for m in MODALITIES if m.kind != "scalar"}
+    """By name: those of the model, and declared images and spectra if it was trained on any: it reads their cards."""
+    kinds = {modality.kind for modality in trained} - {"scalar"}
+    declared = {m.name: m for m in MODALITIES if m.kind in kinds}
     return declared | {m.name: m for m in trained}
 
 

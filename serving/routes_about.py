@@ -15,12 +15,12 @@ def about_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["about"])
 
     @router.get("/livez", summary="Is the process alive?")
-    def livez() -> dict[str, str]:
+    async def livez() -> dict[str, str]:
         """Always `alive`, while the model loads too."""
         return {"status": "alive"}
 
     @router.get("/readyz", summary="Can it answer?", responses=errors(503))
-    def readyz() -> dict[str, Any]:
+    async def readyz() -> dict[str, Any]:
         """`ready` once the model is loaded; until then 503."""
         model_id = service.model.model_id
         index_id = None if service.index is None else service.index.manifest.index_id

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
@@ -85,7 +84,7 @@ def embedding_routes(service: Service) -> APIRouter:
         """
         media_type, body = await bodies.read_body(request, service.limits, (bodies.JSON, bodies.NPY))
         work = _embed_json if media_type == bodies.JSON else _embed_npy
-        return await anyio.to_thread.run_sync(functools.partial(work, service, body, dict(request.query_params)))
+        return await service.in_worker(functools.partial(work, service, body, dict(request.query_params)))
 
     return router
 

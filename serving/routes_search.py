@@ -3,7 +3,6 @@
 import math
 from typing import Annotated, Any
 
-import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
@@ -74,7 +73,7 @@ def search_routes(service: Service) -> APIRouter:
         def work() -> JSONResponse:
             return _search(service, collection, bodies.parse_json(SearchRequest, body))
 
-        return await anyio.to_thread.run_sync(work)
+        return await service.in_worker(work)
 
     @router.get(
         "/v1/collections/{collection}/search",
@@ -127,7 +126,7 @@ def search_routes(service: Service) -> APIRouter:
         def work() -> JSONResponse:
             return _predict(service, bodies.parse_json(PredictRequest, body))
 
-        return await anyio.to_thread.run_sync(work)
+        return await service.in_worker(work)
 
     @router.get(
         "/v1/objects/{object_id}",

@@ -5,10 +5,12 @@ requests queue for it and do not fight for memory; searches need no lock.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import anyio
+import anyio.to_thread
 import numpy as np
 from jaxtyping import Float32
 
@@ -22,8 +24,12 @@ from .limits import Limits
 from .problems import ProblemError, at, not_found, pointer
 from .schemas import Provenance, QueryBody, StoredItem
 
+WORKERS = 8
+"""Requests with a body that are worked on at once: one in the model, the others read or write their arrays."""
 ALIAS = "armillary"
 """The name by which a caller may ask for whatever model is served."""
+
+Answer = TypeVar("Answer")
 
 
 @runtime_checkable
@@ -66,18 +72,27 @@ class Service:
     predictors: Mapping[str, NeighbourPredictor] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WORKERS), repr=False)
 
     def __post_init__(self) -> None:
-        if self.loaded is None:
-            return
+        if self.loaded is not None:
+            self.take(self.loaded)
+
+    def take(self, model: EmbeddingModel) -> None:
+        """Serve this model from now on. Raises EmbeddingIndexError if index or predictors belong to another."""
         if self.index is not None:
-            self.index.require_model(self.loaded.model_id)
+            self.index.require_model(model.model_id)
         for name, predictor in self.predictors.items():
-            if predictor.model_id not in (None, self.loaded.model_id):
+            if predictor.model_id not in (None, model.model_id):
                 raise EmbeddingIndexError(
                     f"the predictor of {name} was calibrated with model {predictor.model_id!r}, but the model to serve "
-                    f"is {self.loaded.model_id!r}"
+                    f"is {model.model_id!r}"
                 )
+        self.loaded = model
+
+    async def in_worker(self, work: Callable[[], Answer]) -> Answer:
+        """Do blocking work in a thread of its own pool: however many requests wait, other routes have threads."""
+        return await anyio.to_thread.run_sync(work, limiter=self._slots)
 
     @property
     def model(self) -> EmbeddingModel:

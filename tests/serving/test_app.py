@@ -5,7 +5,7 @@ from armillary.serving.index import EmbeddingIndexError
 from armillary.serving.limits import Limits
 from armillary.serving.problems import KINDS
 from fake_model import FakeModel
-from http_bodies import assert_problem, typed_image
+from http_bodies import assert_problem, typed_image, typed_spectrum
 from starlette.testclient import TestClient
 
 ROUTES = {
@@ -166,7 +166,30 @@ def test_the_documents_own_examples_are_accepted(http):
             assert answer.status_code == 200, answer.text
 
 
-def test_the_server_stays_alive_while_the_model_works(index, run):
+def test_a_model_may_be_given_later_if_it_is_the_indexs(index):
+    class OtherModel(FakeModel):
+        model_id = "armillary-ffffffffffff"
+
+    app = create_app(None, index)
+    with TestClient(app) as http:
+        with pytest.raises(EmbeddingIndexError):
+            app.state.service.take(OtherModel())
+        assert http.get("/readyz").status_code == 503
+        app.state.service.take(FakeModel())
+        assert http.get("/readyz").status_code == 200
+
+
+def test_a_model_of_images_alone_takes_no_spectra():
+    class ImageModel(FakeModel):
+        modalities = FakeModel.modalities[:1]
+
+    with TestClient(create_app(ImageModel())) as http:
+        assert_problem(http.post("/v1/embeddings", json={"input": typed_spectrum()}), 404, "not-found")
+        assert http.post("/v1/embeddings", json={"input": typed_image()}).status_code == 200
+
+
+def test_the_server_stays_alive_while_many_requests_wait_for_the_model(index, run):
+    import concurrent.futures
     import threading
 
     import httpx
@@ -176,23 +199,20 @@ def test_the_server_stays_alive_while_the_model_works(index, run):
     class Slow(FakeModel):
         def embed(self, observations, space="aligned"):
             started.set()
-            assert release.wait(20)
+            assert release.wait(60)
             return super().embed(observations, space)
 
     with run(create_app(Slow(), index)) as url:
-        answers = []
-        thread = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/v1/embeddings", json={"input": typed_image()}, timeout=30))
-        )
-        thread.start()
-        assert started.wait(10)
+        pool = concurrent.futures.ThreadPoolExecutor(60)
+        body = {"input": typed_image()}
+        answers = [pool.submit(httpx.post, f"{url}/v1/embeddings", json=body, timeout=60) for _ in range(60)]
+        assert started.wait(20)
         assert httpx.get(f"{url}/livez", timeout=5).status_code == 200
         found = httpx.get(f"{url}/v1/collections/objects/search", params={"object_id": "object-1"}, timeout=5)
         assert found.status_code == 200
-        assert answers == []
+        assert not any(answer.done() for answer in answers)
         release.set()
-        thread.join(20)
-        assert answers[0].status_code == 200
+        assert [answer.result().status_code for answer in answers] == [200] * 60
 
 
 def test_the_model_serves_one_request_at_a_time(index, run):
