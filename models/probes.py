@@ -31,6 +31,7 @@ from .embeddings import Embeddings
 
 TASKS = ("regression", "classification")
 PENALTIES = tuple(10.0**power for power in range(-6, 3))
+MAX_ITERATIONS = 2000
 FORMAT_VERSION = 1
 
 
@@ -207,7 +208,8 @@ class LinearProbe(BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise ValueError(f"classification needs at least two classes, found one class: {self.classes_[0]!r}")
         self.penalty_ = self._choose_logistic_penalty(features, labels, int(counts.min()))
-        chosen = _logistic(self.penalty_, features, labels)
+        # scikit-learn's C multiplies the summed loss; our penalty is one for each object.
+        chosen = LogisticRegression(C=1 / (self.penalty_ * len(labels)), max_iter=MAX_ITERATIONS).fit(features, labels)
         if len(self.classes_) == 2:
             # Two classes share one row in scikit-learn; one row for each makes `scores` one thing everywhere.
             return np.concatenate([-chosen.coef_, chosen.coef_]) / 2, np.concatenate(
@@ -225,9 +227,11 @@ class LinearProbe(BaseEstimator):  # type: ignore[misc]
         folds = StratifiedKFold(min(self.folds, smallest_class), shuffle=True, random_state=0)
         losses = np.zeros(len(penalties))
         for train, test in folds.split(features, labels):
+            # From the strongest penalty to the weakest, each fit starts where the last one ended.
+            probe = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
             for place, penalty in enumerate(penalties):
-                fitted = _logistic(penalty, features[train], labels[train])
-                losses[place] += log_loss(labels[test], fitted.predict_proba(features[test]), labels=self.classes_)
+                probe.set_params(C=1 / (penalty * len(train))).fit(features[train], labels[train])
+                losses[place] += log_loss(labels[test], probe.predict_proba(features[test]), labels=self.classes_)
         return float(penalties[int(losses.argmin())])
 
     def _scores(self, X: Any) -> Float[np.ndarray, "B T"]:
@@ -239,11 +243,6 @@ class LinearProbe(BaseEstimator):  # type: ignore[misc]
                     raise ProbeError(f"this probe was fitted on embeddings of {name} {fitted!r}, not of {given!r}")
         features = validate_data(self, _array(X), reset=False, dtype=np.float64)
         return features @ self.coef_.T + self.intercept_
-
-
-def _logistic(penalty: float, features: np.ndarray, labels: np.ndarray) -> Any:
-    """Logistic regression with `penalty` per object: scikit-learn's C multiplies the summed loss."""
-    return LogisticRegression(C=1 / (penalty * len(labels)), max_iter=2000).fit(features, labels)
 
 
 def _array(X: Any) -> Any:

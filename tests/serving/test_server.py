@@ -9,14 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from armillary.serving import server
 from armillary.serving.client import Client
-from armillary.serving.index import EmbeddingIndex
-from armillary.serving.server import check_host
+from armillary.serving.index import EmbeddingIndexError
+from fake_model import FakeModel, images
 
 HERE = Path(__file__).parent
 
 
-def start(index_folder, ready_file, model_id="armillary-0123456789ab", slow=False):
+def start(index_folder, ready_file):
     """The real `serve` in a process of its own; only the checkpoint is fake."""
     program = textwrap.dedent(f"""
         import sys, time
@@ -25,16 +26,13 @@ def start(index_folder, ready_file, model_id="armillary-0123456789ab", slow=Fals
         from armillary.serving import server
 
         class Checkpoint(FakeModel):
-            model_id = {model_id!r}
-
             @classmethod
             def load(cls, folder, device="cpu"):
                 return cls()
 
             def embed(self, observations, space="aligned"):
-                if {slow!r}:
-                    sys.stdout.write("working\\n"), sys.stdout.flush()
-                    time.sleep(1.5)
+                sys.stdout.write("working\\n"), sys.stdout.flush()
+                time.sleep(1.5)
                 return super().embed(observations, space)
 
         server.FoundationModel = Checkpoint
@@ -56,9 +54,7 @@ def wait_for(path, process):
 
 
 def test_the_server_announces_itself_finishes_its_work_on_sigterm_and_ends_well(index_folder, tmp_path):
-    from fake_model import images
-
-    process = start(index_folder, tmp_path / "ready.json", slow=True)
+    process = start(index_folder, tmp_path / "ready.json")
     try:
         ready = wait_for(tmp_path / "ready.json", process)
         assert ready["pid"] == process.pid
@@ -80,22 +76,27 @@ def test_the_server_announces_itself_finishes_its_work_on_sigterm_and_ends_well(
         process.communicate()
 
 
-def test_an_index_of_another_model_stops_the_server_at_its_start(index_folder, tmp_path):
-    process = start(index_folder, tmp_path / "ready.json", model_id="armillary-ffffffffffff")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "index holds embeddings of model 'armillary-0123456789ab'" in errors
+def test_an_index_of_another_model_stops_the_server_at_its_start(index_folder, tmp_path, monkeypatch):
+    class OtherCheckpoint(FakeModel):
+        model_id = "armillary-ffffffffffff"
+
+        @classmethod
+        def load(cls, folder, device="cpu"):
+            return cls()
+
+    monkeypatch.setattr(server, "FoundationModel", OtherCheckpoint)
+    with pytest.raises(EmbeddingIndexError, match="index holds embeddings of model 'armillary-0123456789ab'"):
+        server.serve("checkpoint", index_folder, port=0, ready_file=tmp_path / "ready.json")
     assert not (tmp_path / "ready.json").exists()
-    EmbeddingIndex.load(index_folder)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "galaxies.example.org"])
 def test_other_machines_are_answered_only_with_a_key(host):
     with pytest.raises(ValueError, match="set an api_key"):
-        check_host(host, None)
-    check_host(host, "secret")
+        server.check_host(host, None)
+    server.check_host(host, "secret")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_this_machine_needs_no_key(host):
-    check_host(host, None)
+    server.check_host(host, None)
