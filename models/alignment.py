@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..settings import Settings, validate_settings
-from ..tokenizers.blocks import Attention, Block, SwiGLU
+from ..tokenizers.blocks import Attention, Block, RMSNorm, SwiGLU
 from ..tokenizers.pretrained import load_weights, read_config, save_module
 
 MODEL_TYPE = "armillary-alignment-head"
@@ -41,10 +41,10 @@ class AttentionPooling(nn.Module):
         super().__init__()
         width = settings.input_width
         self.blocks = nn.ModuleList(Block(width, settings.num_heads) for _ in range(settings.num_blocks))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width)
         self.query = nn.Parameter(torch.randn(width) / math.sqrt(width))
         self.attention = Attention(width, settings.num_heads)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = RMSNorm(width)
         self.mlp = SwiGLU(width, 2 * width)
         self.project = nn.Linear(width, settings.aligned_width, bias=False)
 

@@ -23,6 +23,7 @@ class CodeTable(nn.Module):
 
     def __init__(self, vocabularies: Mapping[str, int], feature_sizes: Mapping[str, int], width: int):
         super().__init__()
+        self.names = list(vocabularies)
         self.sizes = list(vocabularies.values())
         self.offsets = [0, *itertools.accumulate(self.sizes)]
         feature_size = max((feature_sizes.get(name, 0) for name in vocabularies), default=0)
@@ -40,8 +41,9 @@ class CodeTable(nn.Module):
             self.starts.copy_(torch.tensor(self.offsets[:-1], dtype=torch.long))
 
     def set_features(self, features: Mapping[str, Tensor]) -> None:
-        """Store the features [V, S] of each vocabulary, in the table's order."""
-        for offset, size, values in zip(self.offsets, self.sizes, features.values(), strict=False):
+        """Store the features [V, S] of each vocabulary, by name."""
+        for name, offset, size in zip(self.names, self.offsets, self.sizes, strict=False):
+            values = features[name]
             self.features[offset : offset + size, : values.shape[1]] = values
 
     def vectors(self, vocabulary: int) -> Float[Tensor, "V D"]:

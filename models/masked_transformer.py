@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput
 
 from ..data.instruments import INSTRUMENT_FEATURES
-from ..tokenizers.blocks import Block, NumbersEmbedding, PositionEmbedding
+from ..tokenizers.blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm
 from .code_table import CodeTable
 from .token_batch import TokenBatch
 
@@ -51,8 +51,9 @@ class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
         self.decoder_blocks = decoder_blocks
         self.width = width
         self.num_heads = num_heads
-        self.vocabularies = dict(vocabularies or {})
-        self.code_feature_sizes = dict(code_feature_sizes or {})
+        # Sorted, for JSON sorts them too, and the order is that of the table's rows.
+        self.vocabularies = dict(sorted((vocabularies or {}).items()))
+        self.code_feature_sizes = dict(sorted((code_feature_sizes or {}).items()))
         super().__init__(**others)
 
     @classmethod
@@ -95,10 +96,10 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         self.vocabulary = nn.Embedding(len(config.vocabularies), width)
         self.instrument = NumbersEmbedding(len(INSTRUMENT_FEATURES), width)
         self.encoder = nn.ModuleList(Block(width, heads) for _ in range(config.encoder_blocks))
-        self.encoder_norm = nn.RMSNorm(width, eps=1e-6)
+        self.encoder_norm = RMSNorm(width)
         self.query = nn.Parameter(torch.zeros(width))
         self.decoder = nn.ModuleList(Block(width, heads, has_context=True) for _ in range(config.decoder_blocks))
-        self.decoder_norm = nn.RMSNorm(width, eps=1e-6)
+        self.decoder_norm = RMSNorm(width)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -108,16 +109,14 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5)
-        elif isinstance(module, nn.RMSNorm):
+        elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
         elif isinstance(module, CodeTable):
             module.reset_parameters()
         elif isinstance(module, MaskedTransformer):
             nn.init.normal_(module.query, std=0.5)
-            for block in [*module.encoder, *module.decoder]:
-                # Each block starts as the identity, so that depth does not change the scale of the residual stream.
-                nn.init.zeros_(block.attention.to_output.weight)
-                nn.init.zeros_(block.mlp.down.weight)
+        elif isinstance(module, Block):
+            module.reset_outputs()
 
     @property
     def vocabulary_index(self) -> dict[str, int]:

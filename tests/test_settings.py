@@ -1,6 +1,7 @@
 """Settings: unknown keys, all errors at once, YAML 1.2 numbers, overrides."""
 
 import pytest
+
 from armillary.settings import Settings, SettingsError, find_config, load_settings, parse_yaml, to_yaml
 
 

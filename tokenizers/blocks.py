@@ -12,6 +12,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm, computed in float32 whatever the precision around it."""
+
+    def __init__(self, width: int):
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """Scale each vector to unit root mean square, times the learned weight."""
+        return super().forward(x.float())
+
+
 class Attention(nn.Module):
     """Multi-head attention of `x` to itself, or to `context`."""
 
@@ -24,8 +35,8 @@ class Attention(nn.Module):
         self.to_key = nn.Linear(width, width, bias=False)
         self.to_value = nn.Linear(width, width, bias=False)
         self.to_output = nn.Linear(width, width, bias=False)
-        self.query_norm = nn.RMSNorm(width // num_heads, eps=1e-6)
-        self.key_norm = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.query_norm = RMSNorm(width // num_heads)
+        self.key_norm = RMSNorm(width // num_heads)
 
     def forward(
         self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"], context_mask: Bool[Tensor, "B M"] | None
@@ -61,14 +72,20 @@ class Block(nn.Module):
 
     def __init__(self, width: int, num_heads: int, has_context: bool = False):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, num_heads)
         if has_context:
-            self.cross_norm = nn.RMSNorm(width, eps=1e-6)
+            self.cross_norm = RMSNorm(width)
             self.cross_attention = Attention(width, num_heads)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_norm = RMSNorm(width)
         # Two thirds of 4 D, as SwiGLU has three matrices where a plain layer has two; a multiple of 32 for hardware.
         self.mlp = SwiGLU(width, 32 * math.ceil(8 * width / 3 / 32))
+        self.reset_outputs()
+
+    def reset_outputs(self) -> None:
+        """Make the block start as the identity (but for a context), so that depth does not change the scale."""
+        nn.init.zeros_(self.attention.to_output.weight)
+        nn.init.zeros_(self.mlp.down.weight)
 
     def forward(
         self,

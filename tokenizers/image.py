@@ -20,7 +20,7 @@ from ..data.instruments import BAND_FEATURES, ImagingInstrument
 from ..data.modalities import Modality
 from ..data.observations import ImageObservation, ObservationError
 from ..settings import Settings, validate_settings
-from .blocks import Block, NumbersEmbedding, PositionEmbedding
+from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import FiniteScalarQuantizer
 from .token_grid import TokenGrid, empty_positions
@@ -39,7 +39,7 @@ class ImageTokenizerSettings(Settings):
     num_blocks: int = 2
     """Transformer blocks of the encoder, and as many of the decoder."""
     num_heads: int = 4
-    levels: tuple[int, ...] = (8, 8, 6, 6)
+    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
     """Levels of the quantiser; their product is the vocabulary."""
 
     @model_validator(mode="after")
@@ -64,10 +64,10 @@ class ImageTokenizer(nn.Module):
         self.band_in = NumbersEmbedding(len(BAND_FEATURES), 2 * width)
         self.mix_in = nn.Linear(width, width)
         self.encoder = nn.ModuleList(Block(width, settings.num_heads) for _ in range(settings.num_blocks))
-        self.to_latent = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, len(settings.levels)))
+        self.to_latent = nn.Sequential(RMSNorm(width), nn.Linear(width, len(settings.levels)))
         self.from_latent = nn.Linear(len(settings.levels), width)
         self.decoder = nn.ModuleList(Block(width, settings.num_heads) for _ in range(settings.num_blocks))
-        self.decoder_norm = nn.RMSNorm(width)
+        self.decoder_norm = RMSNorm(width)
         self.mix_out = nn.Linear(width, width)
         self.band_out = NumbersEmbedding(len(BAND_FEATURES), 2 * width)
         self.patch_out = nn.Linear(width, pixels)
@@ -125,7 +125,7 @@ class ImageTokenizer(nn.Module):
         )
 
     def loss(self, observation: ImageObservation) -> Float[Tensor, ""]:
-        """Mean Huber loss of the reconstruction's error in units of the noise, over valid pixels.
+        """Mean Huber loss of the reconstruction's error in units of the noise, over valid pixels; and saturation.
 
         The noise of a bright pixel is widened by MODEL_ERROR times its flux. The error is taken in the compressed
         scale, where it is the error in flux over the scale's slope.
@@ -146,7 +146,8 @@ class ImageTokenizer(nn.Module):
         weight = torch.sqrt((1 + flux**2) / variance)
         error = (predicted - torch.asinh(flux).to(device)) * weight.to(device)
         mask = observation.mask.to(device)
-        return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=3.0)[mask].mean()
+        misfit = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=3.0)[mask].mean()
+        return misfit + self.quantizer.saturation(latents)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors to `folder`."""

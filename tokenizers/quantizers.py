@@ -42,6 +42,14 @@ class FiniteScalarQuantizer(nn.Module):
         """The latents in [-1, 1] of each code."""
         return 2 * self._digits(codes).float() / (self.levels - 1) - 1
 
+    def saturation(self, z: Float[Tensor, "B N Q"]) -> Float[Tensor, ""]:
+        """Penalty on latents beyond the range where levels differ, to be added to a loss.
+
+        Without it the latents run off to the outermost levels, where no gradient brings them back, and of all codes
+        only the corners of the grid are used.
+        """
+        return F.relu(z.abs() - 1).square().mean()
+
     def code_features(self) -> Float[Tensor, "V S"]:
         """Each code by its factors: a one-hot vector for each dimension, concatenated. Codes that agree share them."""
         digits = self._digits(torch.arange(self.vocabulary_size))

@@ -20,7 +20,7 @@ from ..data.instruments import Spectrograph
 from ..data.modalities import Modality
 from ..data.observations import ObservationError, SpectrumObservation
 from ..settings import Settings, validate_settings
-from .blocks import Block, NumbersEmbedding, PositionEmbedding
+from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import FiniteScalarQuantizer
 from .token_grid import TokenGrid, empty_positions
@@ -44,7 +44,7 @@ class SpectrumTokenizerSettings(Settings):
     num_blocks: int = 2
     """Transformer blocks of the encoder, and as many of the decoder."""
     num_heads: int = 4
-    levels: tuple[int, ...] = (8, 8, 6, 6)
+    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
     """Levels of the quantiser; their product and `num_amplitudes` make the vocabulary."""
     num_amplitudes: int = 256
 
@@ -76,12 +76,12 @@ class SpectrumTokenizer(nn.Module):
         self.resolution_in = NumbersEmbedding(1, width)
         self.window_in = nn.Sequential(nn.Linear(2 * settings.num_nodes, width), nn.SiLU(), nn.Linear(width, width))
         self.encoder = nn.ModuleList(Block(width, settings.num_heads) for _ in range(settings.num_blocks))
-        self.to_latent = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, len(settings.levels)))
+        self.to_latent = nn.Sequential(RMSNorm(width), nn.Linear(width, len(settings.levels)))
         self.from_latent = nn.Linear(len(settings.levels), width)
         self.resolution_out = NumbersEmbedding(1, width)
         self.decoder = nn.ModuleList(Block(width, settings.num_heads) for _ in range(settings.num_blocks))
         self.window_out = nn.Sequential(
-            nn.RMSNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, settings.num_nodes)
+            RMSNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, settings.num_nodes)
         )
 
     def vocabulary_size(self, modality: Modality) -> int:
@@ -143,7 +143,7 @@ class SpectrumTokenizer(nn.Module):
         )
 
     def loss(self, observation: SpectrumObservation) -> Float[Tensor, ""]:
-        """Mean Huber loss of the reconstruction's error in units of the noise, over valid pixels.
+        """Mean Huber loss of the reconstruction's error in units of the noise, over valid pixels; and saturation.
 
         As for images: a bright pixel's noise is widened by MODEL_ERROR times its flux, and the error is taken in the
         compressed scale.
@@ -158,7 +158,8 @@ class SpectrumTokenizer(nn.Module):
         weight = torch.sqrt((1 + flux**2) / (variance + (MODEL_ERROR * flux) ** 2))
         error = (predicted - torch.asinh(flux).to(predicted.device)) * weight.to(predicted.device)
         valid = observation.mask.to(predicted.device)
-        return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=3.0)[valid].mean()
+        misfit = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=3.0)[valid].mean()
+        return misfit + self.quantizer.saturation(latents)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors to `folder`."""

@@ -14,6 +14,7 @@ from ..models.alignment import AlignmentHead, AlignmentHeadSettings, info_nce
 from ..models.foundation import FoundationModel
 from ..models.token_batch import TokenBatch
 from ..settings import Settings, to_yaml
+from .example_order import ExampleOrder
 from .loop import Batch, Finished, LoopSettings, make_fabric, train
 from .mask_sampler import hashed_uniform, smallest
 from .pretrain import check_tokens, object_key, read_batch, read_ids
@@ -59,7 +60,7 @@ class AlignObjective(nn.Module):
                 f"{store.folder}: expected objects with views of {settings.views}, found {len(self.objects)}"
             )
         self.keys = torch.tensor([object_key(store.object_id[row]) for row in self.objects])
-        self.num_examples = len(self.objects)
+        self.order = ExampleOrder([len(self.objects)], settings.loop.seed)
 
     def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> tuple[list[TokenBatch], Tensor, int]:
         """The tokens of both views of the objects of a step."""

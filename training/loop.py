@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..settings import Settings
 from .checkpoints import TrainingState, load_latest_state, save_state
+from .example_order import ExampleOrder
 
 REQUEUE, END = 1, 2
 console = Console(stderr=True)
@@ -61,10 +62,10 @@ class LoopSettings(Settings):
 class Objective(Protocol):
     """What the loop trains: a module with examples."""
 
-    num_examples: int
+    order: ExampleOrder
 
     def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> Any:
-        """The examples `rows` of a step, on the host."""
+        """The examples `rows` of the step's group, on the host."""
 
     def __call__(self, batch: "Batch") -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
         """Sum of the losses, their number (or weight), and metrics, each a sum and a count [2]."""
@@ -136,7 +137,7 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
         sums: dict[str, Tensor] = {}
         began, began_step = time.perf_counter(), start
         for step in range(start, settings.steps):
-            rows = rows_of_step(settings.seed, step, settings.batch_size, objective.num_examples)
+            rows = objective.order.rows(step, settings.batch_size)
             mine = rows[fabric.global_rank * share : (fabric.global_rank + 1) * share]
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group["scale"]
@@ -174,18 +175,6 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
                     _requeue(fabric)
                 raise Interrupted(done)
     return Finished(settings.steps, last)
-
-
-def rows_of_step(seed: int, step: int, batch_size: int, num_examples: int) -> Int[np.ndarray, " B"]:
-    """The examples of a step: a stream of whole epochs, each a permutation drawn from (seed, epoch)."""
-    first = step * batch_size
-    places = np.arange(first, first + batch_size)
-    rows = np.empty(batch_size, dtype=np.int64)
-    for epoch in np.unique(places // num_examples):
-        here = places // num_examples == epoch
-        order = np.random.default_rng((seed, int(epoch))).permutation(num_examples)
-        rows[here] = order[places[here] % num_examples]
-    return rows
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:

@@ -18,6 +18,7 @@ from ..models.masked_transformer import MaskedTransformer
 from ..models.token_batch import TokenBatch, join_grids
 from ..settings import Settings, to_yaml
 from ..tokenizers.token_grid import TokenGrid, Tokenizer
+from .example_order import ExampleOrder
 from .loop import Batch, Finished, LoopSettings, make_fabric, train
 from .mask_sampler import draw_masks
 from .records import describe_versions
@@ -56,31 +57,39 @@ class PretrainObjective(nn.Module):
         unknown = sorted(set(settings.modality_weights) - {m.name for m in store.modalities})
         if unknown:
             raise ValueError(f"modality_weights names {unknown}; the store has {[m.name for m in store.modalities]}")
-        self.slot_weights = torch.tensor([settings.modality_weights.get(m.name, 1.0) for m in store.modalities])
-        self.objects = np.array([row for row, i in enumerate(store.object_id) if i not in held_out])
-        if not len(self.objects):
+        is_seen = np.array([i not in held_out for i in store.object_id])
+        if not is_seen.any():
             raise ValueError(f"{store.folder}: every one of its {len(store)} objects is held out")
-        self.keys = torch.tensor([object_key(store.object_id[row]) for row in self.objects])
-        self.num_examples = len(self.objects)
+        has = np.stack([store.has(m.name) for m in store.modalities], 1)
+        patterns, pattern_of = np.unique(has[is_seen], axis=0, return_inverse=True)
+        seen = np.flatnonzero(is_seen)
+        self.groups = [seen[pattern_of == index] for index in range(len(patterns))]
+        self.modalities = [tuple(np.array(store.modalities, dtype=object)[pattern]) for pattern in patterns]
+        self.order = ExampleOrder([len(group) for group in self.groups], settings.loop.seed)
 
-    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> tuple[TokenBatch, Tensor, int]:
-        """All tokens of the objects of a step, and what their masks are drawn from."""
-        batch = read_batch(self.store, self.objects[rows], self.transformer.vocabulary_index)
-        return batch, self.keys[rows], step
+    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> tuple[TokenBatch, Tensor, Tensor, int, list[str]]:
+        """All tokens of the objects of a step, which all have the same modalities; and what their masks need."""
+        group = self.order.group(step)
+        objects, modalities = self.groups[group][rows], self.modalities[group]
+        batch = read_batch(self.store, objects, self.transformer.vocabulary_index, modalities)
+        keys = torch.tensor([object_key(self.store.object_id[row]) for row in objects])
+        names = [modality.name for modality in modalities]
+        weights = torch.tensor([self.settings.modality_weights.get(name, 1.0) for name in names])
+        return batch, keys, weights, step, names
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
         """Weighted sum of the token losses, sum of the weights, and nats by modality."""
-        tokens, keys, step = batch.content
+        tokens, keys, slot_weights, step, names = batch.content
         device = self.transformer.device
         tokens, keys = tokens.to(device), keys.to(device)
         seed = self.settings.loop.seed
         inputs, targets = draw_masks(tokens, keys, seed, step, self.settings.num_inputs, self.settings.num_targets)
         losses = self.transformer(inputs, targets).token_losses
-        weights = self.slot_weights.to(device)[targets.slots] * targets.mask
+        weights = slot_weights.to(device)[targets.slots] * targets.mask
         metrics = {}
-        for slot, modality in enumerate(self.store.modalities):
+        for slot, name in enumerate(names):
             here = (targets.mask & (targets.slots == slot)).float()
-            metrics[f"nats/{modality.name}"] = torch.stack([(losses * here).sum(), here.sum()]).detach()
+            metrics[f"nats/{name}"] = torch.stack([(losses * here).sum(), here.sum()]).detach()
         return (losses * weights).sum(), weights.sum(), metrics
 
 

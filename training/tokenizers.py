@@ -18,6 +18,7 @@ from ..tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from ..tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from ..tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
 from ..tokenizers.token_grid import Tokenizer
+from .example_order import ExampleOrder
 from .loop import Batch, Finished, LoopSettings, make_fabric, train
 
 
@@ -44,16 +45,15 @@ class TrainTokenizerSettings(Settings):
 class TokenizerObjective(nn.Module):
     """Reconstruction loss of a tokenizer; each step takes its objects from one modality, in turn."""
 
-    def __init__(self, tokenizer: ImageTokenizer | SpectrumTokenizer, observations: Sequence[Observation]):
+    def __init__(self, tokenizer: ImageTokenizer | SpectrumTokenizer, observations: Sequence[Observation], seed: int):
         super().__init__()
         self.tokenizer = tokenizer
         self.observations = list(observations)
-        self.num_examples = max(map(len, observations))
+        self.order = ExampleOrder([len(o) for o in observations], seed, weights=[1.0] * len(self.observations))
 
     def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> Observation:
         """The objects of a step, of one modality."""
-        observation = self.observations[step % len(self.observations)]
-        return observation.select((rows % len(observation)).tolist())
+        return self.observations[self.order.group(step)].select(rows.tolist())
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
         """Loss times the number of objects, that number, and the loss by modality."""
@@ -84,7 +84,7 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
     tokenizer = ImageTokenizer(settings.image) if settings.kind == "image" else SpectrumTokenizer(settings.spectrum)
     if fabric.is_global_zero:
         _write_settings(run, settings)
-    objective = TokenizerObjective(tokenizer, observations)
+    objective = TokenizerObjective(tokenizer, observations, settings.loop.seed)
     finished = train(fabric, objective, settings.loop, run, title=f"{settings.kind} tokenizer")
     if fabric.is_global_zero:
         tokenizer.save_pretrained(run / "tokenizer")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from armillary.data import dataset
 from armillary.data.dataset import ObservationDataset, write_shard
 from armillary.data.instruments import parse_card

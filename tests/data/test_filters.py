@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from armillary.data.filters import (
     FilterCurve,
     ab_flux,

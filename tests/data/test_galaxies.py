@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from astropy.cosmology import FlatLambdaCDM
+
 from armillary.data.cosmology import (
     comoving_distance,
     kiloparsec_per_arcsec,
@@ -20,7 +22,6 @@ from armillary.data.galaxy_spectra import (
     observed_wavelength,
     templates,
 )
-from astropy.cosmology import FlatLambdaCDM
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from armillary.data.instruments import (
     BAND_FEATURES,
     INSTRUMENT_FEATURES,

@@ -1,6 +1,7 @@
 """The registry of modalities."""
 
 import pytest
+
 from armillary.data.modalities import MODALITIES, modality
 
 

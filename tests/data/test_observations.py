@@ -5,6 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from armillary.data.modalities import modality
 from armillary.data.observations import (
     ImageObservation,
@@ -13,8 +16,6 @@ from armillary.data.observations import (
     SpectrumObservation,
     stack,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 HSC, DESI, REDSHIFT = modality("image/hsc"), modality("spectrum/desi"), modality("scalar/redshift")
 

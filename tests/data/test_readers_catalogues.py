@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
+from astropy.table import MaskedColumn, Table
+
 from armillary.data.observations import ObservationError
 from armillary.data.readers.catalogues import magnitudes, read_scalar_table, read_sdss_galaxies
 from armillary.data.real_files import real_file
-from astropy.io import fits
-from astropy.table import MaskedColumn, Table
 
 GALAXIES = real_file("sdss-galaxies-5000.fits")
 

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from astropy.io import fits
+from astropy.nddata import Cutout2D
+from astropy.wcs import WCS
+
 from armillary.data.observations import ObservationError
 from armillary.data.readers.images import (
     HSC_ZERO_POINT,
@@ -14,9 +18,6 @@ from armillary.data.readers.images import (
     sky_noise,
 )
 from armillary.data.real_files import real_file
-from astropy.io import fits
-from astropy.nddata import Cutout2D
-from astropy.wcs import WCS
 
 PATHS = {band: real_file(f"hsc-10054-{band}.fits") for band in "gri"}
 

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from astropy.io import fits
+
 from armillary.data.observations import ObservationError
 from armillary.data.readers.desi import line_width, read_desi, read_redrock
 from armillary.data.readers.manga import read_manga, read_manga_redshift
@@ -15,7 +17,6 @@ from armillary.data.readers.sdss import (
     read_sdss_spec,
 )
 from armillary.data.real_files import real_file, real_file_names
-from astropy.io import fits
 
 GALAXY, FIBRES = real_file("desi-coadd-4-80613.fits"), real_file("desi-coadd-sv3-dark-26065.fits")
 STAR, PLATE, MANGA = (

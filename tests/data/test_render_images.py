@@ -5,6 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.signal import fftconvolve
+from scipy.special import gammaincinv
+
 from armillary.data.render_images import (
     MOFFAT_BETA,
     TRUNCATION,
@@ -13,8 +16,6 @@ from armillary.data.render_images import (
     render_galaxies,
     sersic_mixture,
 )
-from scipy.signal import fftconvolve
-from scipy.special import gammaincinv
 
 SIZE, SCALE = 48, 0.25
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from armillary.data.filters import ab_flux, filter_curve, photometry_weights
 from armillary.data.galaxies import Galaxies, component_spectra, draw_galaxies
 from armillary.data.galaxy_spectra import observed_wavelength

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from armillary.models.embeddings import (
     Embeddings,
     EmbeddingsError,

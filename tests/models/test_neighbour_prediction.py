@@ -2,6 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from armillary.models.neighbour_prediction import (
     NeighbourPredictionError,
     NeighbourPredictor,
@@ -10,8 +13,6 @@ from armillary.models.neighbour_prediction import (
     read_predictors,
     write_predictors,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def slow_prediction(similarities, labels, k, temperature, levels):

@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from armillary.models.embeddings import Embeddings
-from armillary.models.probes import LinearProbe, ProbeError
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.datasets import load_iris
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from armillary.models.embeddings import Embeddings
+from armillary.models.probes import LinearProbe, ProbeError
 
 FEW = (1e-2, 1.0)
 

@@ -10,8 +10,9 @@ import uvicorn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from armillary.serving.index import EmbeddingIndex
 from fake_model import FakeModel, embedding_table, images, spectra
+
+from armillary.serving.index import EmbeddingIndex
 
 NUM_OBJECTS = 120
 

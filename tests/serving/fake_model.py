@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from armillary.data.modalities import modality
 from armillary.data.observations import (
     ImageObservation,

@@ -1,12 +1,13 @@
 import pytest
+from fake_model import FakeModel
+from http_bodies import assert_problem, typed_image, typed_spectrum
+from starlette.testclient import TestClient
+
 from armillary.data.modalities import MODALITIES
 from armillary.serving.app import create_app
 from armillary.serving.index import EmbeddingIndexError
 from armillary.serving.limits import Limits
 from armillary.serving.problems import KINDS
-from fake_model import FakeModel
-from http_bodies import assert_problem, typed_image, typed_spectrum
-from starlette.testclient import TestClient
 
 ROUTES = {
     ("get", "/livez"),

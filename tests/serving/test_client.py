@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from fake_model import FakeModel, images, spectra
+
 from armillary.data.modalities import modality
 from armillary.data.observations import ImageObservation, ScalarObservation, SpectrumObservation
 from armillary.serving.app import create_app
 from armillary.serving.client import ApiError, Client
 from armillary.serving.limits import Limits
-from fake_model import FakeModel, images, spectra
 
 
 @pytest.fixture(scope="module")

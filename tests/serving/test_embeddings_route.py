@@ -5,13 +5,14 @@ import json
 import numpy as np
 import openai
 import pytest
+from fake_model import FakeModel, images, spectra
+from http_bodies import assert_problem, encoded, typed_image, typed_spectrum
+from starlette.testclient import TestClient
+
 from armillary.data.modalities import modality
 from armillary.data.observations import ScalarObservation
 from armillary.serving.app import create_app
 from armillary.serving.limits import Limits
-from fake_model import FakeModel, images, spectra
-from http_bodies import assert_problem, encoded, typed_image, typed_spectrum
-from starlette.testclient import TestClient
 
 
 @pytest.fixture

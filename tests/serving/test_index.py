@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from astropy import units
+from astropy.coordinates import SkyCoord
+
 from armillary.models.embeddings import EmbeddingTable, write_embedding_shard
 from armillary.serving.cone import Cone
 from armillary.serving.index import EmbeddingIndex, EmbeddingIndexError
-from astropy import units
-from astropy.coordinates import SkyCoord
 
 MODALITIES = ("image/hsc", "spectrum/desi")
 

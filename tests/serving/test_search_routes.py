@@ -2,13 +2,14 @@ import base64
 
 import numpy as np
 import pytest
+from fake_model import FakeModel, images
+from http_bodies import assert_problem, typed_image
+from starlette.testclient import TestClient
+
 from armillary.models.neighbour_prediction import NeighbourPredictor, choose_neighbours
 from armillary.serving.app import create_app
 from armillary.serving.cone import Cone
 from armillary.serving.limits import Limits
-from fake_model import FakeModel, images
-from http_bodies import assert_problem, typed_image
-from starlette.testclient import TestClient
 
 
 @pytest.fixture(scope="module")

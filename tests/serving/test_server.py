@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_model import FakeModel, images
+
 from armillary.serving import server
 from armillary.serving.client import Client
 from armillary.serving.index import EmbeddingIndexError
-from fake_model import FakeModel, images
 
 HERE = Path(__file__).parent
 
