@@ -1,0 +1,48 @@
+"""Settings of the demo: small sizes, so that the whole house runs in minutes on two cores."""
+
+from ..data.simulate import SkySettings
+from ..settings import Settings
+from ..tokenizers.image import ImageTokenizerSettings
+from ..tokenizers.scalar import ScalarTokenizerSettings
+from ..tokenizers.spectrum import SpectrumTokenizerSettings
+from ..training.loop import LoopSettings
+
+
+class TokenizersSettings(Settings):
+    """The three tokenizers, and how long the two that learn by gradient do."""
+
+    image: ImageTokenizerSettings
+    image_loop: LoopSettings
+    spectrum: SpectrumTokenizerSettings
+    spectrum_loop: LoopSettings
+    scalar: ScalarTokenizerSettings
+
+
+class PretrainStageSettings(Settings):
+    """Pretraining of the demo."""
+
+    size: str
+    num_inputs: int
+    num_targets: int
+    modality_weights: dict[str, float]
+    loop: LoopSettings
+
+
+class AlignStageSettings(Settings):
+    """Alignment of the demo."""
+
+    aligned_width: int
+    num_blocks: int
+    num_tokens: int
+    loop: LoopSettings
+
+
+class DemoSettings(Settings):
+    """All of the demo; `configs/demo.yaml`."""
+
+    sky: SkySettings
+    tokenizers: TokenizersSettings
+    pretrain: PretrainStageSettings
+    align: AlignStageSettings
+    supervised_steps: int
+    """Steps of the supervised network that the zero-shot redshifts are compared with."""
