@@ -57,6 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("index", type=Path, help="index folder to write")
     index.add_argument("--data", type=Path, help="dataset whose scalars become labels for prediction")
     index.add_argument("--held-out", type=Path, help="file of object ids, one in a line, to leave out")
+    index.add_argument("--validation", type=Path, help="file of held-out object ids by which predictors are calibrated")
+    index.add_argument("--calibrate", action="append", metavar="PROPERTY", help="default: scalar/redshift; repeatable")
+    index.add_argument(
+        "--query-modality", action="append", metavar="MODALITY", help="ask with these; default: every image modality"
+    )
+    index.add_argument("--target-modality", metavar="MODALITY", help="neighbours of this modality; default: of any")
     index.set_defaults(run=_index)
 
     serve = verbs.add_parser("serve", help="serve a checkpoint over HTTP")
@@ -64,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--index", type=Path, help="index folder")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    serve.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    serve.add_argument("--ready-file", type=Path, help="written with the address once requests are answered")
+    serve.add_argument("--api-key-file", type=Path, help="file with the key that requests must bear")
     serve.set_defaults(run=_serve)
 
     demo = verbs.add_parser("demo", help="read, simulate, train, index, serve and report: the whole house in minutes")
@@ -136,16 +145,34 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from .serving.build_index import build_index
+    from .serving.build_index import CALIBRATED_PROPERTIES, build_index
 
-    build_index(options.embeddings, options.index, options.data, options.held_out)
+    manifest = build_index(
+        options.embeddings,
+        options.index,
+        options.data,
+        options.held_out,
+        tuple(options.calibrate or CALIBRATED_PROPERTIES),
+        validation=options.validation,
+        query_modalities=tuple(options.query_modality or ()),
+        target_modality=options.target_modality,
+    )
+    print(f"{options.index}: {manifest.index_id}, {manifest.num_rows} rows of {manifest.num_objects} objects")  # noqa: T201
     return 0
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from .serving.server import serve
+    from .serving.server import read_key, serve
 
-    serve(options.checkpoint, options.index, host=options.host, port=options.port)
+    serve(
+        options.checkpoint,
+        options.index,
+        host=options.host,
+        port=options.port,
+        device=options.device,
+        ready_file=options.ready_file,
+        api_key=None if options.api_key_file is None else read_key(options.api_key_file),
+    )
     return 0
 
 

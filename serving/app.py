@@ -33,7 +33,7 @@ def create_app(
     limits: Limits | None = None,
     api_key: str | None = None,
 ) -> FastAPI:
-    """The application for one model and, where given, its index and predictors by property.
+    """The application for one model and, where given, its index and predictors (by `predictor_key`).
 
     Without a model every route that needs one answers 503; `app.state.service.take(model)` gives it later. With
     `api_key`, each request must bear it. Raises EmbeddingIndexError if index or predictors belong to another model.

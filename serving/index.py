@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
 from ..models.embeddings import EmbeddingTable, read_embedding_shards
+from ..models.neighbour_prediction import NeighbourPredictor
 from . import index_files
 from .cone import Cone
 from .index_files import EmbeddingIndexError, Manifest
@@ -145,10 +146,11 @@ class EmbeddingIndex:
         )
         return cls(stored, object_id, modality, table.ra, table.dec, label_table, manifest)
 
-    def save(self, folder: str | Path) -> Manifest:
+    def save(self, folder: str | Path, predictors: Mapping[str, NeighbourPredictor] | None = None) -> Manifest:
         """Write the index as a new folder, which appears whole or not at all; returns the manifest with checksums.
 
-        Raises EmbeddingIndexError if the folder exists and is not empty.
+        `predictors` were calibrated with this index, by `predictor_key`; a server of the folder takes them. Raises
+        EmbeddingIndexError if the folder exists and is not empty.
         """
         rows = pa.table(
             {
@@ -158,7 +160,7 @@ class EmbeddingIndex:
                 "dec": self.dec,
             }
         )
-        return index_files.write(folder, self._vectors, rows, self.labels, self.manifest)
+        return index_files.write(folder, self._vectors, rows, self.labels, self.manifest, predictors)
 
     @classmethod
     def load(cls, folder: str | Path) -> "EmbeddingIndex":

@@ -4,12 +4,14 @@ manifest.json     model, space, metric, counts, and the SHA-256 of the files
 vectors.faiss     unit vectors, in FAISS's format
 rows.parquet      object_id, modality, ra, dec of each vector
 labels.parquet    object_id and numbers
+predictors.json   calibrated predictors, where the index was built with validation objects
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..models.neighbour_prediction import NeighbourPredictor, read_predictors, write_predictors
+
 FORMAT_VERSION = 1
+PREDICTORS = "predictors.json"
 _VECTORS, _ROWS, _LABELS, _MANIFEST = "vectors.faiss", "rows.parquet", "labels.parquet", "manifest.json"
 
 
@@ -45,7 +50,7 @@ class Manifest:
 
     @property
     def index_id(self) -> str:
-        """Short hash of the content: equal ids mean equal vectors, rows and labels. `unsaved` before the first save."""
+        """Short hash: equal ids mean equal vectors, rows, labels and predictors. `unsaved` before the first save."""
         if not self.files:
             return f"{self.name}-unsaved"
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
@@ -64,7 +69,14 @@ def import_faiss() -> Any:
     return faiss
 
 
-def write(folder: str | Path, vectors: Any, rows: pa.Table, labels: pa.Table, manifest: Manifest) -> Manifest:
+def write(
+    folder: str | Path,
+    vectors: Any,
+    rows: pa.Table,
+    labels: pa.Table,
+    manifest: Manifest,
+    predictors: Mapping[str, NeighbourPredictor] | None = None,
+) -> Manifest:
     """Write all files beside `folder`, then rename; returns the manifest with checksums."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -75,7 +87,10 @@ def write(folder: str | Path, vectors: Any, rows: pa.Table, labels: pa.Table, ma
         import_faiss().write_index(vectors, str(partial / _VECTORS))
         pq.write_table(rows, partial / _ROWS, compression="zstd")
         pq.write_table(labels, partial / _LABELS, compression="zstd")
-        manifest = replace(manifest, files={name: _sha256(partial / name) for name in (_VECTORS, _ROWS, _LABELS)})
+        if predictors:
+            write_predictors(partial / PREDICTORS, predictors)
+        written = sorted(path.name for path in partial.iterdir())
+        manifest = replace(manifest, files={name: _sha256(partial / name) for name in written})
         (partial / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
         for path in partial.iterdir():
             _to_disk(path)
@@ -89,7 +104,7 @@ def read(folder: str | Path) -> tuple[Any, pa.Table, pa.Table, Manifest]:
     """Verify and read all files: vectors, rows, labels, manifest."""
     folder = Path(folder)
     manifest = _read_manifest(folder / _MANIFEST)
-    for name in (_VECTORS, _ROWS, _LABELS):
+    for name in sorted({_VECTORS, _ROWS, _LABELS} | ({PREDICTORS} & manifest.files.keys())):
         expected = manifest.files.get(name)
         try:
             found = _sha256(folder / name)
@@ -106,6 +121,11 @@ def read(folder: str | Path) -> tuple[Any, pa.Table, pa.Table, Manifest]:
         if count != manifest.num_rows:
             raise EmbeddingIndexError(f"{folder}: the manifest counts {manifest.num_rows} rows, {name} hold {count}")
     return vectors, rows, pq.read_table(folder / _LABELS), manifest
+
+
+def predictors_of(folder: str | Path, manifest: Manifest) -> dict[str, NeighbourPredictor]:
+    """The predictors that were saved with an index that `read` has verified; none where there are none."""
+    return read_predictors(Path(folder) / PREDICTORS) if PREDICTORS in manifest.files else {}
 
 
 def _read_manifest(path: Path) -> Manifest:

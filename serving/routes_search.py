@@ -1,6 +1,8 @@
 """Search, prediction from neighbours, and what the index knows of an object."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from ..models.neighbour_prediction import NeighbourPredictionError, NeighbourPre
 from . import bodies
 from .cone import Cone
 from .documentation import answers, json_body
-from .index import EmbeddingIndex, Neighbours
+from .index import EmbeddingIndex, EmbeddingIndexError, Neighbours
+from .labelled_neighbours import labelled_neighbours, predictor_for
 from .problems import ProblemError, at, not_found
 from .schemas import ConeBody, ObjectAnswer, PredictAnswer, PredictRequest, QueryBody, SearchAnswer, SearchRequest
 from .service import Service
@@ -160,7 +163,7 @@ def _search(service: Service, collection: str, asked: SearchRequest) -> JSONResp
     index = service.collection(collection)
     _check_k(service, asked.k)
     query = service.query(asked, index)
-    found = _find(index, query.vector, asked, _excluded(asked, query.object_id), asked.k)
+    found = _find(index, query.vector, asked, _excluded(asked, query.object_id))
     with_labels = "labels" in asked.include
     return JSONResponse(
         {
@@ -174,13 +177,25 @@ def _predict(service: Service, asked: PredictRequest) -> JSONResponse:
     index = service.only_collection()
     if asked.property not in index.manifest.labels:
         raise not_found("property", asked.property, index.manifest.labels)
-    predictor = service.predictors.get(asked.property, NeighbourPredictor(asked.property))
+    if asked.k is not None:
+        _check_k(service, asked.k)
+    query = service.query(asked, index)
+    predictor = predictor_for(service.predictors, asked.property, query.modalities)
     target = asked.target_modality or predictor.target_modality
     k = predictor.k if asked.k is None else asked.k
     _check_k(service, k)
-    query = service.query(asked, index)
-    asked = asked.model_copy(update={"target_modality": target})
-    found, labels = _labelled_neighbours(index, query.vector, asked, _excluded(asked, query.object_id), k)
+    _check_target(index, target)
+    with _wrong_vectors():
+        found, labels = labelled_neighbours(
+            index,
+            query.vector,
+            asked.property,
+            k,
+            target_modality=target,
+            exclude=_excluded(asked, query.object_id),
+            cone=_cone(asked),
+            exact=asked.exact,
+        )
     same_way = k == predictor.k and target == predictor.target_modality and asked.cone is None
     calibrated = predictor.num_calibration > 0 and same_way
     if not calibrated:
@@ -212,42 +227,35 @@ def _predict(service: Service, asked: PredictRequest) -> JSONResponse:
     )
 
 
-def _labelled_neighbours(
-    index: EmbeddingIndex, vector: np.ndarray, asked: PredictRequest, excluded: list[str], k: int
-) -> tuple[Neighbours, np.ndarray]:
-    """The k nearest labelled objects, each by its most similar row, and their labels [1, K]."""
-    rows_per_object = 1 if asked.target_modality is not None else len(index.modalities)
-    found = _find(index, vector, asked, excluded, k * rows_per_object, asked.property)
-    # An object counts once, though several of its modalities may be near.
-    _, first = np.unique(found.object_id[0].astype(str), return_index=True)
-    nearest = found.select(np.sort(first)[:k].tolist())
-    return nearest, index.label_of_rows(asked.property, nearest.row)
-
-
-def _find(
-    index: EmbeddingIndex,
-    vector: np.ndarray,
-    asked: QueryBody,
-    excluded: list[str],
-    k: int,
-    has_label: str | None = None,
-) -> Neighbours:
-    cone = None if asked.cone is None else Cone(asked.cone.ra, asked.cone.dec, asked.cone.radius_deg)
-    target = asked.target_modality
-    if target is not None and target not in index.modalities:
-        raise not_found("modality of the collection", target, index.modalities)
-    try:
+def _find(index: EmbeddingIndex, vector: np.ndarray, asked: SearchRequest, excluded: list[str]) -> Neighbours:
+    _check_target(index, asked.target_modality)
+    with _wrong_vectors():
         return index.search(
             vector,
-            k,
-            target_modality=target,
+            asked.k,
+            target_modality=asked.target_modality,
             exclude=excluded,
-            cone=cone,
-            has_label=has_label,
+            cone=_cone(asked),
             exact=asked.exact,
         )
-    except ValueError as error:
+
+
+@contextmanager
+def _wrong_vectors() -> Iterator[None]:
+    """A vector that cannot be searched with is the caller's mistake."""
+    try:
+        yield
+    except EmbeddingIndexError as error:
         raise ProblemError("invalid-request", str(error), [at("/vector", str(error))]) from None
+
+
+def _cone(asked: QueryBody) -> Cone | None:
+    return None if asked.cone is None else Cone(asked.cone.ra, asked.cone.dec, asked.cone.radius_deg)
+
+
+def _check_target(index: EmbeddingIndex, target: str | None) -> None:
+    if target is not None and target not in index.modalities:
+        raise not_found("modality of the collection", target, index.modalities)
 
 
 def _excluded(asked: QueryBody, own: str | None) -> list[str]:

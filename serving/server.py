@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from ..models.foundation import FoundationModel
 from ..models.neighbour_prediction import read_predictors
+from . import index_files
 from .app import create_app
 from .index import EmbeddingIndex
 from .limits import Limits
@@ -25,7 +26,6 @@ from .limits import Limits
 GRACE_SECONDS = 30
 """How long requests in flight may take to end after SIGTERM."""
 LOOPBACK = "127.0.0.1"
-PREDICTORS_FILE = "predictors.json"
 
 
 def serve(
@@ -43,19 +43,26 @@ def serve(
     """Serve a checkpoint (folder or Hub id) and an index folder over HTTP until SIGTERM or SIGINT.
 
     `port` 0 takes a free one; the address is printed, and written as JSON to `ready_file` once requests are answered.
-    `predictors` is a file of `write_predictors`. Raises EmbeddingIndexError if index and model differ, ValueError if
-    `host` is not this machine alone and there is no `api_key`.
+    `predictors` is a file of `write_predictors`; by default, those that were saved with the index serve. Raises
+    EmbeddingIndexError if index and model differ, ValueError if `host` is not this machine alone and there is no
+    `api_key`.
     """
     check_host(host, api_key)
     model = FoundationModel.load(checkpoint, device=device)
-    app = create_app(
-        model,
-        None if index is None else EmbeddingIndex.load(index),
-        None if predictors is None else read_predictors(predictors),
-        limits,
-        api_key,
-    )
-    run_app(app, host, port, ready_file=ready_file)
+    loaded = None if index is None else EmbeddingIndex.load(index)
+    if predictors is not None:
+        chosen = read_predictors(predictors)
+    else:
+        chosen = {} if index is None or loaded is None else index_files.predictors_of(index, loaded.manifest)
+    run_app(create_app(model, loaded, chosen, limits, api_key), host, port, ready_file=ready_file)
+
+
+def read_key(path: str | Path) -> str:
+    """The key in a file, without the space around it. Raises ValueError unless it is one word of ASCII."""
+    words = Path(path).read_text(encoding="utf-8").split()
+    if len(words) != 1 or not words[0].isascii():
+        raise ValueError(f"{path}: expected a key, which is one word of ASCII characters; found something else")
+    return words[0]
 
 
 def run_app(app: FastAPI, host: str = LOOPBACK, port: int = 0, *, ready_file: str | Path | None = None) -> None:

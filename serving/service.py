@@ -57,10 +57,14 @@ class EmbeddedItem:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A query ready to search with; `object_id` is that of the object that is asked about, where it has one."""
+    """A query ready to search with; `object_id` is that of the object that is asked about, where it has one.
+
+    `modalities` are those its vector came from, none where only the vector was given.
+    """
 
     vector: Float32[np.ndarray, "1 D"]
     object_id: str | None
+    modalities: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -222,7 +226,8 @@ class Service:
                 raise ProblemError("invalid-request", f"/vector: {detail}", [at("/vector", detail)])
             return Query(vector[None], None)
         if body.object_id is not None:
-            return Query(_stored_vector(index, body.object_id, body.modality)[None], body.object_id)
+            vector = _stored_vector(index, body.object_id, body.modality)
+            return Query(vector[None], body.object_id, _stored_modalities(index, body.object_id, body.modality))
         space = index.manifest.space
         self.check_space(space)
         observations = bodies.observations_of(
@@ -231,7 +236,7 @@ class Service:
         result = self.embed_objects({0: observations}, space)[0]
         if isinstance(result, ProblemError):
             raise ProblemError(result.kind, result.detail, [at("/observations", e["detail"]) for e in result.errors])
-        return Query(result.vector[None], result.object_id)
+        return Query(result.vector[None], result.object_id, result.modalities)
 
     def _embed_alone(
         self, objects: Mapping[int, Sequence[Observation]], space: str
@@ -247,9 +252,7 @@ class Service:
             detail = f"the index holds vectors of the space {index.manifest.space!r}, not {space!r}"
             raise ProblemError("conflict", f"{pointer(*place)}: {detail}", [at(pointer(*place), detail)])
         vector = _stored_vector(index, item.object_id, item.modality)
-        rows = index.rows_of(item.object_id)
-        has = (item.modality,) if item.modality is not None else tuple(str(m) for m in index.modality[rows])
-        return EmbeddedItem(vector, item.object_id, has)
+        return EmbeddedItem(vector, item.object_id, _stored_modalities(index, item.object_id, item.modality))
 
 
 def _stored_vector(index: EmbeddingIndex, object_id: str, modality: str | None) -> Float32[np.ndarray, " D"]:
@@ -257,3 +260,7 @@ def _stored_vector(index: EmbeddingIndex, object_id: str, modality: str | None) 
         return index.vector(object_id, modality)
     except LookupError as error:
         raise ProblemError("not-found", str(error)) from None
+
+
+def _stored_modalities(index: EmbeddingIndex, object_id: str, modality: str | None) -> tuple[str, ...]:
+    return (modality,) if modality is not None else tuple(str(m) for m in index.modality[index.rows_of(object_id)])
