@@ -1,0 +1,55 @@
+"""Tiny tokenizers, and small simulated observations of every kind."""
+
+import numpy as np
+import pytest
+import torch
+
+from armillary.data.simulate import SkySettings, simulate_sky
+from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
+from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
+from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
+
+NAMES = ("image/legacysurvey", "image/hsc", "spectrum/desi", "spectrum/sdss", "scalar/redshift")
+
+
+@pytest.fixture(scope="session")
+def sky():
+    """Observations of the same six galaxies, by modality name."""
+    settings = SkySettings(
+        num_objects=6, modalities=NAMES, image_sizes={"image/legacysurvey": 24, "image/hsc": 32}, seed=5
+    )
+    return {o.modality.name: o for o in next(simulate_sky(settings))}
+
+
+def _lively(module):
+    """Weights that let every part of an untrained tokenizer have its say: blocks start as the identity."""
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if "to_output" in name or name.endswith("mlp.down.weight"):
+                weight.normal_(std=0.2)
+            elif "to_latent" in name:
+                weight.mul_(3)
+    return module.eval()
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer():
+    torch.manual_seed(1)
+    return _lively(ImageTokenizer(ImageTokenizerSettings(width=32, num_blocks=1)))
+
+
+@pytest.fixture(scope="session")
+def spectrum_tokenizer():
+    torch.manual_seed(2)
+    return _lively(SpectrumTokenizer(SpectrumTokenizerSettings(width=32, num_blocks=1, num_windows=24, num_nodes=12)))
+
+
+@pytest.fixture(scope="session")
+def scalar_tokenizer():
+    sample = np.random.default_rng(3).gamma(2.0, 0.1, 1000)
+    return ScalarTokenizer(ScalarTokenizerSettings(num_codes=32)).fit({"scalar/redshift": sample})
+
+
+@pytest.fixture(scope="session")
+def tokenizers(image_tokenizer, spectrum_tokenizer, scalar_tokenizer):
+    return {"image": image_tokenizer, "spectrum": spectrum_tokenizer, "scalar": scalar_tokenizer}

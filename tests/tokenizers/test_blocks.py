@@ -1,0 +1,103 @@
+"""Transformer blocks against references in float64, written with loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from armillary.tokenizers.blocks import Attention, Block, PositionEmbedding, RMSNorm, SinusoidalFeatures
+
+
+def attention_by_loops(attention, x, context, mask):
+    """Softmax attention of one batch, head by head and vector by vector, in float64."""
+    weights = {n: w.detach().double().numpy() for n, w in attention.named_parameters()}
+
+    def rms(v, gain):
+        return v / np.sqrt(np.mean(v**2) + 1e-6) * gain
+
+    out = np.zeros(x.shape)
+    heads, size = attention.num_heads, x.shape[-1] // attention.num_heads
+    for b in range(x.shape[0]):
+        for n in range(x.shape[1]):
+            mixed = np.zeros(x.shape[-1])
+            for h in range(heads):
+                part = slice(h * size, (h + 1) * size)
+                query = rms((weights["to_query.weight"] @ x[b, n])[part], weights["query_norm.weight"])
+                scores, values = [], []
+                for m in range(context.shape[1]):
+                    if mask[b, m]:
+                        key = rms((weights["to_key.weight"] @ context[b, m])[part], weights["key_norm.weight"])
+                        scores.append(query @ key / math.sqrt(size))
+                        values.append((weights["to_value.weight"] @ context[b, m])[part])
+                share = np.exp(np.array(scores) - max(scores))
+                mixed[part] = share / share.sum() @ np.array(values)
+            out[b, n] = weights["to_output.weight"] @ mixed
+    return out
+
+
+def test_attention_equals_softmax_by_loops_in_float64():
+    torch.manual_seed(0)
+    attention = Attention(16, 4)
+    with torch.no_grad():
+        attention.query_norm.weight.uniform_(0.5, 2)
+        attention.key_norm.weight.uniform_(0.5, 2)
+    x, context = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 1, 1]], dtype=torch.bool)
+    expected = attention_by_loops(attention, x.double().numpy(), context.double().numpy(), mask.numpy())
+    assert np.allclose(attention(x, context, mask).detach(), expected, atol=1e-5)
+    everything = attention_by_loops(attention, x.double().numpy(), context.double().numpy(), np.ones((2, 5), bool))
+    assert np.allclose(attention(x, context, None).detach(), everything, atol=1e-5)
+
+
+def test_rms_norm_gives_vectors_of_unit_root_mean_square_in_float32():
+    x = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0)) * 9
+    out = RMSNorm(32)(x.bfloat16())
+    assert out.dtype == torch.float32
+    assert torch.allclose(out.square().mean(-1), torch.ones(3, 7), atol=1e-4)
+
+
+def test_an_untrained_block_is_the_identity():
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(Block(32, 4)(x), x)
+
+
+def test_masked_vectors_change_no_valid_one():
+    torch.manual_seed(1)
+    block = Block(32, 4, has_context=True)
+    for weight in (block.attention.to_output.weight, block.mlp.down.weight):
+        torch.nn.init.normal_(weight, std=0.3)
+    x, context = torch.randn(2, 6, 32), torch.randn(2, 4, 32)
+    mask, context_mask = torch.rand(2, 6) > 0.4, torch.rand(2, 4) > 0.4
+    mask[:, 0] = context_mask[:, 0] = True
+    before = block(x, mask, context, context_mask)
+    after = block(
+        torch.where(mask[..., None], x, 7.0), mask, torch.where(context_mask[..., None], context, -7.0), context_mask
+    )
+    assert torch.equal(before[mask], after[mask])
+    assert not torch.allclose(before, block(x, None, context, None), atol=1e-3)
+
+
+def test_width_must_be_a_multiple_of_the_heads():
+    with pytest.raises(ValueError, match="multiple of num_heads, found 30 and 4"):
+        Attention(30, 4)
+
+
+def test_sinusoidal_features_are_sines_and_cosines_of_the_periods():
+    features = SinusoidalFeatures(longest=8.0, shortest=2.0, num_frequencies=3)
+    x = torch.tensor([0.3, -1.7])
+    for value, row in zip(x.tolist(), features(x), strict=True):
+        angles = [2 * math.pi * value / period for period in (8, 4, 2)]
+        assert row.tolist() == pytest.approx([*map(math.sin, angles), *map(math.cos, angles)], abs=1e-5)
+
+
+def test_positions_that_differ_by_one_token_have_different_embeddings():
+    torch.manual_seed(0)
+    embed = PositionEmbedding(32)
+    arcsec, log_wavelength = torch.arange(24) * 8 * 0.168, torch.linspace(math.log(3500), math.log(10500), 24)
+    for axis, values in ((0, arcsec), (1, arcsec), (2, log_wavelength)):
+        positions = torch.zeros(1, 24, 3)
+        positions[0, :, axis] = values
+        vectors = embed(positions)[0]
+        distance = torch.cdist(vectors, vectors) + 1e3 * torch.eye(24)
+        assert distance.min() > 0.05 * vectors.norm(dim=1).mean()
