@@ -52,7 +52,7 @@ class FiniteScalarQuantizer(nn.Module):
 
     def code_features(self) -> Float[Tensor, "V S"]:
         """Each code by its factors: a one-hot vector for each dimension, concatenated. Codes that agree share them."""
-        digits = self._digits(torch.arange(self.vocabulary_size))
+        digits = self._digits(torch.arange(self.vocabulary_size, device=self.levels.device))
         return torch.cat([F.one_hot(d, int(n)) for d, n in zip(digits.T, self.levels, strict=True)], -1).float()
 
     def _digits(self, codes: Tensor) -> Tensor:

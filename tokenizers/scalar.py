@@ -114,4 +114,5 @@ class ScalarTokenizer(nn.Module):
             raise ObservationError(
                 f"{modality.name}: this tokenizer was fitted to {list(self.settings.modalities)}, not to this quantity"
             )
-        return self.edges[self.settings.modalities.index(modality.name)]
+        # Observations and token grids live on the CPU, wherever the weights of the model are.
+        return self.edges[self.settings.modalities.index(modality.name)].cpu()
