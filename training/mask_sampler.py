@@ -54,7 +54,8 @@ def hashed_uniform(
     columns = torch.arange(num_columns, device=keys.device)
     state = _mix(keys + _mix(torch.full_like(keys, seed) + _mix(torch.full_like(keys, step * 8 + stream))))
     bits = _mix(state[:, None] + columns * _signed(0x9E3779B97F4A7C15))
-    return (((bits >> 40) & 0xFFFFFF).float() + 0.5) / 2**24
+    # The half is rounded away in the upper half of the range; the greatest number would become one.
+    return ((((bits >> 40) & 0xFFFFFF).float() + 0.5) / 2**24).clamp(max=1 - 2**-24)
 
 
 def smallest(values: Tensor, count: int, never: float = 2.0) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
