@@ -71,7 +71,8 @@ class CodeTable(nn.Module):
 
         Goes through the vocabularies one by one: logits over the whole table never exist.
         """
-        losses = torch.zeros(codes.shape, dtype=torch.float32, device=hidden.device)
+        # Bound to `hidden`, so that a batch without any valid token still has a gradient, which is zero.
+        losses = 0.0 * hidden.float().sum(-1)
         for index in range(len(self.sizes)):
             here = mask & (vocabularies == index)
             if here.any():
