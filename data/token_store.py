@@ -104,7 +104,7 @@ class TokenStore:
 
     def __init__(self, folder: str | Path, verify: bool = True):
         self.folder = Path(folder)
-        shards = sorted(self.folder.glob("*/*/shard-*/shard.json"))
+        shards = [folder / "shard.json" for folder in sorted(self.folder.glob("*/*/shard-*"))]
         if not shards:
             raise TokenStoreError(f"{self.folder}: expected token shards <kind>/<survey>/shard-*, found none")
         self._modalities: dict[str, Modality] = {}
