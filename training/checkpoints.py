@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ STATES_FOLDER = "states"
 
 @dataclass(eq=False)
 class TrainingState:
-    """What changes while training: the objective's trained weights and the optimiser."""
+    """What changes while training: the objective's trained weights, the optimiser, and metrics not logged yet."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
+    unlogged: dict[str, Tensor] = field(default_factory=dict)
+    """Sum and count [2] of each metric since the last row of the log, over all processes."""
 
 
 def save_state(fabric: Fabric, run_folder: Path, state: TrainingState, step: int, keep: int) -> None:
@@ -40,6 +42,7 @@ def save_state(fabric: Fabric, run_folder: Path, state: TrainingState, step: int
         for index, values in content["state"].items():
             for name, value in values.items():
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+        tensors.update({f"unlogged.{name}": value for name, value in state.unlogged.items()})
         tensors["random"] = random_states.reshape(fabric.world_size, -1)
 
         def write(place: Path) -> None:
@@ -102,6 +105,7 @@ def _fill(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor],
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             per_weight.setdefault(int(index), {})[key] = tensor
+    state.unlogged = {n.removeprefix("unlogged."): t for n, t in tensors.items() if n.startswith("unlogged.")}
     state.optimizer.load_state_dict({"state": per_weight, "param_groups": description["groups"]})
     rank = (
         torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0

@@ -126,15 +126,18 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
     run_folder = Path(run_folder)
     optimizer = make_optimizer(objective, settings)
     state = TrainingState(objective, optimizer)
-    start = load_latest_state(run_folder, state)
     module, optimizer = fabric.setup(objective, optimizer)
+    # After the setup, which moves the weights but not the optimiser's state to the device.
+    start = load_latest_state(run_folder, state)
     share = settings.batch_size // fabric.world_size
     if share * fabric.world_size != settings.batch_size:
         raise ValueError(f"batch_size {settings.batch_size} must be a multiple of the {fabric.world_size} processes")
     log = MetricsLog(run_folder / "metrics.csv", start) if fabric.is_global_zero else None
-    last: dict[str, float] = {}
+    last = _last_logged(run_folder / "metrics.csv", start)
     with Signals() as signals, _progress(fabric, title, start, settings.steps) as advance:
-        sums: dict[str, Tensor] = {}
+        # What was not logged yet belongs to the next row; it is a sum over all processes, so one of them takes it.
+        mine_first = float(fabric.is_global_zero)
+        sums = {name: value.to(fabric.device) * mine_first for name, value in state.unlogged.items()}
         began, began_step = time.perf_counter(), start
         for step in range(start, settings.steps):
             rows = objective.order.rows(step, settings.batch_size)
@@ -169,6 +172,7 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
             advance(done, last)
             asked = signals.agreed(fabric)
             if asked or done % settings.checkpoint_every == 0 or done == settings.steps:
+                state.unlogged = {name: _all_sum(fabric, sums[name]) for name in sorted(sums)}
                 save_state(fabric, run_folder, state, done, settings.keep_checkpoints)
             if asked and done < settings.steps:
                 if asked == REQUEUE:
@@ -233,6 +237,12 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
         return []
     with Path(path).open(newline="", encoding="utf-8") as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def _last_logged(path: Path, start: int) -> dict[str, float]:
+    """The metrics logged last before the step a run resumes from."""
+    rows = [row for row in read_metrics(path) if row["step"] <= start]
+    return {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
 
 
 class Signals:

@@ -16,7 +16,7 @@ from ..models.token_batch import TokenBatch
 def draw_masks(
     batch: TokenBatch, object_keys: Int[Tensor, " B"], seed: int, step: int, num_inputs: int, num_targets: int
 ) -> tuple[TokenBatch, TokenBatch]:
-    """Inputs [B, num_inputs] and targets [B, num_targets] of each object; no token is both. Short ones are padded.
+    """At most `num_inputs` inputs and `num_targets` targets of each object; no token is both. Short rows are padded.
 
     `object_keys` are integers that name the objects for all time.
     """
@@ -59,12 +59,9 @@ def hashed_uniform(
 
 
 def smallest(values: Tensor, count: int, never: float = 2.0) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Places of the `count` smallest values of each row, and whether each is one at all (below `never`)."""
-    missing = max(0, count - values.shape[1])
-    found = values.topk(count - missing, dim=1, largest=False)
-    places = torch.nn.functional.pad(found.indices, (0, missing))
-    valid = torch.nn.functional.pad(found.values < never, (0, missing), value=False)
-    return places, valid
+    """Places of the `count` smallest values of each row (all, if fewer), and which of them lie below `never`."""
+    found = values.topk(min(count, values.shape[1]), dim=1, largest=False)
+    return found.indices, found.values < never
 
 
 def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -100,9 +101,9 @@ def read_batch(
     modalities: tuple[Modality, ...] | None = None,
 ) -> TokenBatch:
     """All tokens of these objects (indices into the store), one slot for each of `modalities`, by default all."""
-    names = [store.object_id[row] for row in objects]
-    grids = read_grids(store, objects, modalities)
-    return join_grids(grids, vocabularies, names)[0]
+    # Named by their place in the batch: where one epoch ends and the next begins, an object may stand in it twice.
+    grids = [_grid(store, objects, modality)[0] for modality in modalities or store.modalities]
+    return join_grids(grids, vocabularies, [str(row) for row in range(len(objects))])[0]
 
 
 def read_grids(
@@ -111,10 +112,17 @@ def read_grids(
     """Token grids of these objects, one for each of `modalities`, with those objects that have it."""
     grids = []
     for modality in modalities or store.modalities:
-        rows = store.read(modality.name, objects)
-        ids = tuple(store.object_id[objects[row]] for row in rows.rows)
-        grids.append(TokenGrid(modality, ids, **as_tensors(rows)))
+        grid, rows = _grid(store, objects, modality)
+        grids.append(replace(grid, object_id=tuple(store.object_id[objects[row]] for row in rows)))
     return grids
+
+
+def _grid(
+    store: TokenStore, objects: Int[np.ndarray, " B"], modality: Modality
+) -> tuple[TokenGrid, Int[np.ndarray, " R"]]:
+    """Tokens of those rows of `objects` that have the modality, named by their row; and the rows."""
+    rows = store.read(modality.name, objects)
+    return TokenGrid(modality, tuple(str(row) for row in rows.rows), **as_tensors(rows)), rows.rows
 
 
 def object_key(object_id: str) -> int:

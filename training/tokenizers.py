@@ -71,7 +71,9 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
     if not names:
         raise ValueError(f"{settings.data}: no modality of kind {settings.kind}; it has {dataset.modalities}")
     held_out = set() if settings.held_out is None else set(Path(settings.held_out).read_text("utf-8").split())
-    observations = [_training_part(dataset, name, held_out, settings.max_objects) for name in names]
+    observations = [
+        dataset.read(name, ids[: settings.max_objects]) for name, ids in _seen(dataset, names, held_out).items()
+    ]
     run = Path(settings.run)
     if settings.kind == "scalar":
         _write_settings(run, settings)
@@ -114,11 +116,12 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def _training_part(dataset: ObservationDataset, name: str, held_out: set[str], most: int) -> Observation:
-    ids = [i for i in dataset.object_ids(name) if i not in held_out][:most]
-    if not ids:
-        raise ValueError(f"{dataset.folder}: every object of {name} is held out")
-    return dataset.read(name, ids)
+def _seen(dataset: ObservationDataset, names: Sequence[str], held_out: set[str]) -> dict[str, list[str]]:
+    """Ids to learn from, of each modality that has any. Raises ValueError if none has."""
+    seen = {name: [i for i in dataset.object_ids(name) if i not in held_out] for name in names}
+    if not any(seen.values()):
+        raise ValueError(f"{dataset.folder}: every object of {list(names)} is held out")
+    return {name: ids for name, ids in seen.items() if ids}
 
 
 def _write_settings(run: Path, settings: Settings) -> None:

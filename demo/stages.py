@@ -1,0 +1,109 @@
+"""The stages of the demo that make the model: data, tokenizers, tokens, pretraining, alignment, embeddings, index.
+
+Each calls what the command of the same name calls. A stage that was interrupted goes on where it stood, one that is
+done is passed over.
+"""
+
+from pathlib import Path
+
+from ..data.dataset import ObservationDataset, shard_folder, write_shard
+from ..data.simulated_dataset import write_simulated_dataset
+from ..serving.build_index import build_index
+from ..training.align import AlignSettings, align
+from ..training.embed import EmbedSettings, embed
+from ..training.pretrain import PretrainSettings, pretrain
+from ..training.tokenize import TokenizeSettings, tokenize
+from ..training.tokenizers import TrainTokenizerSettings, train_tokenizer
+from .real_observations import read_all
+from .settings import DemoSettings
+from .split import write_parts
+
+REAL_SHARD = 10_000
+"""Number of the first shard of real objects in each modality: simulated ones stand before them."""
+
+
+def make_data(folder: Path, settings: DemoSettings) -> None:
+    """Simulate the sky, read the real files, and split the objects."""
+    write_simulated_dataset(settings.sky, folder / "data")
+    written: dict[str, int] = {}
+    for observation in read_all(settings.sky.image_sizes["image/hsc"]):
+        index = REAL_SHARD + written.setdefault(observation.modality.name, 0)
+        written[observation.modality.name] += 1
+        if not (shard_folder(folder / "data", observation.modality) / f"part-{index:05d}.parquet").exists():
+            write_shard(folder / "data", observation, index)
+    dataset = ObservationDataset(folder / "data")
+    write_parts(folder / "parts", (i for m in dataset.modalities for i in dataset.object_ids(m.name)))
+
+
+def train_tokenizers(folder: Path, settings: DemoSettings) -> None:
+    """Train the image and the spectrum tokenizer, and fit the scalar one."""
+    sizes = settings.tokenizers
+    common = {"data": str(folder / "data"), "held_out": str(folder / "parts" / "held-out.txt")}
+    for kind, loop in (("image", sizes.image_loop), ("spectrum", sizes.spectrum_loop), ("scalar", None)):
+        run = folder / "tokenizers" / kind
+        if (run / "tokenizer" / "config.json").is_file():
+            continue
+        chosen = {"kind": kind, "run": str(run), kind: getattr(sizes, kind), **({"loop": loop} if loop else {})}
+        train_tokenizer(TrainTokenizerSettings.model_validate({**common, **chosen}))
+
+
+def make_tokens(folder: Path, settings: DemoSettings) -> None:
+    """Tokenize all observations."""
+    tokenize(
+        TokenizeSettings(
+            data=str(folder / "data"), tokenizers=str(folder / "tokenizers"), tokens=str(folder / "tokens")
+        )
+    )
+
+
+def pretrain_model(folder: Path, settings: DemoSettings) -> None:
+    """Pretrain the masked transformer."""
+    stage = settings.pretrain
+    pretrain(
+        PretrainSettings.model_validate(
+            {
+                "tokens": str(folder / "tokens"),
+                "tokenizers": str(folder / "tokenizers"),
+                "run": str(folder / "pretrain"),
+                "held_out": str(folder / "parts" / "held-out.txt"),
+                **stage.model_dump(),
+            }
+        )
+    )
+
+
+def align_model(folder: Path, settings: DemoSettings) -> None:
+    """Train the contrastive head."""
+    align(
+        AlignSettings.model_validate(
+            {
+                "checkpoint": str(folder / "pretrain" / "checkpoint"),
+                "tokens": str(folder / "tokens"),
+                "run": str(folder / "align"),
+                "held_out": str(folder / "parts" / "held-out.txt"),
+                **settings.align.model_dump(),
+            }
+        )
+    )
+
+
+def embed_objects(folder: Path, settings: DemoSettings) -> None:
+    """Embed every image and spectrum."""
+    embed(
+        EmbedSettings(
+            checkpoint=str(folder / "align" / "checkpoint"),
+            tokens=str(folder / "tokens"),
+            embeddings=str(folder / "embeddings"),
+        )
+    )
+
+
+def index_objects(folder: Path, settings: DemoSettings) -> None:
+    """Build the index of all objects; labels are those of the training objects alone."""
+    build_index(
+        folder / "embeddings",
+        folder / "index",
+        folder / "data",
+        held_out=folder / "parts" / "held-out.txt",
+        validation=folder / "parts" / "validation.txt",
+    )
