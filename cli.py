@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("embeddings", type=Path, help="folder of embedding shards")
     index.add_argument("index", type=Path, help="index folder to write")
     index.add_argument("--data", type=Path, help="dataset whose scalars become labels for prediction")
-    index.add_argument("--held-out", type=Path, help="file of object ids, one in a line, to leave out")
+    index.add_argument("--held-out", type=Path, help="file of object ids, one in a line, whose labels stay out")
     index.add_argument("--validation", type=Path, help="file of held-out object ids by which predictors are calibrated")
     index.add_argument("--calibrate", action="append", metavar="PROPERTY", help="default: scalar/redshift; repeatable")
     index.add_argument(

@@ -8,10 +8,12 @@ import hmac
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import Response
 
 from ..models.neighbour_prediction import NeighbourPredictor
+from .docs_page import docs_page
 from .documentation import add_body_schemas
 from .index import EmbeddingIndex
 from .limits import Limits
@@ -22,8 +24,12 @@ from .routes_search import search_routes
 from .service import EmbeddingModel, Service
 
 API_VERSION = "1.0"
-OPEN_PATHS = ("/livez", "/readyz")
-"""Asked by machines that hold no key."""
+OPEN_PATHS = ("/livez", "/readyz", "/", "/docs", "/openapi.json")
+"""Asked without a key, by machines that watch the server and by people who read how to use it: these say nothing of
+what is served."""
+
+DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+"""The browser holds the page of documentation to it: nothing is fetched, no script runs."""
 
 
 def create_app(
@@ -39,7 +45,7 @@ def create_app(
     `api_key`, each request must bear it. Raises EmbeddingIndexError if index or predictors belong to another model.
     """
     service = Service(model, index, predictors or {}, limits or Limits())
-    # The pages of /docs load scripts from a CDN; /openapi.json serves every viewer.
+    # FastAPI's own pages load scripts from a CDN; ours is whole.
     app = FastAPI(
         title="Armillary",
         version=API_VERSION,
@@ -52,9 +58,21 @@ def create_app(
     for router in (about_routes(service), embedding_routes(service), search_routes(service)):
         app.include_router(router)
     add_body_schemas(app)
+    _add_docs(app, api_key is not None)
     if api_key is not None:
         _require_key(app, api_key)
     return app
+
+
+def _add_docs(app: FastAPI, needs_key: bool) -> None:
+    @app.get("/docs", include_in_schema=False)
+    def docs(request: Request) -> HTMLResponse:
+        page = docs_page(app.openapi(), str(request.base_url).rstrip("/"), needs_key)
+        return HTMLResponse(page, headers={"Content-Security-Policy": DOCS_POLICY})
+
+    @app.get("/", include_in_schema=False)
+    def home() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
 
 def _require_key(app: FastAPI, api_key: str) -> None:

@@ -30,6 +30,11 @@ def answers(model: type[BaseModel], example: Any, *statuses: int) -> Responses:
     return {200: {"model": model, "content": {"application/json": {"example": example}}}, **errors(*statuses)}
 
 
+def example(value: Any, *statuses: int) -> Responses:
+    """The example of an answer that no model describes, and its errors."""
+    return {200: {"description": "OK", "content": {"application/json": {"example": value}}}, **errors(*statuses)}
+
+
 def json_body(model: type[BaseModel], examples: dict[str, Any], others: dict[str, Any] | None = None) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads its JSON body by hand."""
     described = {name: {"summary": name, "value": value} for name, value in examples.items()}

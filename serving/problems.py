@@ -9,9 +9,9 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -48,6 +48,24 @@ KINDS: dict[str, ProblemKind] = {
     "not-ready": ProblemKind(503, "The model is not loaded yet", "Ask again after Retry-After seconds."),
 }
 RETRY_AFTER_SECONDS = 2
+_EXPLAINED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "application/json": {
+                "example": {
+                    "type": "/problems/not-found",
+                    "title": KINDS["not-found"].title,
+                    "status": 404,
+                    "advice": KINDS["not-found"].advice,
+                }
+            }
+        }
+    },
+    404: {
+        "description": "There is no such thing (`not-found`)",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}},
+    },
+}
 
 
 class ProblemError(Exception):
@@ -143,8 +161,8 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(Exception, of_fault)
 
-    @app.get("/problems/{kind}", tags=["about"], summary="What a problem type means")
-    def explain(kind: str) -> dict[str, Any]:
+    @app.get("/problems/{kind}", tags=["about"], summary="What a problem type means", responses=_EXPLAINED)
+    def explain(kind: Annotated[str, Path(examples=["not-found"])]) -> dict[str, Any]:
         """Title, status and advice of one problem `type`."""
         if kind not in KINDS:
             raise not_found("problem type", kind, KINDS)

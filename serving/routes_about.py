@@ -6,32 +6,81 @@ from fastapi import APIRouter
 
 from ..data.instruments import Catalogue, ImagingInstrument, Spectrograph
 from ..data.modalities import Modality
-from .documentation import errors
+from .documentation import example
+from .limits import Limits
 from .service import Service
+
+_READY = {"status": "ready", "model_id": "armillary-1f3a9c0d2b4e", "index_id": "objects-5d1c0a9e7b21"}
+_MODELS = {
+    "object": "list",
+    "data": [
+        {
+            "id": "armillary-1f3a9c0d2b4e",
+            "object": "model",
+            "created": 0,
+            "owned_by": "armillary",
+            "spaces": {"encoder": 768, "aligned": 512},
+            "modalities": ["image/hsc", "spectrum/desi", "scalar/redshift"],
+        }
+    ],
+}
+_MODALITIES = {
+    "modalities": [
+        {
+            "name": "scalar/redshift",
+            "kind": "scalar",
+            "unit": "dimensionless",
+            "description": "Spectroscopic redshift",
+            "vocabulary": "scalar/redshift",
+            "trained": True,
+            "instrument": "galaxy_properties",
+            "reference": "",
+            "range": [-0.01, 7.0],
+        }
+    ]
+}
+_COLLECTIONS = {
+    "collections": [
+        {
+            "name": "objects",
+            "index_id": "objects-5d1c0a9e7b21",
+            "model_id": "armillary-1f3a9c0d2b4e",
+            "space": "aligned",
+            "metric": "inner product of unit vectors",
+            "dimension": 512,
+            "num_objects": 200,
+            "num_rows_of_modality": {"image/hsc": 200, "spectrum/desi": 100},
+            "labels": ["scalar/redshift"],
+            "predictors": ["scalar/redshift from image/hsc"],
+            "index_type": "flat",
+            "reason": "300 rows, at most 50000: every vector is compared, which is exact",
+        }
+    ]
+}
 
 
 def about_routes(service: Service) -> APIRouter:
     """`/livez`, `/readyz`, `/v1/limits`, `/v1/models`, `/v1/modalities` and `/v1/collections`."""
     router = APIRouter(tags=["about"])
 
-    @router.get("/livez", summary="Is the process alive?")
+    @router.get("/livez", summary="Is the process alive?", responses=example({"status": "alive"}))
     async def livez() -> dict[str, str]:
         """Always `alive`, while the model loads too."""
         return {"status": "alive"}
 
-    @router.get("/readyz", summary="Can it answer?", responses=errors(503))
+    @router.get("/readyz", summary="Can it answer?", responses=example(_READY, 503))
     async def readyz() -> dict[str, Any]:
         """`ready` once the model is loaded; until then 503."""
         model_id = service.model.model_id
         index_id = None if service.index is None else service.index.manifest.index_id
         return {"status": "ready", "model_id": model_id, "index_id": index_id}
 
-    @router.get("/v1/limits", summary="What one request may ask for")
+    @router.get("/v1/limits", summary="What one request may ask for", responses=example(Limits().model_dump()))
     def limits() -> dict[str, int]:
         """Bytes of a body, objects of a batch, neighbours, pixels; clients split their batches by these."""
         return service.limits.model_dump()
 
-    @router.get("/v1/models", summary="The model that is served, in OpenAI's form", responses=errors(503))
+    @router.get("/v1/models", summary="The model that is served, in OpenAI's form", responses=example(_MODELS, 503))
     def models() -> dict[str, Any]:
         """Its id (a hash of its weights), its spaces with their sizes, and the modalities it was trained on."""
         model = service.model
@@ -45,7 +94,7 @@ def about_routes(service: Service) -> APIRouter:
         }
         return {"object": "list", "data": [entry]}
 
-    @router.get("/v1/modalities", summary="What can be sent, with units", responses=errors(503))
+    @router.get("/v1/modalities", summary="What can be sent, with units", responses=example(_MODALITIES, 503))
     def modalities() -> dict[str, Any]:
         """Every modality that /v1/embeddings takes. The model reads the numbers of an instrument, not its name:
 
@@ -55,7 +104,7 @@ def about_routes(service: Service) -> APIRouter:
         known = service.known_modalities()
         return {"modalities": [describe(known[name], name in trained) for name in sorted(known)]}
 
-    @router.get("/v1/collections", summary="What can be searched")
+    @router.get("/v1/collections", summary="What can be searched", responses=example(_COLLECTIONS))
     def collections() -> dict[str, Any]:
         """Each collection with its model, metric, counts by modality and labels."""
         if service.index is None:

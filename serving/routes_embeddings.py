@@ -66,7 +66,12 @@ _REQUEST_PARAMETERS = ("space", "encoding_format", "model")
 def embedding_routes(service: Service) -> APIRouter:
     """The one route of embeddings."""
     router = APIRouter(tags=["embeddings"])
-    npy_body = {bodies.NPY: {"schema": {"type": "string", "format": "binary"}}}
+    npy_body = {
+        bodies.NPY: {
+            "schema": {"type": "string", "format": "binary"},
+            "x-example": {"file": "image.npy", "query": "modality=image/hsc&bands=g,r,i"},
+        }
+    }
 
     @router.post(
         "/v1/embeddings",

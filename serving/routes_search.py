@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 
 from ..data.modalities import MODALITIES
@@ -56,6 +56,8 @@ _PREDICTION = {
     "provenance": _PROVENANCE,
 }
 
+CollectionPath = Annotated[str, Path(examples=["objects"])]
+
 
 def search_routes(service: Service) -> APIRouter:
     """`/v1/collections/{collection}/search`, `/v1/predict` and `/v1/objects/{object_id}`."""
@@ -69,7 +71,7 @@ def search_routes(service: Service) -> APIRouter:
         ),
         openapi_extra=json_body(SearchRequest, _QUERIES),
     )
-    async def search(collection: str, request: Request) -> JSONResponse:
+    async def search(collection: CollectionPath, request: Request) -> JSONResponse:
         """Most similar first, by cosine. Filters hold inside the search: k rows come back wherever k rows match."""
         _, body = await bodies.read_body(request, service.limits)
 
@@ -84,8 +86,8 @@ def search_routes(service: Service) -> APIRouter:
         responses=answers(SearchAnswer, {"neighbours": [_NEIGHBOUR], "provenance": _PROVENANCE}, 404, 422, 503),
     )
     def search_by_address(
-        collection: str,
-        object_id: str,
+        collection: CollectionPath,
+        object_id: Annotated[str, Query(examples=["39633345008634465"])],
         modality: Annotated[str | None, Query(description="Which of the object's vectors")] = None,
         target_modality: Annotated[str | None, Query(description="Only neighbours of this modality")] = None,
         k: Annotated[int, Query(ge=1)] = 10,
@@ -136,7 +138,7 @@ def search_routes(service: Service) -> APIRouter:
         summary="What the index knows of an object",
         responses=answers(ObjectAnswer, {**_NEIGHBOUR, "modalities": [], "links": {}}, 404, 503),
     )
-    def object_by_id(object_id: str) -> JSONResponse:
+    def object_by_id(object_id: Annotated[str, Path(examples=["39633345008634465"])]) -> JSONResponse:
         """Position (degrees, ICRS), modalities, labels, and links to archives; nothing is fetched from them."""
         index = service.only_collection()
         rows = index.rows_of(object_id)

@@ -34,9 +34,9 @@ Degrees = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Body(BaseModel):
-    """Base of all bodies: an unknown field is an error, never ignored."""
+    """Base of all bodies of requests: an unknown field is an error, never ignored."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class EncodedArray(Body):
