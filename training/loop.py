@@ -153,7 +153,8 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             metrics = {"loss": torch.stack([loss_sum.detach(), count.detach()]), **metrics}
-            metrics["gradient_norm"] = torch.stack([torch.as_tensor(norm), torch.ones(())]).detach()
+            norm = torch.as_tensor(norm).detach()
+            metrics["gradient_norm"] = torch.stack([norm, torch.ones_like(norm)])
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros(2, device=value.device)) + value
             done = step + 1
