@@ -110,18 +110,16 @@ def observation_of(typed: TypedObject, place: Place, known: Mapping[str, Modalit
     if modality is None:
         problem = not_found("modality", typed.modality, known)
         raise ProblemError("not-found", problem.detail, [at(pointer(*place, "modality"), problem.detail)])
-    if typed.unit is not None and typed.unit != modality.unit:
-        raise _unusable((*place, "unit"), f"{modality.name} is in {modality.unit!r}, found {typed.unit!r}")
     values = _array(typed.data, (*place, "data"), typed.shape, typed.dtype)
     fields = {
         name: _array(given, (*place, name))
-        for name in _FIELDS[modality.kind]
+        for name in FIELDS[modality.kind]
         if name != "bands" and (given := getattr(typed, name)) is not None
     }
     for name in TypedObject.model_fields:
-        if name not in _FIELDS[modality.kind] and name not in _COMMON_FIELDS and getattr(typed, name) is not None:
-            raise _unusable((*place, name), f"{modality.kind} has no {name}; it takes {list(_FIELDS[modality.kind])}")
-    return _observation(modality, values, fields, typed, place, limits)
+        if name not in FIELDS[modality.kind] and name not in _COMMON_FIELDS and getattr(typed, name) is not None:
+            raise _unusable((*place, name), f"{modality.kind} has no {name}; it takes {list(FIELDS[modality.kind])}")
+    return observation(modality, values, fields, typed, place, limits)
 
 
 def observations_from_npy(
@@ -156,7 +154,7 @@ def observations_from_npy(
         rest = {}
         if modality.kind == "spectrum":
             values, rest["inverse_variance"], rest["wavelength"] = values
-        found.append([_observation(modality, np.asarray(values), rest, typed, (), limits)])
+        found.append([observation(modality, np.asarray(values), rest, typed, (), limits)])
     return found
 
 
@@ -215,11 +213,12 @@ def known_modalities(trained: tuple[Modality, ...]) -> dict[str, Modality]:
     return declared | {m.name: m for m in trained}
 
 
-_FIELDS: dict[str, tuple[str, ...]] = {
+FIELDS: dict[str, tuple[str, ...]] = {
     "image": ("bands", "inverse_variance", "mask", "psf_fwhm", "depth", "center"),
     "spectrum": ("wavelength", "inverse_variance", "mask", "resolving_power"),
     "scalar": ("mask", "error"),
 }
+"""Arrays and bands that a measurement of each kind may come with, beside its values."""
 _NEEDED: dict[str, tuple[str, ...]] = {
     "image": ("bands",),
     "spectrum": ("wavelength", "inverse_variance"),
@@ -233,7 +232,7 @@ _CLASSES: dict[str, tuple[Any, str]] = {
 }
 
 
-def _observation(
+def observation(
     modality: Modality,
     values: np.ndarray,
     fields: Mapping[str, np.ndarray],
@@ -241,6 +240,12 @@ def _observation(
     place: Place,
     limits: Limits,
 ) -> Observation:
+    """One measurement as a batch of one object: its values, the other arrays by name, and what `typed` says of it.
+
+    Raises ProblemError that points below `place`.
+    """
+    if typed.unit is not None and typed.unit != modality.unit:
+        raise _unusable((*place, "unit"), f"{modality.name} is in {modality.unit!r}, found {typed.unit!r}")
     given: dict[str, Any] = {name: array[None] for name, array in fields.items()}
     if "mask" in given and np.isin(given["mask"], (0, 1)).all():
         # JSON people write 0 and 1, and not every array format has booleans.

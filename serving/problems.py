@@ -30,14 +30,21 @@ class ProblemKind:
 
 
 KINDS: dict[str, ProblemKind] = {
-    "malformed-body": ProblemKind(400, "The body cannot be read", "Send valid JSON, or a whole .npy file."),
+    "malformed-body": ProblemKind(
+        400, "The body cannot be read", "Send valid JSON, or a whole .npy or safetensors file."
+    ),
     "unauthorized": ProblemKind(401, "A key is needed", "Send the header `Authorization: Bearer KEY`."),
     "not-found": ProblemKind(404, "There is no such thing", "See `detail` for the nearest known name."),
     "method-not-allowed": ProblemKind(405, "This address has no such method", "See /openapi.json for the methods."),
+    "not-acceptable": ProblemKind(
+        406,
+        "No type that the caller accepts",
+        "Accept application/json, application/x-npy or application/vnd.safetensors.",
+    ),
     "conflict": ProblemKind(409, "Model and index do not fit together", "Use the space and model of the index."),
     "too-large": ProblemKind(413, "The body or the batch is too large", "Split it by /v1/limits."),
     "unsupported-media-type": ProblemKind(
-        415, "The body's type is not supported", "Send application/json or application/x-npy."
+        415, "The body's type is not supported", "Send a type that the route takes; see /docs."
     ),
     "invalid-request": ProblemKind(422, "The request is not valid", "See `errors` for each field."),
     "invalid-observation": ProblemKind(422, "A measurement is not usable", "See `errors` for the item and the field."),

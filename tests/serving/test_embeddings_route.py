@@ -175,6 +175,8 @@ def test_npy_errors_name_the_parameter(http):
     assert_problem(post_npy(http, good, modality="image/hsc"), 422, "invalid-observation", "/bands")
     assert_problem(post_npy(http, good, modality="image/hsx", bands="g,r"), 404, "not-found", says="'image/hsc'")
     assert_problem(post_npy(http, good, modality="spectrum/desi"), 422, "invalid-observation", "/data")
+    wrong_unit = post_npy(http, good, modality="image/hsc", bands="g,r", unit="Jy")
+    assert_problem(wrong_unit, 422, "invalid-observation", "/unit", "nanomaggies")
 
 
 def broken(value=np.nan):

@@ -1,0 +1,131 @@
+"""Objects of one modality as a safetensors body: the fields of an observation by their own names, metadata beside.
+
+Tensors of an image: `flux` [B, C, H, W] and, where known, `inverse_variance`, `mask`, `psf_fwhm`, `depth`, `center`;
+of a spectrum: `flux`, `wavelength`, `inverse_variance` [B, L] and, where known, `mask`, `resolving_power`; of a scalar:
+`values` [B], `mask`, `error`. One object may come without the leading axis; a wavelength grid may be common to all.
+`ra`, `dec` [B] in degrees, ICRS. Metadata are strings: `modality`, `bands` ("g,r,z"), `object_id` (a JSON list),
+`unit`, `space`, `model`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from ..data.modalities import Modality
+from ..data.observations import Observation
+from . import bodies
+from .limits import Limits
+from .problems import ProblemError, at, not_found, pointer
+from .schemas import TypedObject
+
+SAFETENSORS = "application/vnd.safetensors"
+
+REQUEST_METADATA = ("space", "model")
+_MEASUREMENT_METADATA = ("modality", "bands", "object_id", "unit")
+_DTYPES = {
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    **{f"{sign}{bits}": f"<{sign.lower()}{bits // 8}" for sign in "IU" for bits in (8, 16, 32, 64)},
+    "BOOL": "?",
+}
+_MAIN = {"image": "flux", "spectrum": "flux", "scalar": "values"}
+_AXES = {"image": 3, "spectrum": 1, "scalar": 0}
+
+
+def read_safetensors(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises ProblemError (400) if it is none, or of types numpy lacks."""
+    try:
+        # The library checks the header against the bytes that came; it returns no metadata.
+        entries = safetensors.deserialize(body)
+        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ProblemError("malformed-body", f"the body is not a safetensors file: {error}") from None
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise ProblemError(
+                "malformed-body", f"tensor {name!r} has type {entry['dtype']}; expected one of {sorted(_DTYPES)}"
+            )
+        tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors, header.get("__metadata__") or {}
+
+
+def observations_from_safetensors(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], known: Mapping[str, Modality], limits: Limits
+) -> list[list[Observation] | ProblemError]:
+    """For each object of the body its one observation, or what is wrong with it: a bad object fails alone.
+
+    Raises ProblemError if the body as a whole is wrong: an unknown modality, field or metadata, shapes that disagree.
+    """
+    unknown = sorted(metadata.keys() - {*_MEASUREMENT_METADATA, *REQUEST_METADATA})
+    if unknown:
+        raise _invalid(unknown[0], f"unknown metadata; known: {[*_MEASUREMENT_METADATA, *REQUEST_METADATA]}")
+    if "modality" not in metadata:
+        raise _invalid("modality", "the metadata must name the modality")
+    modality = known.get(metadata["modality"])
+    if modality is None:
+        raise not_found("modality", metadata["modality"], known)
+    main, axes = _MAIN[modality.kind], _AXES[modality.kind]
+    fields = [name for name in bodies.FIELDS[modality.kind] if name != "bands"]
+    strange = sorted(tensors.keys() - {main, "ra", "dec", *fields})
+    if strange:
+        raise _invalid(strange[0], f"{modality.name} has no such tensor; it takes {[main, *fields, 'ra', 'dec']}")
+    if main not in tensors:
+        raise _invalid(main, f"{modality.name} needs the tensor {main}")
+    values = tensors[main]
+    if values.ndim not in (axes, axes + 1):
+        raise _invalid(main, f"expected {axes} axes, or {axes + 1} with the objects first, found {list(values.shape)}")
+    is_batch = values.ndim == axes + 1
+    count = len(values) if is_batch else 1
+    if count == 0:
+        raise _invalid(main, "expected at least one object, found none")
+    bodies.check_count(count, limits)
+    columns = {name: _by_object(name, array, values, count, is_batch) for name, array in tensors.items()}
+    shared: dict[str, Any] = {"modality": modality.name, "data": 0.0}
+    if "unit" in metadata:
+        shared["unit"] = metadata["unit"]
+    if "bands" in metadata:
+        shared["bands"] = [band.strip() for band in metadata["bands"].split(",")]
+    object_id = _object_ids(metadata, count)
+    results: list[list[Observation] | ProblemError] = []
+    for row in range(count):
+        place = ("input", row)
+        try:
+            position = {name: float(columns[name][row]) for name in ("ra", "dec") if name in columns}
+            content = {**shared, **{name: value for name, value in position.items() if not np.isnan(value)}}
+            typed = bodies.parse_fields(TypedObject, {**content, "object_id": object_id[row]}, place)
+            given = {name: np.asarray(columns[name][row]) for name in fields if name in columns}
+            main_values = np.asarray(columns[main][row])
+            results.append([bodies.observation(modality, main_values, given, typed, place, limits)])
+        except ProblemError as problem:
+            results.append(problem)
+    return results
+
+
+def _by_object(name: str, array: np.ndarray, values: np.ndarray, count: int, is_batch: bool) -> np.ndarray:
+    """The array with the objects along its first axis."""
+    if not is_batch:
+        return array[None]
+    if name == "wavelength" and array.shape == values.shape[1:]:
+        return np.broadcast_to(array, values.shape)
+    if array.ndim == 0 or len(array) != count:
+        raise _invalid(name, f"expected one entry for each of {count} objects, found shape {list(array.shape)}")
+    return array
+
+
+def _object_ids(metadata: Mapping[str, str], count: int) -> list[str | None]:
+    if "object_id" not in metadata:
+        return [None] * count
+    try:
+        found = json.loads(metadata["object_id"])
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or len(found) != count or not all(isinstance(name, str) for name in found):
+        raise _invalid("object_id", f"expected a JSON list of {count} strings, found {metadata['object_id'][:80]!r}")
+    return list(found)
+
+
+def _invalid(name: str, detail: str) -> ProblemError:
+    return ProblemError("invalid-request", f"{name}: {detail}", [at(pointer(name), detail)])
