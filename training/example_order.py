@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-PATTERN_LENGTH = 1024
-"""Steps after which the order of groups repeats."""
+PATTERN_LENGTHS = (1024, 2**20)
+"""Least and greatest number of steps after which the order of groups repeats: so long that each group has its turn."""
 
 
 class ExampleOrder:
@@ -28,21 +28,22 @@ class ExampleOrder:
         share = np.array(group_sizes if weights is None else weights, dtype=np.float64)
         share /= share.sum()
         # The k-th turn of a group is due at (k + 1/2) / share; the steps go to the groups in order of these times.
-        turns = [np.arange(np.ceil(PATTERN_LENGTH * s) + 1) for s in share]
+        self._length = int(np.clip(np.ceil(1 / share.min()), *PATTERN_LENGTHS))
+        turns = [np.arange(np.ceil(self._length * s) + 1) for s in share]
         due = np.concatenate([(turn + 0.5) / s for turn, s in zip(turns, share, strict=True)])
         owner = np.concatenate([np.full(len(turn), group) for group, turn in enumerate(turns)])
-        self._pattern = owner[np.argsort(due, kind="stable")][:PATTERN_LENGTH]
+        self._pattern = owner[np.argsort(due, kind="stable")][: self._length]
         self._counts = np.array([(self._pattern == group).sum() for group in range(len(group_sizes))])
 
     def group(self, step: int) -> int:
         """The group of a step."""
-        return int(self._pattern[step % PATTERN_LENGTH])
+        return int(self._pattern[step % self._length])
 
     def rows(self, step: int, batch_size: int) -> Int[np.ndarray, " B"]:
         """Places in the group of the step's examples."""
         group = self.group(step)
-        earlier = int((self._pattern[: step % PATTERN_LENGTH] == group).sum())
-        turn = step // PATTERN_LENGTH * int(self._counts[group]) + earlier
+        earlier = int((self._pattern[: step % self._length] == group).sum())
+        turn = step // self._length * int(self._counts[group]) + earlier
         size = self.group_sizes[group]
         places = np.arange(turn * batch_size, (turn + 1) * batch_size)
         rows = np.empty(batch_size, dtype=np.int64)

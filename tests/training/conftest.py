@@ -1,0 +1,89 @@
+"""A dataset of simulated sky, tiny tokenizers and the tokens they make of it, written once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from armillary.data.dataset import ObservationDataset, write_shard
+from armillary.data.simulate import SkySettings, simulate_sky
+from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
+from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
+from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
+from armillary.training.tokenize import TokenizeSettings, tokenize
+
+NAMES = ("image/legacysurvey", "spectrum/desi", "scalar/redshift")
+NUM_OBJECTS = 24
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Dataset folder: every object has a redshift, the first twenty an image, the last twenty a spectrum."""
+    folder = tmp_path_factory.mktemp("data")
+    settings = SkySettings(num_objects=NUM_OBJECTS, modalities=NAMES, image_sizes={"image/legacysurvey": 16}, seed=3)
+    images, spectra, redshifts = next(simulate_sky(settings))
+    for observation in (images.select(slice(0, 20)), spectra.select(slice(4, None)), redshifts):
+        write_shard(folder, observation, 0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    torch.manual_seed(0)
+    ImageTokenizer(ImageTokenizerSettings(width=16, num_blocks=1, levels=(5, 5))).save_pretrained(folder / "image")
+    spectrum = SpectrumTokenizerSettings(
+        width=16, num_blocks=1, num_windows=8, num_nodes=6, levels=(5, 5), num_amplitudes=16
+    )
+    SpectrumTokenizer(spectrum).save_pretrained(folder / "spectrum")
+    redshift = ObservationDataset(data).read("scalar/redshift")
+    scalar = ScalarTokenizer(ScalarTokenizerSettings(num_codes=8)).fit({"scalar/redshift": redshift.values.numpy()})
+    scalar.save_pretrained(folder / "scalar")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokens(data, tokenizer_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens") / "store"
+    settings = {"data": str(data), "tokenizers": str(tokenizer_folder), "tokens": str(folder)}
+    assert tokenize(TokenizeSettings(**settings, shard_size=10, batch_size=7)) == 2 + 2 + 3
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrain_words(tokens, tokenizer_folder):
+    """Words of the command line for a tiny run, but for its run folder."""
+    return [
+        "pretrain/nano.yaml",
+        f"tokens={tokens}",
+        f"tokenizers={tokenizer_folder}",
+        "num_inputs=6",
+        "num_targets=4",
+        "loop.batch_size=4",
+        "loop.warmup_steps=2",
+        "loop.log_every=3",
+        "loop.precision=32-true",
+    ]
+
+
+def start_cli(*words):
+    """`armillary WORDS...` as a process of its own, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    # A test session inside Slurm must not make its children believe that they are tasks of a job.
+    environment = {name: value for name, value in environment.items() if not name.startswith("SLURM")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "armillary.cli", *map(str, words)],
+        env=environment,
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def cli():
+    return start_cli

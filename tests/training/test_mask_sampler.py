@@ -1,0 +1,157 @@
+"""Masks: which tokens the encoder sees, and which the decoder predicts."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from armillary.models.token_batch import TokenBatch
+from armillary.training import mask_sampler
+from armillary.training.mask_sampler import draw_masks, hashed_uniform, smallest
+
+COUNTS = (9, 16, 1, 1)
+"""Tokens of each of four modalities."""
+KEYS = torch.randint(2**62, (200,), generator=torch.Generator().manual_seed(0))
+
+
+def tokens(num_objects=200, share=0.8):
+    """Each token's code is its place in the sequence, so that it can be followed."""
+    slots = torch.cat([torch.full((c,), s) for s, c in enumerate(COUNTS)]).expand(num_objects, -1)
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.rand(slots.shape, generator=generator) < share
+    mask[:, :9] &= torch.rand(num_objects, 1, generator=generator) < 0.7  # some lack the first modality
+    mask[:, 9] = True
+    return TokenBatch(
+        codes=torch.arange(sum(COUNTS)).expand(num_objects, -1),
+        mask=mask,
+        positions=torch.zeros(num_objects, sum(COUNTS), 3),
+        slots=slots,
+        slot_vocabularies=torch.arange(4),
+        instruments=torch.zeros(num_objects, 4, 11),
+    )
+
+
+def rows_of(batch, rows):
+    return TokenBatch(
+        *(getattr(batch, f)[rows] for f in ("codes", "mask", "positions", "slots")),
+        batch.slot_vocabularies,
+        batch.instruments[rows],
+    )
+
+
+def places(part, row):
+    return part.codes[row][part.mask[row]].tolist()
+
+
+@pytest.mark.parametrize("num_inputs, num_targets", [(8, 6), (3, 40), (40, 3)])
+def test_inputs_and_targets_are_distinct_valid_tokens_within_the_budget(num_inputs, num_targets):
+    batch = tokens()
+    inputs, targets = draw_masks(batch, KEYS, 0, 5, num_inputs, num_targets)
+    assert inputs.codes.shape == (200, min(num_inputs, sum(COUNTS)))
+    assert targets.codes.shape == (200, min(num_targets, sum(COUNTS)))
+    for row in range(200):
+        seen, wanted = places(inputs, row), places(targets, row)
+        valid = set(batch.mask[row].nonzero()[:, 0].tolist())
+        assert len(seen) == len(set(seen))
+        assert len(wanted) == len(set(wanted))
+        assert not set(seen) & set(wanted)
+        assert set(seen) | set(wanted) <= valid
+        assert 1 <= len(seen) <= num_inputs
+        assert len(wanted) == min(num_targets, len(valid) - len(seen))
+
+
+def test_inputs_fill_the_budget_from_the_visible_modalities():
+    batch = tokens()
+    inputs, _ = draw_masks(batch, KEYS, 0, 5, 8, 6)
+    for row in range(200):
+        of_slot = [int((batch.mask[row] & (batch.slots[row] == s)).sum()) for s in range(4)]
+        visible = {int(s) for s in inputs.slots[row][inputs.mask[row]]}
+        assert len(places(inputs, row)) >= min(8, sum(of_slot[s] for s in visible))
+
+
+def test_masks_are_a_pure_function_of_seed_step_and_object():
+    batch = tokens()
+    first, again = draw_masks(batch, KEYS, 3, 11, 8, 6), draw_masks(batch, KEYS, 3, 11, 8, 6)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.codes, b.codes)
+        assert torch.equal(a.mask, b.mask)
+    for seed, step in ((4, 11), (3, 12)):
+        other = draw_masks(batch, KEYS, seed, step, 8, 6)
+        differs = [places(first[0], r) != places(other[0], r) for r in range(200)]
+        assert np.mean(differs) > 0.9
+
+
+def test_an_object_alone_has_the_masks_it_has_in_any_batch():
+    batch = tokens()
+    together = draw_masks(batch, KEYS, 0, 7, 8, 6)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(3))[:50]
+    for rows in (order, order[:1], order[1:2]):
+        few = draw_masks(rows_of(batch, rows), KEYS[rows], 0, 7, 8, 6)
+        for a, b in zip(together, few, strict=True):
+            for place, row in enumerate(rows.tolist()):
+                assert places(a, row) == places(b, place)
+
+
+def test_each_modality_is_seen_alone_and_predicted_often():
+    batch = tokens(share=1.0)
+    inputs, targets = draw_masks(batch, KEYS, 0, 1, 12, 8)
+    for slot in range(1, 4):
+        seen = (inputs.mask & (inputs.slots == slot)).any(1)
+        alone = seen & ~(inputs.mask & (inputs.slots != slot)).any(1)
+        predicted = (targets.mask & (targets.slots == slot)).any(1)
+        assert seen.float().mean() > 0.3
+        assert alone.float().mean() > 0.02
+        assert predicted.float().mean() > 0.25
+
+
+def test_hashed_numbers_are_uniform_and_independent_between_columns_and_streams():
+    numbers = hashed_uniform(KEYS, 50, seed=1, step=2, stream=3).double()
+    assert stats.kstest(numbers.flatten(), "uniform").pvalue > 1e-3
+    for row in range(5):
+        assert stats.kstest(numbers[row], "uniform").pvalue > 1e-4
+    for other in (
+        hashed_uniform(KEYS, 50, seed=1, step=2, stream=4),
+        hashed_uniform(KEYS, 50, seed=1, step=3, stream=3),
+        hashed_uniform(KEYS, 50, seed=2, step=2, stream=3),
+        hashed_uniform(KEYS + 1, 50, seed=1, step=2, stream=3),
+        numbers.roll(1, 1),
+        numbers.roll(1, 0),
+    ):
+        correlation = np.corrcoef(numbers.flatten(), other.flatten())[0, 1]
+        assert abs(correlation) < 5 / np.sqrt(numbers.numel())
+
+
+def test_hashed_numbers_of_neighbouring_steps_are_uniform_for_one_object():
+    numbers = [hashed_uniform(KEYS[:1], 1, 0, step, 0).item() for step in range(3000)]
+    assert stats.kstest(numbers, "uniform").pvalue > 1e-3
+
+
+def splitmix64(x):
+    """One output of SplitMix64 for the state `x`, in Python's integers."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def test_the_hash_is_splitmix64():
+    states = [0, 1, 2**63 - 1, 12345678901234567, -1, -(2**63)]
+    mixed = mask_sampler._mix(torch.tensor(states)).tolist()
+    assert [m % 2**64 for m in mixed] == [splitmix64(s % 2**64) for s in states]
+    assert splitmix64(0) == 0xE220A8397B1DCDAF  # the generator's published first output for seed 0
+
+
+@pytest.mark.parametrize("bits", [0, -1])
+def test_hashed_numbers_lie_strictly_between_zero_and_one(monkeypatch, bits):
+    monkeypatch.setattr(mask_sampler, "_mix", lambda x: torch.full_like(x, bits))
+    number = hashed_uniform(KEYS[:1], 1, 0, 0, 0).item()
+    assert 0 < number < 1
+
+
+@pytest.mark.parametrize("count, num_found", [(2, 2), (4, 4), (6, 4)])
+def test_smallest_finds_the_smallest_and_says_which_are_none(count, num_found):
+    values = torch.tensor([[0.5, 0.1, 2.0, 0.3], [2.0, 2.0, 2.0, 0.7]])
+    found, valid = smallest(values, count)
+    assert found.shape == valid.shape == (2, num_found)
+    assert found[0, valid[0]].tolist() == [1, 3, 0][:num_found]
+    assert found[1, valid[1]].tolist() == [3]
