@@ -208,7 +208,7 @@ class MetricsLog:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read_metrics(path) if row["step"] <= start]
-        self._names: list[str] = list(rows[0]) if rows else []
+        self._names: list[str] = list(dict.fromkeys(name for row in rows for name in row))
         self._rows = rows
         self._rewrite()
 
