@@ -34,6 +34,8 @@ class EmbedSettings(Settings):
 def embed(settings: EmbedSettings) -> int:
     """Embed each modality of each object; shards that stand already are left alone. Returns the number written.
 
+    An object whose value of a modality is missing has no row of it.
+
     Raises ValueError if the tokens are not the model's.
     """
     store = TokenStore(settings.tokens)
@@ -47,8 +49,13 @@ def embed(settings: EmbedSettings) -> int:
             if not path.exists():
                 work.append((path, modality, objects[index * settings.shard_size : (index + 1) * settings.shard_size]))
     sky = store.sky() if work else np.empty((0, 2))
+    num_written = 0
     for path, modality, objects in track(work, description="embed", console=console):
-        embeddings = model.embed_grids(read_grids(store, objects, (modality,)), settings.space)
+        grid = read_grids(store, objects, (modality,))[0]
+        known = grid.mask.any(1).nonzero()[:, 0]
+        if not len(known):
+            continue
+        embeddings = model.embed_grids([grid.select(known)], settings.space)
         row_of = {store.object_id[row]: row for row in objects}
         rows = [row_of[i] for i in embeddings.object_id]
         write_embedding_shard(
@@ -61,7 +68,8 @@ def embed(settings: EmbedSettings) -> int:
             ra=sky[rows, 0],
             dec=sky[rows, 1],
         )
-    return len(work)
+        num_written += 1
+    return num_written
 
 
 def _chosen(settings: EmbedSettings, store: TokenStore, model: FoundationModel) -> list[Modality]:

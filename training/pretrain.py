@@ -133,6 +133,8 @@ def object_key(object_id: str) -> int:
 def check_tokens(store: TokenStore, tokenizers: Mapping[str, Tokenizer]) -> None:
     """Raise ValueError unless these tokenizers made the store's tokens."""
     for modality in store.modalities:
+        if modality.kind not in tokenizers:
+            raise ValueError(f"{store.folder}: no tokenizer for {modality.name}; there are those of {list(tokenizers)}")
         expected, found = tokenizer_hash(tokenizers[modality.kind]), store.tokenizer_hashes[modality.name]
         if expected != found:
             raise ValueError(
