@@ -1,0 +1,281 @@
+"""The training loop on a regression small enough to follow, and the states it saves."""
+
+import csv
+import itertools
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from armillary.tokenizers.pretrained import PretrainedError
+from armillary.training.checkpoints import TrainingState, load_latest_state, save_state, saved_steps
+from armillary.training.example_order import ExampleOrder
+from armillary.training.loop import (
+    Interrupted,
+    LoopSettings,
+    MetricsLog,
+    Signals,
+    learning_rate,
+    make_fabric,
+    make_optimizer,
+    read_metrics,
+    train,
+)
+
+X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
+
+
+class Regression(nn.Module):
+    """Least squares; `at_step` is called before each step."""
+
+    def __init__(self, at_step=None, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(3, 1)
+        self.order = ExampleOrder([len(X)], 0)
+        self.at_step = at_step
+        self.seen = []
+
+    def prepare(self, step, rows):
+        if self.at_step:
+            self.at_step(step)
+        self.seen.append(step)
+        return X[rows], Y[rows]
+
+    def forward(self, batch):
+        x, y = batch.content
+        errors = (self.layer(x)[:, 0] - y) ** 2
+        count = torch.tensor(float(len(x)))
+        return errors.sum(), count, {"worst": torch.stack([errors.detach().max(), torch.ones(())])}
+
+
+def settings(**changes):
+    return LoopSettings(
+        **{
+            "steps": 20,
+            "batch_size": 8,
+            "learning_rate": 0.1,
+            "warmup_steps": 2,
+            "log_every": 4,
+            "checkpoint_every": 5,
+            "precision": "32-true",
+            **changes,
+        }
+    )
+
+
+def run(folder, objective=None, **changes):
+    objective = objective or Regression()
+    chosen = settings(**changes)
+    return objective, train(make_fabric(chosen), objective, chosen, folder, "test")
+
+
+def interrupt(number, at):
+    def at_step(step):
+        if step == at:
+            signal.raise_signal(number)
+
+    return at_step
+
+
+def test_training_equals_adamw_by_hand(tmp_path):
+    objective, finished = run(tmp_path, gradient_clip=1e9)
+    reference = Regression()
+    chosen = settings()
+    optimizer = torch.optim.AdamW(
+        [{"params": [reference.layer.weight]}, {"params": [reference.layer.bias], "weight_decay": 0.0}],
+        lr=0.1,
+        betas=(0.9, 0.95),
+        weight_decay=0.05,
+    )
+    for step in range(20):
+        rows = reference.order.rows(step, 8)
+        loss = ((reference.layer(X[rows])[:, 0] - Y[rows]) ** 2).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(chosen, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert finished.step == 20
+    assert torch.allclose(objective.layer.weight, reference.layer.weight, atol=1e-6)
+    assert torch.allclose(objective.layer.bias, reference.layer.bias, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+    chosen = settings(steps=100, warmup_steps=10, learning_rate=2.0, final_learning_rate=0.1)
+    rates = [learning_rate(chosen, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (k + 1) for k in range(10)])
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert learning_rate(chosen, 100) == pytest.approx(0.2)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_matrices_decay_and_vectors_do_not_and_frozen_weights_are_left_out():
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    module[1].requires_grad_(False)
+    groups = make_optimizer(module, settings(weight_decay=0.3)).param_groups
+    assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.3, 1), (0.0, 1)]
+    assert groups[0]["params"][0] is module[0].weight
+
+
+def test_gradients_are_clipped(tmp_path):
+    _, finished = run(tmp_path, gradient_clip=1e-9, learning_rate=1e-9, steps=4)
+    assert finished.metrics["gradient_norm"] > 1  # the norm before clipping is logged
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("at", [0, 6, 7])
+def test_a_run_that_was_asked_to_stop_saves_and_goes_on_to_the_same_end(tmp_path, number, at):
+    whole, finished = run(tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"stopped at step {at + 1}; run the same command again"):
+        run(tmp_path / "torn", Regression(interrupt(number, at)))
+    assert saved_steps(tmp_path / "torn")[-1] == at + 1
+    again, resumed = run(tmp_path / "torn", Regression(seed=99))
+    assert again.seen == list(range(at + 1, 20))
+    assert torch.equal(whole.layer.weight, again.layer.weight)
+    assert torch.equal(whole.layer.bias, again.layer.bias)
+    assert same_metrics(tmp_path / "whole", tmp_path / "torn")
+    assert finished.metrics["loss"] == resumed.metrics["loss"]
+
+
+def same_metrics(first, second):
+    rows = [
+        [{k: v for k, v in row.items() if k != "examples_per_second"} for row in read_metrics(folder / "metrics.csv")]
+        for folder in (first, second)
+    ]
+    return rows[0] == rows[1]
+
+
+def test_signal_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_finished_run_is_not_trained_again_and_keeps_its_metrics(tmp_path):
+    first, finished = run(tmp_path)
+    again, second = run(tmp_path, Regression(seed=5))
+    assert again.seen == []
+    assert torch.equal(first.layer.weight, again.layer.weight)
+    assert second.metrics == finished.metrics
+
+
+def spoil(folder, how):
+    path = folder / "state.safetensors"
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[:-50])
+    elif how == "flipped":
+        path.write_bytes(content[:-3] + bytes([content[-3] ^ 4]) + content[-2:])
+    elif how == "missing":
+        path.unlink()
+    else:
+        (folder / "state.json").write_text('{"step": ')
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "torn description"])
+def test_a_damaged_newest_state_is_passed_over_with_a_warning(tmp_path, how):
+    whole, _ = run(tmp_path)
+    assert saved_steps(tmp_path) == [15, 20]
+    spoil(tmp_path / "states" / "step-00000020", how)
+    with pytest.warns(UserWarning, match="step-00000020: passed over, it is damaged"):
+        again, _ = run(tmp_path, Regression(seed=5))
+    assert again.seen == [15, 16, 17, 18, 19]
+    assert torch.equal(whole.layer.weight, again.layer.weight)
+
+
+def test_a_state_of_another_model_is_an_error(tmp_path):
+    run(tmp_path)
+    other = Regression()
+    other.layer = nn.Linear(3, 2)
+    with pytest.raises(PretrainedError, match="the state is of another model than the settings describe"):
+        run(tmp_path, other)
+
+
+def test_states_hold_safetensors_and_json_and_all_that_the_run_needs(tmp_path):
+    objective, _ = run(tmp_path)
+    files = [p for p in (tmp_path / "states").rglob("*") if p.is_file()]
+    assert {p.name for p in files} == {"state.safetensors", "state.json"}
+    assert json.loads((tmp_path / "states" / "step-00000020" / "state.json").read_text())["step"] == 20
+    fresh = Regression(seed=9)
+    optimizer = make_optimizer(fresh, settings())
+    torch.manual_seed(123)
+    assert load_latest_state(tmp_path, TrainingState(fresh, optimizer)) == 20
+    assert torch.equal(fresh.layer.weight, objective.layer.weight)
+    moments = optimizer.state[fresh.layer.weight]
+    assert moments["step"] == 20
+    assert moments["exp_avg"].any()
+    torch.manual_seed(0)
+    Regression()
+    expected = torch.get_rng_state()
+    load_latest_state(tmp_path, TrainingState(fresh, optimizer))
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_a_save_that_fails_leaves_the_states_before_it(tmp_path, monkeypatch):
+    objective, _ = run(tmp_path)
+    fabric, optimizer = make_fabric(settings()), make_optimizer(objective, settings())
+
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("armillary.training.checkpoints.save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(fabric, tmp_path, TrainingState(objective, optimizer), 21, keep=2)
+    assert saved_steps(tmp_path) == [15, 20]
+    assert sorted(p.name for p in (tmp_path / "states").iterdir()) == ["step-00000015", "step-00000020"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    objective = Regression()
+
+    def ruin(step):
+        if step == 5:
+            objective.layer.weight.data.fill_(math.nan)
+
+    objective.at_step = ruin
+    with pytest.raises(RuntimeError, match="test: the loss is nan between steps 4 and 8"):
+        run(tmp_path, objective)
+    assert saved_steps(tmp_path) == [5]
+
+
+def test_metrics_are_weighted_means_over_the_steps_of_a_row(tmp_path):
+    losses = []
+
+    class Watched(Regression):
+        def forward(self, batch):
+            loss, count, metrics = super().forward(batch)
+            losses.append(loss.item() / 8)
+            return loss, count, metrics
+
+    run(tmp_path, Watched(), steps=10)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [row["step"] for row in rows] == [4, 8, 10]
+    for row, part in zip(rows, (losses[:4], losses[4:8], losses[8:]), strict=True):
+        assert row["loss"] == pytest.approx(np.mean(part), rel=1e-5)
+        assert set(row) == {"step", "loss", "worst", "gradient_norm", "learning_rate", "examples_per_second"}
+
+
+def test_the_log_stays_a_table_when_a_metric_comes_late_and_when_a_run_resumes(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path, 0)
+    log.write(5, {"loss": 2.0})
+    log.write(10, {"loss": 1.0, "nats/image/hsc": 0.5})
+    log.write(15, {"loss": 0.7})
+    with path.open(newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["step", "loss", "nats/image/hsc"]
+    assert {len(row) for row in table} == {3}
+    assert read_metrics(path)[2] == {"step": 15.0, "loss": 0.7}
+    MetricsLog(path, 10).write(12, {"loss": 0.9, "nats/image/hsc": 0.4})
+    assert [row["step"] for row in read_metrics(path)] == [5, 10, 12]
+    MetricsLog(path, 12).write(14, {"loss": 0.8, "nats/image/hsc": 0.3})
+    assert read_metrics(path)[-1] == {"step": 14.0, "loss": 0.8, "nats/image/hsc": 0.3}
