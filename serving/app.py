@@ -20,6 +20,7 @@ from .limits import Limits
 from .problems import ProblemError, answer, install_handlers
 from .routes_about import about_routes
 from .routes_embeddings import embedding_routes
+from .routes_predict import predict_routes
 from .routes_search import search_routes
 from .service import EmbeddingModel, Service
 
@@ -55,8 +56,8 @@ def create_app(
     )
     app.state.service = service
     install_handlers(app)
-    for router in (about_routes(service), embedding_routes(service), search_routes(service)):
-        app.include_router(router)
+    for routes in (embedding_routes, search_routes, predict_routes, about_routes):
+        app.include_router(routes(service))
     add_body_schemas(app)
     _add_docs(app, api_key is not None)
     if api_key is not None:

@@ -263,7 +263,10 @@ def observation(
     if modality.kind == "scalar":
         # One number: its shape may be [] or [1].
         values = values.reshape(())
-        given = {name: array.reshape(1) for name, array in given.items()}
+        for name, array in given.items():
+            if array.size != 1:
+                raise _unusable((*place, name), f"expected one value, found shape {list(array.shape[1:])}")
+            given[name] = array.reshape(1)
     made_of, main = _CLASSES[modality.kind]
     object_id = typed.object_id if typed.object_id is not None else UNNAMED
     position = {name: [value] for name in ("ra", "dec") if (value := getattr(typed, name)) is not None}

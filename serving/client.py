@@ -61,8 +61,20 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """A probability for each bin [V]; `low` and `high` bound the bins, in the property's unit."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    probability: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """A value predicted from neighbours; `calibrated` tells whether the intervals were calibrated."""
+    """A predicted value; `calibrated` tells whether the intervals were calibrated on held-out objects.
+
+    With method `neighbours` it shows these; with method `model`, the distribution whose median the value is.
+    """
 
     property: str
     value: float
@@ -71,6 +83,8 @@ class Prediction:
     calibrated: bool
     neighbours: tuple[Neighbour, ...]
     provenance: dict[str, Any]
+    method: str = "neighbours"
+    distribution: Distribution | None = None
 
 
 QueryLike = str | np.ndarray | Tensor | Observation | Sequence[Observation]
@@ -160,15 +174,21 @@ class Client:
         property: str,
         query: QueryLike,
         *,
+        method: str = "neighbours",
         k: int | None = None,
         modality: str | None = None,
         target_modality: str | None = None,
         cone: tuple[float, float, float] | None = None,
         exclude_self: bool = True,
     ) -> Prediction:
-        """The value of a property (`scalar/redshift`) from the labels of the nearest neighbours."""
+        """The value of a property (`scalar/redshift`) from the labels of the nearest neighbours.
+
+        With method `model`, by the masked model: the query is the observations of one object, and the other options
+        do not apply.
+        """
         body = _query(query, modality, target_modality, cone) | {
             "property": property,
+            "method": method,
             "k": k,
             "exclude_self": exclude_self,
         }
@@ -181,6 +201,8 @@ class Client:
             calibrated=answer["calibrated"],
             neighbours=tuple(Neighbour(**neighbour) for neighbour in answer["neighbours"]),
             provenance=answer["provenance"],
+            method=answer["method"],
+            distribution=_distribution(answer["distribution"]),
         )
 
     def object(self, object_id: str) -> dict[str, Any]:
@@ -232,6 +254,10 @@ def _content(response: httpx.Response) -> dict[str, Any]:
     if response.headers.get("content-type", "").startswith("application/problem+json"):
         raise ApiError(response.status_code, response.json())
     raise ApiError(response.status_code, {"title": response.reason_phrase, "detail": response.text[:500]})
+
+
+def _distribution(given: dict[str, list[float]] | None) -> Distribution | None:
+    return None if given is None else Distribution(**{name: tuple(values) for name, values in given.items()})
 
 
 def _query(

@@ -7,7 +7,7 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -24,7 +24,7 @@ SECTIONS = {
 """Headings of the document's tags, in the order of the page; other tags follow under their own names."""
 
 ONE_LINE = 80
-"""Characters of a body that is shown on one line."""
+"""Characters of JSON that are shown on one line."""
 
 Document = Mapping[str, Any]
 
@@ -79,8 +79,7 @@ def curl_commands(method: str, path: str, operation: Document, url: str, needs_k
         kind = f"\n  -H {shlex.quote('Content-Type: ' + media_type)}"
         if media_type == JSON:
             for name, example in body.get("examples", {}).items():
-                text = json.dumps(example["value"], ensure_ascii=False)
-                text = text if len(text) < ONE_LINE else _pretty(example["value"])
+                text = _pretty(example["value"])
                 commands[name] = (
                     f"{_shell(f'{head} {shlex.quote(url + filled)}{key}{kind}')} \\\n  -d {shlex.quote(text)}"
                 )
@@ -184,10 +183,19 @@ def _shell(command: str) -> str:
     return command.replace("\n", " \\\n")
 
 
-def _pretty(value: Any) -> str:
-    """JSON in lines, with each array of numbers on one."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return re.sub(r'\[\s+([^\[\]{}"]*?)\s+\]', lambda found: f"[{' '.join(found[1].split())}]", text)
+def _pretty(value: Any, indent: str = "") -> str:
+    """JSON, with every part on one line that fits there."""
+    text = json.dumps(value, ensure_ascii=False)
+    if len(indent + text) < ONE_LINE or not isinstance(value, dict | list):
+        return text
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name, ensure_ascii=False)}: {_pretty(part, deeper)}" for name, part in value.items()]
+    else:
+        parts = [_pretty(part, deeper) for part in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    lines = f",\n{deeper}".join(parts)
+    return f"{opening}\n{deeper}{lines}\n{indent}{closing}"
 
 
 def _prose(text: str) -> str:
@@ -197,7 +205,7 @@ def _prose(text: str) -> str:
     return "".join(f"<p>{paragraph.strip()}</p>" for paragraph in marked.split("\n\n") if paragraph.strip())
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     top = "".join(f"<th>{html.escape(title)}</th>" for title in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"

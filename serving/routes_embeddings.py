@@ -58,6 +58,7 @@ _NPY_PARAMETERS = [
         ("dec", "number", "Degrees, ICRS; with a .npy body"),
         ("space", "string", "`aligned` or `encoder`; with a .npy body"),
         ("encoding_format", "string", "`float` or `base64`; with a .npy body"),
+        ("unit", "string", "With a .npy body: checked against the modality's unit"),
         ("model", "string", "With a .npy body"),
     )
 ]

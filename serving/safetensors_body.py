@@ -38,7 +38,7 @@ def read_safetensors(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]
     """Tensors and metadata of a safetensors file. Raises ProblemError (400) if it is none, or of types numpy lacks."""
     try:
         # The library checks the header against the bytes that came; it returns no metadata.
-        entries = safetensors.deserialize(body)
+        entries = safetensors.deserialize(body)  # type: ignore[no-untyped-call]
         header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     except (safetensors.SafetensorError, ValueError) as error:
         raise ProblemError("malformed-body", f"the body is not a safetensors file: {error}") from None
@@ -94,8 +94,9 @@ def observations_from_safetensors(
         place = ("input", row)
         try:
             position = {name: float(columns[name][row]) for name in ("ra", "dec") if name in columns}
-            content = {**shared, **{name: value for name, value in position.items() if not np.isnan(value)}}
-            typed = bodies.parse_fields(TypedObject, {**content, "object_id": object_id[row]}, place)
+            is_known = {name: value for name, value in position.items() if not np.isnan(value)}
+            content = shared | is_known | {"object_id": object_id[row]}
+            typed = bodies.parse_fields(TypedObject, content, place)
             given = {name: np.asarray(columns[name][row]) for name in fields if name in columns}
             main_values = np.asarray(columns[main][row])
             results.append([bodies.observation(modality, main_values, given, typed, place, limits)])
@@ -106,6 +107,8 @@ def observations_from_safetensors(
 
 def _by_object(name: str, array: np.ndarray, values: np.ndarray, count: int, is_batch: bool) -> np.ndarray:
     """The array with the objects along its first axis."""
+    if name in ("ra", "dec") and array.ndim != int(is_batch):
+        raise _invalid(name, f"expected one number for each of {count} objects, found shape {list(array.shape)}")
     if not is_batch:
         return array[None]
     if name == "wavelength" and array.shape == values.shape[1:]:

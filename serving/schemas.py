@@ -150,10 +150,11 @@ class SearchRequest(QueryBody):
 
 
 class PredictRequest(QueryBody):
-    """The value of a property, from the labels of the nearest neighbours."""
+    """The value of a property, from the labels of the nearest neighbours, or by the model from `observations`."""
 
     property: str
-    """A label of the index, such as `scalar/redshift`."""
+    """A label of the index, or with method `model` a scalar that the model knows, such as `scalar/redshift`."""
+    method: Literal["neighbours", "model"] = "neighbours"
     k: Annotated[int, Field(ge=1)] | None = None
     """Without it, as many as the calibrated predictor takes; with it, the intervals are not calibrated."""
 
@@ -165,7 +166,7 @@ class Provenance(BaseModel):
 
     model_id: str
     index_id: str | None = None
-    space: str
+    space: str | None = None
     metric: str | None = None
 
 
@@ -223,16 +224,29 @@ class WeightedNeighbour(NeighbourBody):
     weight: float
 
 
-class PredictAnswer(BaseModel):
-    """A predicted value. `calibrated` tells whether the intervals were calibrated on held-out objects."""
+class DistributionBody(BaseModel):
+    """A probability for each bin; `low` and `high` bound the bins, in the property's unit."""
 
+    low: list[float]
+    high: list[float]
+    probability: list[float]
+
+
+class PredictAnswer(BaseModel):
+    """A predicted value. `calibrated` tells whether the intervals were calibrated on held-out objects.
+
+    `k` is null and `neighbours` is empty with method `model`, which alone has a `distribution`.
+    """
+
+    method: Literal["neighbours", "model"]
     property: str
     value: float
     unit: str | None
     intervals: list[IntervalBody]
     calibrated: bool
-    k: int
+    k: int | None
     neighbours: list[WeightedNeighbour]
+    distribution: DistributionBody | None = None
     provenance: Provenance
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from ..data.modalities import Modality
 from ..data.observations import Observation, ObservationError, stack
 from ..models.embeddings import SPACES, Embeddings
+from ..models.foundation import ScalarPrediction
 from ..models.neighbour_prediction import NeighbourPredictor
 from . import bodies
 from .index import EmbeddingIndex, EmbeddingIndexError
@@ -44,6 +45,9 @@ class EmbeddingModel(Protocol):
 
     def embed(self, observations: Sequence[Observation], space: str = "aligned") -> Embeddings:
         """One vector for each object, in order of first appearance."""
+
+    def predict_scalar(self, observations: Sequence[Observation], target: str) -> ScalarPrediction:
+        """The distribution of a scalar for each object, given whatever else is observed."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,20 @@ class Service:
                 vectors[row], None if object_id == bodies.UNNAMED else object_id, found.modalities[row]
             )
         return results
+
+    def predict_scalar(self, observations: Sequence[Observation], target: str) -> ScalarPrediction:
+        """The model's distribution of `target` for the one object of these observations. Raises ProblemError."""
+        scalars = [modality.name for modality in self.model.modalities if modality.kind == "scalar"]
+        if target not in scalars:
+            raise not_found("scalar of the model", target, scalars)
+        # Whatever ids the caller gave, these are measurements of one object.
+        same = [replace(observation, object_id=("0",)) for observation in observations]
+        try:
+            with self._lock:
+                return self.model.predict_scalar(same, target)
+        except ObservationError as error:
+            where = pointer("observations")
+            raise ProblemError("invalid-observation", f"{where}: {error}", [at(where, str(error))]) from None
 
     def query(self, body: QueryBody, index: EmbeddingIndex) -> Query:
         """The query of a search or a prediction as a vector. Raises ProblemError."""

@@ -11,9 +11,11 @@ from armillary.data.observations import (
     SpectrumObservation,
 )
 from armillary.models.embeddings import Embeddings, EmbeddingTable
+from armillary.models.foundation import ScalarPrediction
 
 WIDTHS = {"encoder": 12, "aligned": 8}
 NUM_FEATURES = 6
+NUM_BINS = 12
 
 
 def features(observation, row):
@@ -67,6 +69,17 @@ class FakeModel:
         if space == "aligned":
             stacked = torch.nn.functional.normalize(stacked, dim=-1)
         return Embeddings(tuple(vectors), stacked.float(), space, self.model_id, tuple(names.values()))
+
+    def predict_scalar(self, observations, target):
+        given = [o for o in observations if o.modality.name != target]
+        if not given:
+            raise ObservationError(f"expected at least one observation other than {target}, found none")
+        (object_id,) = {i for o in given for i in o.object_id}
+        edges = torch.linspace(0, 1, NUM_BINS - 1, dtype=torch.float64)
+        low, high = torch.cat([edges[:1], edges]), torch.cat([edges, edges[-1:]])
+        centre = sum(features(o, 0)[-1] for o in given)
+        probabilities = torch.softmax(-(((low + high) / 2 - centre) ** 2) * 20, 0)[None]
+        return ScalarPrediction(modality(target), (object_id,), probabilities, low, high)
 
 
 def images(count=4, seed=0, prefix="object-", side=8, bands=("g", "r"), brightness=None):

@@ -154,6 +154,17 @@ WRONG = [
     ({"flux": FLUX[0, 0]}, IMAGE, 422, "invalid-request", "/flux"),
     ({"mask": FLUX}, IMAGE, 422, "invalid-request", "/flux"),
     ({"flux": FLUX[0, 0]}, SPECTRUM, 422, "invalid-observation", "/input/0/wavelength"),
+    ({"flux": FLUX, "ra": np.ones((3, 2))}, IMAGE, 422, "invalid-request", "/ra"),
+    ({"flux": FLUX[0], "dec": np.ones(1)}, IMAGE, 422, "invalid-request", "/dec"),
+    ({"flux": FLUX, "ra": np.full(3, np.inf)}, IMAGE, 422, "invalid-request", "/input/0/ra"),
+    ({"flux": FLUX, "psf_fwhm": np.ones(3)}, IMAGE, 422, "invalid-observation", "/input/0/psf_fwhm"),
+    (
+        {"values": np.ones(2), "error": np.ones((2, 2))},
+        {"modality": "scalar/redshift", "space": "encoder"},
+        422,
+        "invalid-observation",
+        "/input/0/error",
+    ),
     ({"flux": FLUX, "ra": np.full(3, 400.0)}, IMAGE, 422, "invalid-observation", "/input/0/ra"),
 ]
 

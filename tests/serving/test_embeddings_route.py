@@ -212,6 +212,7 @@ WRONG_ITEMS = [
     (typed_spectrum(inverse_variance=encoded(np.zeros(50))), "invalid-observation", "/data", "no valid pixel"),
     ({"modality": "scalar/redshift", "data": 99}, "invalid-observation", "/data", "value must lie"),
     ({"modality": "scalar/redshift", "data": [1, 2]}, "invalid-observation", "/data", "one number"),
+    ({"modality": "scalar/redshift", "data": 0.1, "mask": [1, 1]}, "invalid-observation", "/mask", "one value"),
     ({"observations": []}, "invalid-observation", "/observations", "at least one"),
     ({"observations": [typed_image(), typed_image()]}, "invalid-observation", "/observations/1/modality", "once"),
     (
