@@ -1,0 +1,155 @@
+"""Whole runs over a token store: interrupted and killed, on one process and on two, to embeddings in the end."""
+
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from armillary.data.token_store import TokenStore
+from armillary.models.embeddings import read_embedding_shards
+from armillary.models.foundation import FoundationModel
+from armillary.settings import find_config, load_settings
+from armillary.training.align import AlignSettings, align
+from armillary.training.checkpoints import saved_steps
+from armillary.training.embed import EmbedSettings, embed
+from armillary.training.loop import read_metrics
+from armillary.training.pretrain import PretrainSettings, pretrain
+
+STEPS = 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums of floats depend on the number of threads; a run that resumes elsewhere must be compared on as many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def words(pretrain_words):
+    return [*pretrain_words, f"loop.steps={STEPS}", "loop.checkpoint_every=7"]
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory):
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    pretrain(settings_of(words, folder))
+    return folder
+
+
+def settings_of(words, folder):
+    return load_settings(PretrainSettings, find_config(words[0]), [*words[1:], f"run={folder}"])
+
+
+def last_state(folder):
+    return load_file(folder / "states" / f"step-{saved_steps(folder)[-1]:08d}" / "state.safetensors")
+
+
+def metrics(folder):
+    rows = read_metrics(folder / "metrics.csv")
+    return [{k: v for k, v in row.items() if k != "examples_per_second"} for row in rows]
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_was_stopped_or_killed_ends_bit_for_bit_as_one_that_was_not(cli, words, whole, tmp_path, number):
+    process = cli("pretrain", *words, f"run={tmp_path}")
+    wait_for(lambda: saved_steps(tmp_path), process)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    if number == signal.SIGTERM:
+        assert process.returncode == 130
+        assert "run the same command again to go on from there" in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+    reached = saved_steps(tmp_path)[-1]
+    assert 0 < reached < STEPS
+    pretrain(settings_of(words, tmp_path))
+    expected, found = last_state(whole), last_state(tmp_path)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert metrics(tmp_path) == metrics(whole)
+    assert FoundationModel.load(tmp_path / "checkpoint").model_id == FoundationModel.load(whole / "checkpoint").model_id
+
+
+def test_two_processes_learn_what_one_learns(cli, words, tmp_path):
+    short = [*words, "loop.steps=6", "loop.log_every=1"]
+    process = cli("pretrain", *short, f"run={tmp_path / 'two'}", "loop.devices=2")
+    pretrain(settings_of(short, tmp_path / "one"))
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    one, two = last_state(tmp_path / "one"), last_state(tmp_path / "two")
+    assert two["random"].shape[0] == 2
+    for name in one:
+        if name.startswith("module."):
+            assert (one[name].double() - two[name]).norm() <= 1e-3 * one[name].double().norm() + 1e-6, name
+    rows = [metrics(tmp_path / name) for name in ("one", "two")]
+    assert [r["step"] for r in rows[1]] == [1, 2, 3, 4, 5, 6]
+    for first, second in zip(*rows, strict=True):
+        assert first.keys() == second.keys()
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+
+
+def test_pretraining_brings_the_loss_down_and_leaves_its_settings_and_record(whole, words):
+    rows = metrics(whole)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert {"nats/image/legacysurvey", "nats/spectrum/desi", "nats/scalar/redshift"} <= set().union(*rows)
+    assert load_settings(PretrainSettings, whole / "settings.yaml") == settings_of(words, whole)
+    record = FoundationModel.load(whole / "checkpoint").record
+    assert record["pretrain"]["num_inputs"] == 6
+    assert record["metrics"]["loss"] == rows[-1]["loss"]
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_alignment_and_embedding_follow_from_a_checkpoint(whole, tokens, tmp_path):
+    settings = AlignSettings(
+        checkpoint=str(whole / "checkpoint"),
+        tokens=str(tokens),
+        run=str(tmp_path / "align"),
+        aligned_width=8,
+        num_tokens=4,
+        loop={
+            "steps": 30,
+            "batch_size": 8,
+            "warmup_steps": 2,
+            "log_every": 5,
+            "precision": "32-true",
+            "learning_rate": 3e-3,
+        },
+    )
+    align(settings)
+    rows = read_metrics(tmp_path / "align" / "metrics.csv")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    before, after = (FoundationModel.load(f / "checkpoint") for f in (whole, tmp_path / "align"))
+    for name, tensor in before.transformer.state_dict().items():
+        assert torch.equal(tensor, after.transformer.state_dict()[name]), name
+
+    wanted = EmbedSettings(
+        checkpoint=str(tmp_path / "align" / "checkpoint"),
+        tokens=str(tokens),
+        embeddings=str(tmp_path / "e"),
+        shard_size=12,
+    )
+    assert embed(wanted) == 4
+    assert embed(wanted) == 0
+    table = read_embedding_shards(tmp_path / "e")
+    assert len(table.object_id) == 20 + 20
+    assert table.model_id == after.model_id
+    store = TokenStore(tokens)
+    assert set(table.object_id) == set(store.object_id)
+    assert set(table.modality) == {"image/legacysurvey", "spectrum/desi"}
+    with pytest.raises(ValueError, match=r"no tokens of \['image/hsc'\]; it holds"):
+        embed(wanted.model_copy(update={"modalities": ("image/hsc",)}))
