@@ -163,7 +163,7 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
                 elapsed = time.perf_counter() - began
                 last["learning_rate"] = learning_rate(settings, step)
                 last["examples_per_second"] = (done - began_step) * settings.batch_size / elapsed
-                if not np.isfinite(last["loss"]):
+                if not np.isfinite(last.get("loss", 0.0)):  # absent if there was nothing to predict
                     raise RuntimeError(
                         f"{title}: the loss is {last['loss']} between steps {done - settings.log_every} and {done}"
                     )
@@ -295,7 +295,8 @@ def _progress(fabric: Fabric, title: str, start: int, steps: int) -> Iterator[An
         task = progress.add_task(title, total=steps, completed=start, note="")
 
         def advance(step: int, metrics: dict[str, float]) -> None:
-            note = f"loss {metrics['loss']:.3f}, {metrics['examples_per_second']:.0f}/s" if metrics else ""
+            loss = f"loss {metrics['loss']:.3f}, " if "loss" in metrics else ""
+            note = f"{loss}{metrics['examples_per_second']:.0f}/s" if metrics else ""
             progress.update(task, completed=step, note=note)
 
         yield advance

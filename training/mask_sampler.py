@@ -2,8 +2,9 @@
 
 Every number comes from a hash of (seed, step, object, token), so the same object at the same step gets the same masks
 on any device, any number of processes and after any restart. Some of an object's modalities are visible: each with one
-probability, itself uniform, at least one. Inputs are drawn evenly from the visible modalities; targets from all other
-tokens, each modality by a random weight over its number of tokens, so that small ones are predicted often.
+probability, itself uniform, at least one. Inputs are drawn evenly from the visible modalities, and never all tokens of
+an object; targets from all other tokens, each modality by a random weight over its number of tokens, so that small ones
+are predicted often.
 """
 
 import torch
@@ -35,6 +36,11 @@ def draw_masks(
     seen = batch.mask & visible.gather(1, batch.slots)
     order = torch.where(seen, draw(batch.codes.shape[1], stream=2), 2.0)
     inputs, input_valid = smallest(order, num_inputs)
+    # Where all of an object's tokens are visible and fit in, a random number of them is kept: else nothing is left to
+    # predict, and objects of one modality would never teach anything.
+    total = batch.mask.sum(1, keepdim=True)
+    most = torch.where(input_valid.sum(1, keepdim=True) == total, 1 + (draw(1, stream=7) * (total - 1)).long(), total)
+    input_valid = input_valid & (torch.arange(input_valid.shape[1], device=most.device) < most)
     is_input = torch.zeros_like(batch.mask).scatter(1, inputs, input_valid)
 
     # An exponential race: the first to arrive are a sample without replacement by weight.

@@ -66,7 +66,31 @@ def test_inputs_fill_the_budget_from_the_visible_modalities():
     for row in range(200):
         of_slot = [int((batch.mask[row] & (batch.slots[row] == s)).sum()) for s in range(4)]
         visible = {int(s) for s in inputs.slots[row][inputs.mask[row]]}
-        assert len(places(inputs, row)) >= min(8, sum(of_slot[s] for s in visible))
+        available = sum(of_slot[s] for s in visible)
+        assert len(places(inputs, row)) >= min(8, available) or available == sum(of_slot)
+
+
+def test_every_object_of_two_tokens_or_more_has_something_to_predict():
+    batch = tokens()
+    inputs, targets = draw_masks(batch, KEYS, 0, 5, 40, 6)
+    several = batch.mask.sum(1) > 1
+    assert targets.mask[several].any(1).all()
+    assert inputs.mask.any(1).all()
+
+
+def test_an_object_of_one_modality_is_seen_in_part_of_any_size():
+    batch = rows_of(tokens(share=1.0), torch.arange(200))
+    only = TokenBatch(
+        batch.codes,
+        batch.mask & (batch.slots == 1),
+        *(getattr(batch, f) for f in ("positions", "slots")),
+        batch.slot_vocabularies,
+        batch.instruments,
+    )
+    inputs, targets = draw_masks(only, KEYS, 0, 5, 40, 40)
+    sizes = inputs.mask.sum(1)
+    assert torch.equal(sizes + targets.mask.sum(1), torch.full((200,), 16))
+    assert set(sizes.tolist()) == set(range(1, 16))
 
 
 def test_masks_are_a_pure_function_of_seed_step_and_object():
