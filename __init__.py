@@ -1,0 +1,72 @@
+"""Armillary: train and serve multimodal foundation models on scientific observations.
+
+    import armillary
+    model = armillary.load("checkpoint folder or Hub id")
+    embeddings = model.embed([observation])
+
+The public names are imported when they are first used, so that `import armillary` is quick and loads no torch.
+"""
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.dataset import ObservationDataset
+    from .data.modalities import modality
+    from .data.observations import ImageObservation, ScalarObservation, SpectrumObservation
+    from .models.embeddings import Embeddings
+    from .models.foundation import FoundationModel
+    from .models.probes import LinearProbe
+    from .serving.client import Client
+    from .serving.index import EmbeddingIndex
+
+    load = FoundationModel.load
+
+_MODULES = {
+    "Client": "serving.client",
+    "EmbeddingIndex": "serving.index",
+    "Embeddings": "models.embeddings",
+    "FoundationModel": "models.foundation",
+    "ImageObservation": "data.observations",
+    "LinearProbe": "models.probes",
+    "ObservationDataset": "data.dataset",
+    "ScalarObservation": "data.observations",
+    "SpectrumObservation": "data.observations",
+    "modality": "data.modalities",
+}
+
+__all__ = [
+    "Client",
+    "EmbeddingIndex",
+    "Embeddings",
+    "FoundationModel",
+    "ImageObservation",
+    "LinearProbe",
+    "ObservationDataset",
+    "ScalarObservation",
+    "SpectrumObservation",
+    "load",
+    "modality",
+]
+
+try:
+    __version__ = version("armillary")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported at its first use (PEP 562)."""
+    if name == "load":
+        value = __getattr__("FoundationModel").load
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its public names are {__all__}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
