@@ -184,6 +184,12 @@ class TokenStore:
             )
         self._modalities[modality.name] = modality
         of_modality = self._arrays.setdefault(modality.name, [])
+        if of_modality and arrays["codes"].shape[1] != of_modality[0]["codes"].shape[1]:
+            expected, found = of_modality[0]["codes"].shape[1], arrays["codes"].shape[1]
+            raise TokenStoreError(
+                f"{folder}: expected {expected} tokens of {modality.name} for each object, as in the shards before it, "
+                f"found {found}. Images of several sizes? Crop them to one."
+            )
         rows = places.setdefault(modality.name, {})
         for row, object_id in enumerate(ids):
             if object_id in rows:

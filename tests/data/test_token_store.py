@@ -179,6 +179,12 @@ def test_shards_of_one_modality_by_different_tokenizers_are_refused(store):
         TokenStore(store)
 
 
+def test_shards_of_one_modality_with_other_numbers_of_tokens_are_refused(store):
+    write_token_shard(store, IMAGE, 2, names(30), arrays(1, 9), "made-by-a")
+    with pytest.raises(TokenStoreError, match=r"shard-00002: expected 4 tokens of image/hsc for each object.*found 9"):
+        TokenStore(store)
+
+
 def test_an_object_in_two_shards_of_a_modality_is_refused(store):
     write_token_shard(store, IMAGE, 2, names(3), arrays(1), "made-by-a")
     with pytest.raises(TokenStoreError, match=r"object g3 stands in two shards of image/hsc"):

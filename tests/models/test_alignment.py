@@ -1,6 +1,8 @@
 """The contrastive head and InfoNCE."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -27,6 +29,40 @@ def test_info_nce_equals_its_formula_by_loops():
 def test_one_pair_at_a_time_has_no_loss():
     """AstroCLIP crashes on a single object."""
     assert info_nce(unit(0, (1, 8)), unit(1, (1, 8)), torch.tensor(10.0)) == 0
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+from armillary.models.alignment import info_nce
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+first, second = torch.load(f"{folder}/vectors.pt", weights_only=True)
+mine = [v[3 * rank : 3 * rank + 3].clone().requires_grad_() for v in (first, second)]
+loss = info_nce(*mine, torch.tensor(7.0))
+loss.backward()
+torch.save([loss.detach(), *(v.grad for v in mine)], f"{folder}/answer-{rank}.pt")
+dist.barrier()
+"""
+
+
+def test_negatives_come_from_all_processes_in_loss_and_gradient(tmp_path):
+    """AstroCLIP's negatives stay on each GPU."""
+    whole = [unit(0, (6, 8)).requires_grad_(), unit(1, (6, 8)).requires_grad_()]
+    loss = info_nce(*whole, torch.tensor(7.0))
+    loss.backward()
+    torch.save([v.detach() for v in whole], tmp_path / "vectors.pt")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    answers = [torch.load(tmp_path / f"answer-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert sum(a[0].item() for a in answers) == pytest.approx(loss.item(), rel=1e-5)
+    for index, vectors in enumerate(whole, 1):
+        assert torch.allclose(torch.cat([a[index] for a in answers]), vectors.grad, atol=1e-5)
 
 
 def test_pairs_that_agree_have_less_loss_than_pairs_that_do_not():
