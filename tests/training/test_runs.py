@@ -103,6 +103,14 @@ def test_two_processes_learn_what_one_learns(cli, words, tmp_path):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
 
 
+def test_bf16_differs_from_float32_by_its_rounding_alone(words, whole, tmp_path):
+    pretrain(settings_of([*words, "loop.steps=3", "loop.precision=bf16-mixed"], tmp_path))
+    exact, rounded = metrics(whole)[0], metrics(tmp_path)[0]
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.03)
+    assert rounded["loss"] != exact["loss"]
+    assert {t.dtype for n, t in last_state(tmp_path).items() if n.startswith("module.")} == {torch.float32, torch.int64}
+
+
 def test_pretraining_brings_the_loss_down_and_leaves_its_settings_and_record(whole, words):
     rows = metrics(whole)
     assert rows[-1]["loss"] < rows[0]["loss"]
