@@ -1,7 +1,5 @@
 """The real objects of the demo, from the files that ship with Armillary (`data/real/README.md`)."""
 
-import numpy as np
-
 from ..data.observations import ImageObservation, Observation, ScalarObservation, SpectrumObservation
 from ..data.readers.catalogues import read_sdss_galaxies
 from ..data.readers.desi import read_desi, read_redrock
@@ -50,8 +48,3 @@ def read_all(image_size: int) -> list[Observation]:
 def is_shown(object_id: str) -> bool:
     """Whether an object is a real one the report shows, and so must not be trained on."""
     return object_id == DESI_GALAXY or object_id.startswith(("hsc-10054", "0266-51602", "manga"))
-
-
-def relative_scatter(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """dz / (1 + z) of predicted and true redshifts."""
-    return (predicted - true) / (1 + true)

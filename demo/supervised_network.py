@@ -1,5 +1,7 @@
 """The supervised rival: a convolutional network trained on the same simulated images, for redshift alone."""
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,24 +19,18 @@ class ConvolutionalNetwork(nn.Module):
     def __init__(self, num_bands: int, width: int = 32):
         super().__init__()
         self.stem = nn.Conv2d(num_bands, width, 3, padding=1)
-        self.stages = nn.ModuleList()
-        for stage in range(4):
-            size = width * min(4, 2**stage)
-            before = width * min(4, 2 ** max(0, stage - 1))
-            self.stages.append(
-                nn.ModuleList(
-                    [
-                        nn.Conv2d(before, size, 3, stride=2, padding=1),
-                        nn.Sequential(nn.GroupNorm(8, size), nn.SiLU(), nn.Conv2d(size, size, 3, padding=1)),
-                    ]
-                )
-            )
-        self.head = nn.Sequential(nn.Linear(size, 64), nn.SiLU(), nn.Linear(64, 1))
+        sizes = [width, width, 2 * width, 4 * width, 4 * width]
+        pairs = list(itertools.pairwise(sizes))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
+        self.residuals = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(8, b), nn.SiLU(), nn.Conv2d(b, b, 3, padding=1)) for _, b in pairs
+        )
+        self.head = nn.Sequential(nn.Linear(sizes[-1], 64), nn.SiLU(), nn.Linear(64, 1))
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
         """Redshift of each image, in units of the training set's scatter about its mean."""
         x = self.stem(images)
-        for down, residual in self.stages:  # type: ignore[misc]
+        for down, residual in zip(self.downs, self.residuals, strict=True):
             x = down(x)
             x = x + residual(x)
         return self.head(x.mean((2, 3)))[:, 0]

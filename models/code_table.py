@@ -34,8 +34,12 @@ class CodeTable(nn.Module):
         self.width = width
 
     def reset_parameters(self) -> None:
-        """Draw the weights so that logits are of order one at any width."""
-        nn.init.normal_(self.rows, std=0.2 / math.sqrt(self.width))
+        """Draw the weights so that logits are of order one at any width.
+
+        The rows of their own start at zero: at first a code is what it shares with others, so that neighbouring bins
+        are neighbours, and no noise hides a difference of two of them.
+        """
+        nn.init.zeros_(self.rows)
         nn.init.normal_(self.factors, std=0.5 / math.sqrt(self.width))
         with torch.no_grad():
             self.starts.copy_(torch.tensor(self.offsets[:-1], dtype=torch.long))

@@ -163,7 +163,7 @@ class FoundationModel:
         return ScalarPrediction(wanted, ids, torch.cat(probabilities), low, high)
 
     def save(self, folder: str | Path) -> str:
-        """Write the checkpoint, whole or not at all; returns and sets `model_id`, a hash of the weights."""
+        """Write the checkpoint, whole or not at all; returns and sets `model_id`, a hash of weights and configs."""
 
         def write(place: Path) -> None:
             for kind, tokenizer in self.tokenizers.items():
@@ -279,8 +279,9 @@ def _parts(batch: TokenBatch, size: int) -> Iterator[TokenBatch]:
 
 
 def _weights_hash(folder: Path) -> str:
+    """Short hash of all weights and of the configs that say how to read them."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("config.json")]):
         digest.update(str(path.relative_to(folder)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -139,7 +139,9 @@ class SpectrumTokenizer(nn.Module):
             target.wavelength,
             (noise**-2).expand(values.shape),
             mask=mask.gather(1, window) & inside & (target.mask | increases[:, None]),
-            resolving_power=target.resolving_power,
+            resolving_power=torch.where(
+                target.mask, target.resolving_power, target.resolving_power.nan_to_num(1.0).clamp(1.0)
+            ),
             ra=target.ra,
             dec=target.dec,
         )

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from lightning.fabric import Fabric
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -38,25 +39,25 @@ console = Console(stderr=True)
 class LoopSettings(Settings):
     """How long, how fast and on what to train."""
 
-    steps: int = 1000
-    batch_size: int = 64
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 64
     """Examples of one step, over all processes."""
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup_steps: int = 50
-    final_learning_rate: float = 0.05
+    warmup_steps: NonNegativeInt = 50
+    final_learning_rate: NonNegativeFloat = 0.05
     """Share of the learning rate that the cosine ends at."""
-    gradient_clip: float = 1.0
+    gradient_clip: PositiveFloat = 1.0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16-mixed on GPUs and on CPUs with bf16 arithmetic, else 32-true."""
     seed: int = 0
-    devices: int = 1
+    devices: PositiveInt = 1
     """Processes on each node."""
-    num_nodes: int = 1
-    log_every: int = 10
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    num_nodes: PositiveInt = 1
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
 
 
 class Objective(Protocol):
