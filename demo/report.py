@@ -1,0 +1,229 @@
+"""The demo's report: one HTML file with its pictures inside, that opens anywhere."""
+
+import base64
+import html
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.dataset import ObservationDataset
+from ..models.foundation import FoundationModel
+from . import figures
+from .ask_server import serve_command
+from .evaluation import IMAGE, SPECTRUM
+from .settings import DemoSettings
+from .split import part_of
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --dim: #888; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+.lead, figcaption, small { color: var(--dim); }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1rem 0; } img { max-width: 100%; background: white; border-radius: 4px; }
+pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); border-radius: 4px; font-size: 13px; }
+.tag { font-size: .75rem; border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .6rem; vertical-align: middle; }
+"""
+
+
+def write_report(folder: Path, settings: DemoSettings, seconds: dict[str, float]) -> Path:
+    """Write `<folder>/report.html` from what the stages left; returns its path."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    model = FoundationModel.load(folder / "align" / "checkpoint")
+    dataset = ObservationDataset(folder / "data")
+    parts = [
+        _introduction(folder, settings, model, dataset, seconds),
+        _real_redshifts(results["real_redshifts"]),
+        _simulated_redshifts(results["simulated_redshifts"]),
+        _retrieval(results, dataset),
+        _reconstructions(results["reconstruction"], model, dataset),
+        "<h2>Training</h2>" + _figure(figures.loss_curves(folder), "Loss of each training, by step."),
+        _answers(answers),
+        _use(folder),
+    ]
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>Armillary demo</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+    path = folder / "report.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _introduction(
+    folder: Path, settings: DemoSettings, model: FoundationModel, dataset: ObservationDataset, seconds: dict[str, float]
+) -> str:
+    counts = {m.name: dataset.num_objects(m.name) for m in dataset.modalities}
+    rows = [[name, f"{count:,}"] for name, count in counts.items()]
+    times = [[name, f"{value:.0f} s"] for name, value in seconds.items()]
+    num_weights = sum(p.numel() for p in model.transformer.parameters())
+    return (
+        "<h1>Armillary demo</h1>"
+        f"<p class='lead'>Model {html.escape(model.model_id)}, {num_weights / 1e6:.1f} M weights, trained from nothing "
+        f"in minutes on {html.escape(platform.machine())}, {torch.get_num_threads()} threads, torch {torch.__version__}."
+        f" Made by <code>armillary demo</code>; figures from <code>demo/evaluation.py</code>.</p>"
+        "<p>Real objects come from the files in <code>data/real</code> (sources and licences in its README); the others "
+        "are <b>simulated</b>, and called so below. All scores are of <b>held-out</b> objects: no training step, "
+        "neither of the tokenizers nor of the model, has seen them.</p>"
+        f"<div style='display:flex;gap:3rem;flex-wrap:wrap'>{_table(['modality', 'objects'], rows)}"
+        f"{_table(['stage', 'this run'], times)}</div>"
+    )
+
+
+def _real_redshifts(results: dict[str, Any]) -> str:
+    picture = figures.redshift_scatter(results, {"of_model": "masked model", "of_trees": "gradient-boosted trees"})
+    return (
+        "<h2>Redshifts of real galaxies from real photometry <span class='tag'>real</span></h2>"
+        f"<p>{results['scores'][0]['num_objects']} held-out SDSS galaxies with spectroscopic redshifts. The masked model "
+        "sees eight magnitudes (SDSS u g r i z, 2MASS J H K where there are any) as tokens and predicts the distribution "
+        f"of the redshift's token; the trees are trained for this one task, on the same {results['num_train']} galaxies "
+        "and magnitudes.</p>"
+        + _scores(results["scores"])
+        + _figure(picture, "Predicted (median) against spectroscopic redshift, real held-out galaxies.")
+    )
+
+
+def _simulated_redshifts(results: dict[str, Any]) -> str:
+    picture = figures.redshift_scatter(
+        results, {"zero_shot": "zero-shot: neighbours", "supervised": "supervised network"}
+    )
+    return (
+        "<h2>Redshifts from one image <span class='tag'>simulated</span></h2>"
+        f"<p>{results['scores'][0]['num_objects']} held-out simulated galaxies, seen as Legacy Survey images. Zero-shot: "
+        f"the mean redshift of the {results['k']} nearest training objects in the aligned space, which was trained "
+        "without any redshift as label; the supervised network learned redshifts from the same images.</p>"
+        + _scores(results["scores"])
+        + _figure(picture, "Predicted against true redshift, simulated held-out galaxies.")
+    )
+
+
+def _retrieval(results: dict[str, Any], dataset: ObservationDataset) -> str:
+    of_pair = {name: value for name, value in results["retrieval"].items() if isinstance(value, dict)}
+    rows = [
+        [
+            name,
+            str(value["num_queries"]),
+            f"{value['recall_at_1']:.1%}",
+            f"{value['recall_at_10']:.1%}",
+            f"{value['chance_at_10']:.2%}",
+            f"{value['recall_at_10'] / value['chance_at_10']:.0f}x",
+        ]
+        for name, value in of_pair.items()
+    ]
+    header = ["query -> found", "held-out queries", "recall@1", "recall@10", "chance at 10", "over chance"]
+    return (
+        "<h2>Retrieval across modalities <span class='tag'>simulated</span></h2>"
+        "<p>How often the other view of the same object is among the nearest, of the views of all "
+        f"{results['retrieval']['gallery']:,} simulated objects.</p>"
+        + _table(header, rows)
+        + _figure(
+            figures.retrieval_examples(results, dataset),
+            "Held-out images (left, framed) and the images of the objects whose DESI spectra lie nearest to them; a "
+            "green frame marks the object itself. Simulated.",
+        )
+    )
+
+
+def _reconstructions(results: dict[str, Any], model: FoundationModel, dataset: ObservationDataset) -> str:
+    rows = [
+        [
+            name,
+            str(v["num_objects"]),
+            str(v["tokens"]),
+            f"{v['r2']:.3f}",
+            f"{v['median_chi2']:.2f}",
+            f"{v['mean_chi2']:.1f}",
+        ]
+        for name, v in results.items()
+    ]
+
+    def held_out(name: str, real: bool, count: int) -> Any:
+        ids = [i for i in dataset.object_ids(name) if part_of(i) == "test" and i.startswith("sim-") != real]
+        return dataset.read(name, ids[:count])
+
+    simulated_spectrum = held_out(SPECTRUM, False, 1)
+    redshift = dataset.scalars(["scalar/redshift"])["scalar/redshift"][simulated_spectrum.object_id[0]]
+    header = ["modality", "objects", "tokens each", "R2 of flux", "median chi2", "mean chi2"]
+    return (
+        "<h2>Reconstructions</h2><p>Observation, tokens, and back. Chi2 is per valid pixel: the median of pure noise is "
+        "0.45, its mean 1; bright cores of sources raise the mean.</p>"
+        + _table(header, rows)
+        + _figure(
+            figures.real_desi_spectrum(model, dataset),
+            "A real DESI galaxy: file, observation, tokens, reconstruction. Never trained on; redshift by redrock.",
+        )
+        + _figure(
+            figures.spectrum_reconstructions(model, simulated_spectrum, [redshift]),
+            "A simulated DESI spectrum, held out.",
+        )
+        + _figure(
+            figures.image_reconstructions(model, held_out("image/hsc", True, figures.NUM_SHOWN), "r"),
+            "Real HSC images (r band) above, from their tokens below. Never trained on.",
+        )
+        + _figure(
+            figures.image_reconstructions(model, held_out(IMAGE, False, figures.NUM_SHOWN), "r"),
+            "Simulated Legacy Survey images (r band) above, from their tokens below; held out.",
+        )
+    )
+
+
+def _answers(answers: dict[str, Any]) -> str:
+    content = html.escape(json.dumps(answers, indent=2))
+    return (
+        "<h2>Asked over HTTP</h2><p>The server ran as a process of its own on a free loopback port; the client posted a "
+        f"held-out simulated image ({html.escape(answers['object'])}, true redshift {answers['true_redshift']:.3f}) and "
+        "the real DESI spectrum. The embedding it returned equals the local model's.</p>"
+        f"<details><summary>The answers</summary><pre>{content}</pre></details>"
+    )
+
+
+def _use(folder: Path) -> str:
+    command = "armillary " + " ".join(serve_command(folder))
+    python = (
+        "import armillary\n"
+        f'model = armillary.load("{folder / "align" / "checkpoint"}")\n'
+        "vectors = model.embed([images])\n"
+        "probe = armillary.LinearProbe().fit(vectors, redshifts)"
+    )
+    return f"<h2>Use it</h2><pre>{html.escape(command)}</pre><pre>{html.escape(python)}</pre>"
+
+
+def _scores(scores: list[dict[str, Any]]) -> str:
+    header = ["", "R2", "robust scatter", "bias", "outliers > 0.05", "in 68 % interval", "in 95 % interval"]
+    rows = [
+        [
+            s["name"],
+            f"{s['r2']:.3f}",
+            f"{s['scatter']:.4f}",
+            f"{s['bias']:+.4f}",
+            f"{s['outliers']:.1%}",
+            "" if s["coverage_68"] is None else f"{s['coverage_68']:.1%}",
+            "" if s["coverage_95"] is None else f"{s['coverage_95']:.1%}",
+        ]
+        for s in scores
+    ]
+    return (
+        _table(header, rows)
+        + "<small>Scatter (1.4826 times the median absolute deviation), bias and outliers are of dz / (1 + z).</small>"
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    text = html.escape(caption)
+    return f"<figure><img alt='{text}' src='data:image/png;base64,{data}'><figcaption>{text}</figcaption></figure>"
