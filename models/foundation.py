@@ -7,6 +7,7 @@ head, the instrument cards, and what made it. Nothing in it is pickled.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from ..data.modalities import Modality
 from ..data.observations import Observation, ObservationError
@@ -168,7 +170,8 @@ class FoundationModel:
         def write(place: Path) -> None:
             for kind, tokenizer in self.tokenizers.items():
                 tokenizer.save_pretrained(place / "tokenizers" / kind)
-            self.transformer.save_pretrained(place / "transformer")
+            with _without_progress_bars():
+                self.transformer.save_pretrained(place / "transformer")
             if self.head is not None:
                 self.head.save_pretrained(place / "alignment")
             records = [modality.record() for modality in self.modalities]
@@ -204,9 +207,11 @@ class FoundationModel:
             if (folder / "tokenizers" / kind).is_dir()
         }
         head = AlignmentHead.from_pretrained(folder / "alignment") if (folder / "alignment").is_dir() else None
+        with _without_progress_bars():
+            transformer = MaskedTransformer.from_pretrained(folder / "transformer")
         return cls(
             tokenizers=tokenizers,
-            transformer=MaskedTransformer.from_pretrained(folder / "transformer").to(device).eval(),
+            transformer=transformer.to(device).eval(),
             modalities=tuple(Modality.from_record(record, str(path)) for record in content["modalities"]),
             head=None if head is None else head.to(device),
             record=content["record"],
@@ -276,6 +281,18 @@ def _parts(batch: TokenBatch, size: int) -> Iterator[TokenBatch]:
             batch.slot_vocabularies,
             batch.instruments[rows],
         )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars for what takes a moment; put its setting back after."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def _weights_hash(folder: Path) -> str:

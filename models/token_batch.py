@@ -86,7 +86,7 @@ def join_grids(
     num_objects = len(ids)
     columns: dict[str, list[Tensor]] = {"codes": [], "mask": [], "positions": [], "slots": [], "instruments": []}
     for slot, grid in enumerate(grids):
-        rows = torch.tensor([row_of[i] for i in grid.object_id])
+        rows = torch.tensor([row_of[i] for i in grid.object_id], dtype=torch.long)
         for name in ("codes", "mask", "positions", "instrument"):
             values = getattr(grid, name)
             wide = torch.zeros(num_objects, *values.shape[1:], dtype=values.dtype)

@@ -59,6 +59,10 @@ class AlignObjective(nn.Module):
             raise ValueError(
                 f"{store.folder}: expected objects with views of {settings.views}, found {len(self.objects)}"
             )
+        self.modalities = {
+            view: tuple(m for m in of_view if store.has(m.name)[self.objects].any())
+            for view, of_view in self.modalities.items()
+        }
         self.keys = torch.tensor([object_key(store.object_id[row]) for row in self.objects])
         self.order = ExampleOrder([len(self.objects)], settings.loop.seed)
 

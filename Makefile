@@ -1,0 +1,36 @@
+# `make demo` and `make test` set up a virtual environment and run; both work offline once it stands.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# faiss-gpu where there is a GPU, faiss-cpu elsewhere: one module, two packages.
+EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+
+.PHONY: demo test test-slow lint setup clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Armillary needs Python 3.11 or newer, found {v.major}.{v.minor}; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[$(EXTRA),test]'
+	touch $@
+
+demo: setup
+	$(BIN)/armillary demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" -q
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow -q
+
+# mypy needs the package under its own name: a folder that links the checkout.
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	mkdir -p .typecheck && ln -sfn .. .typecheck/armillary
+	cd .typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml --explicit-package-bases --namespace-packages \
+		$(foreach part,__init__.py cli.py settings.py data tokenizers models training serving demo,armillary/$(part))
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .typecheck .mypy_cache .ruff_cache .pytest_cache
