@@ -15,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
+        print("armillary: interrupted; run the same command again to go on from there", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
         return 0

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from ..settings import SettingsError
-from .instruments import parse_card
 from .modalities import Modality
 from .observations import (
     ImageObservation,
@@ -254,10 +253,8 @@ def _encode(observation: Observation) -> Any:
     header: dict[str, Any] = {
         "format": "armillary observations",
         "version": FORMAT_VERSION,
-        "modality": observation.modality.name,
-        "quantity": observation.modality.quantity_name,
         "unit": observation.modality.unit,
-        "card": observation.modality.card.model_dump(mode="json"),
+        **observation.modality.record(),
     }
     names: tuple[str, ...]
     if isinstance(observation, ImageObservation):
@@ -301,7 +298,7 @@ def _open_shard(dataset: Path, path: Path) -> _Shard:
         header = json.loads(metadata[_HEADER])
         if header["version"] != FORMAT_VERSION:
             raise ObservationError(f"{path}: expected format version {FORMAT_VERSION}, found {header['version']}")
-        modality = Modality(header["modality"], parse_card(header["card"], str(path)), header["quantity"])
+        modality = Modality.from_record(header, str(path))
         bands = tuple(header.get("bands", ()))
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, (ObservationError, SettingsError)):
