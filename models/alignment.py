@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..settings import Settings, validate_settings
-from ..tokenizers.blocks import Attention, Block, RMSNorm, SwiGLU
+from ..tokenizers.blocks import Attention, Block, RMSNorm, SwiGLU, attendable
 from ..tokenizers.pretrained import load_weights, read_config, save_module
 
 MODEL_TYPE = "armillary-alignment-head"
@@ -50,7 +50,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B A"]:
         """Pool the valid vectors of each object; an object without any gives a vector that means nothing."""
-        mask = mask | ~mask.any(1, keepdim=True)
+        mask = attendable(mask)
         for block in self.blocks:
             vectors = block(vectors, mask)
         query = self.query.expand(len(vectors), 1, -1)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import ModelOutput
 
 from ..data.instruments import INSTRUMENT_FEATURES
-from ..tokenizers.blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm
+from ..tokenizers.blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm, attendable
 from .code_table import CodeTable
 from .token_batch import TokenBatch
 
@@ -127,7 +127,7 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         """Vectors of the input tokens. Positions enter once, before the first block, and are not added again."""
         vocabularies = inputs.slot_vocabularies[inputs.slots]
         x = self.codes.embed(inputs.codes, vocabularies) + self._places(inputs)
-        mask = _attendable(inputs.mask)
+        mask = attendable(inputs.mask)
         for block in self.encoder:
             x = block(x, mask)
         return self.encoder_norm(x)
@@ -137,7 +137,7 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
     ) -> Float[Tensor, "B T D"]:
         """Vectors of the target tokens, from their place, vocabulary and instrument alone: their codes are not seen."""
         x = self.query + self._places(targets)
-        mask, input_mask = _attendable(targets.mask), _attendable(input_mask)
+        mask, input_mask = attendable(targets.mask), attendable(input_mask)
         for block in self.decoder:
             x = block(x, mask, encoded, input_mask)
         return self.decoder_norm(x)
@@ -169,11 +169,6 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         of_slot = self.vocabulary(tokens.slot_vocabularies) + self.instrument(tokens.instruments)
         slots = tokens.slots[..., None].expand(-1, -1, of_slot.shape[-1])
         return self.position(tokens.positions) + of_slot.gather(1, slots)
-
-
-def _attendable(mask: Tensor) -> Tensor:
-    """The mask, but with all tokens visible where an object has none: attention over nothing would be NaN."""
-    return mask | ~mask.any(1, keepdim=True)
 
 
 AutoConfig.register(MaskedTransformerConfig.model_type, MaskedTransformerConfig)

@@ -58,6 +58,11 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
+def attendable(mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
+    """The mask, but with all tokens visible where an object has none: attention over nothing would be NaN."""
+    return mask | ~mask.any(1, keepdim=True)
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward layer: silu(x U) * (x V), then back to the width."""
 

@@ -20,7 +20,7 @@ from ..data.instruments import BAND_FEATURES, ImagingInstrument
 from ..data.modalities import Modality
 from ..data.observations import ImageObservation, ObservationError
 from ..settings import Settings, validate_settings
-from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm
+from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm, attendable
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import FiniteScalarQuantizer
 from .token_grid import TokenGrid, empty_positions
@@ -197,7 +197,7 @@ class ImageTokenizer(nn.Module):
         present = band_mask[..., None]
         x = torch.where(present, of_band, 0.0).sum(1) / present.sum(1).clamp(min=1).sqrt()
         x = x + self.position(positions)
-        mask = _attendable(band_mask.any(1))
+        mask = attendable(band_mask.any(1))
         for block in self.encoder:
             x = block(x, mask)
         return self.to_latent(x).float()
@@ -213,9 +213,9 @@ class ImageTokenizer(nn.Module):
         """Compressed flux of the target's pixels and which of them lie on a valid token."""
         device, size = latents.device, self.settings.patch_size
         x = self.from_latent(latents) + self.position(positions.to(device))
-        attendable = _attendable(mask.to(device))
+        visible = attendable(mask.to(device))
         for block in self.decoder:
-            x = block(x, attendable)
+            x = block(x, visible)
         gain, shift = self.band_out(target.band_features().to(device))[:, :, None].chunk(2, -1)
         of_band = self.patch_out(F.silu(self.mix_out(self.decoder_norm(x))[:, None] * (1 + gain) + shift))
         columns = int((positions[0, :, 1] == positions[0, 0, 1]).sum())
@@ -250,11 +250,6 @@ class ImageTokenizer(nn.Module):
         within = (place - token).clamp(0, 1)
         basis = torch.cos(math.pi * within[..., None] * torch.arange(size))
         return token.long(), basis, inside
-
-
-def _attendable(mask: Tensor) -> Tensor:
-    """The mask, but with all tokens visible where an object has none: attention over nothing would be NaN."""
-    return mask | ~mask.any(1, keepdim=True)
 
 
 def _pixel_scale(modality: Modality) -> float:

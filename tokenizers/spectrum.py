@@ -20,7 +20,7 @@ from ..data.instruments import Spectrograph
 from ..data.modalities import Modality
 from ..data.observations import ObservationError, SpectrumObservation
 from ..settings import Settings, validate_settings
-from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm
+from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm, attendable
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import FiniteScalarQuantizer
 from .token_grid import TokenGrid, empty_positions
@@ -265,9 +265,9 @@ class SpectrumTokenizer(nn.Module):
         positions = self._positions(len(target))[:, 1:].to(device)
         resolution = self._resolution(target, window.to(device))
         x = self.from_latent(latents) + self.position(positions) + self.resolution_out(resolution)
-        attendable = (mask | ~mask.any(1, keepdim=True)).to(device)
+        visible = attendable(mask.to(device))
         for block in self.decoder:
-            x = block(x, attendable)
+            x = block(x, visible)
         nodes = self.window_out(x).float().flatten(1)
         node, share = _nodes(window.to(device), place.to(device), self.settings.num_nodes)
         return nodes.gather(1, node) * (1 - share) + nodes.gather(1, node + 1) * share
