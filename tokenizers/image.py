@@ -2,8 +2,9 @@
 
 Flux is scaled by the typical noise and compressed by arcsinh; patches of each band enter through a projection
 conditioned on the band's physical numbers, are summed over the bands at hand, mixed by a small transformer, and rounded
-by finite scalar quantisation. The decoder is told the numbers of the wanted bands and answers with cosine coefficients
-for each token, which are evaluated on the wanted pixel grid: tokens can be rendered as another camera would see them.
+by finite scalar quantisation. The first tokens keep the brightness in each band (`brightness.py`). The decoder is told
+the numbers of the wanted bands and answers with cosine coefficients for each token, which are evaluated on the wanted
+pixel grid: tokens can be rendered as another camera would see them.
 """
 
 import math
@@ -21,8 +22,9 @@ from ..data.modalities import Modality
 from ..data.observations import ImageObservation, ObservationError
 from ..settings import Settings, validate_settings
 from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm, attendable
+from .brightness import brightness_at, brightness_codes, brightness_of_codes, measure_brightness
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
-from .quantizers import FiniteScalarQuantizer
+from .quantizers import FiniteScalarQuantizer, rank_features
 from .token_grid import TokenGrid, empty_positions
 
 MODEL_TYPE = "armillary-image-tokenizer"
@@ -40,12 +42,16 @@ class ImageTokenizerSettings(Settings):
     """Transformer blocks of the encoder, and as many of the decoder."""
     num_heads: int = 4
     levels: tuple[int, ...] = (7, 5, 5, 5, 5)
-    """Levels of the quantiser; their product is the vocabulary."""
+    """Levels of the quantiser; their product and `num_brightnesses` make the vocabulary."""
+    num_brightnesses: int = 1024
 
     @model_validator(mode="after")
     def _vocabulary_fits_int16(self) -> "ImageTokenizerSettings":
-        if math.prod(self.levels) > 2**15:
-            raise ValueError(f"tokens are stored as int16: the product of levels {self.levels} must not exceed 32768")
+        if math.prod(self.levels) + self.num_brightnesses > 2**15:
+            raise ValueError(
+                "tokens are stored as int16: the product of levels plus num_brightnesses must not exceed 32768, found "
+                f"{math.prod(self.levels)} + {self.num_brightnesses}"
+            )
         return self
 
 
@@ -69,33 +75,40 @@ class ImageTokenizer(nn.Module):
         self.decoder = nn.ModuleList(Block(width, settings.num_heads) for _ in range(settings.num_blocks))
         self.decoder_norm = RMSNorm(width)
         self.mix_out = nn.Linear(width, width)
-        self.band_out = NumbersEmbedding(len(BAND_FEATURES), 2 * width)
+        self.band_out = NumbersEmbedding(len(BAND_FEATURES) + 1, 2 * width)
         self.patch_out = nn.Linear(width, pixels)
 
     def vocabulary_size(self, modality: Modality) -> int:
-        """Number of codes, the same for all cameras."""
-        return self.quantizer.vocabulary_size
+        """Number of codes, the same for all cameras: those of patches, then those of brightness."""
+        return self.quantizer.vocabulary_size + self.settings.num_brightnesses
 
     def code_features(self, modality: Modality) -> Float[Tensor, "V S"]:
-        """What codes have in common, for the transformer's table: the factors of the quantiser."""
-        return self.quantizer.code_features().cpu()
+        """What codes have in common: the factors of the quantiser, and cosines of the rank of a brightness."""
+        return torch.block_diag(self.quantizer.code_features().cpu(), rank_features(self.settings.num_brightnesses))
 
     @torch.no_grad()
     def encode(self, observation: ImageObservation) -> TokenGrid:
-        """Tokens of each patch, row by row, with positions in arcsec. A patch without a valid pixel is masked."""
+        """One token for each band of the camera, at its wavelength; then one for each patch, row by row, in arcsec.
+
+        A band that was not observed and a patch without a valid pixel are masked.
+        """
         device = device_of(self)
         patches, band_mask = self._patches(observation)
         positions = self._positions(observation)
         features = observation.band_features()
         latents = self._latents(patches.to(device), band_mask.to(device), features.to(device), positions.to(device))
-        mask = band_mask.any(1)
-        codes = self.quantizer(latents)[1].cpu()
+        brightness, measured = measure_brightness(observation)
+        of_bands = brightness_codes(brightness, self.settings.num_brightnesses) + self.quantizer.vocabulary_size
+        of_patches = self.quantizer(latents)[1].cpu()
+        at_bands = empty_positions(*brightness.shape)
+        at_bands[..., 2] = torch.tensor([math.log(band.wavelength) for band in observation.card.bands])
+        mask = torch.cat([measured, band_mask.any(1)], 1)
         return TokenGrid(
             modality=observation.modality,
             object_id=tuple(observation.object_id),
-            codes=torch.where(mask, codes, 0),
+            codes=torch.where(mask, torch.cat([of_bands, of_patches], 1), 0),
             mask=mask,
-            positions=positions,
+            positions=torch.cat([at_bands, positions], 1),
             instrument=torch.from_numpy(observation.card.features()).repeat(len(observation), 1),
         )
 
@@ -106,10 +119,16 @@ class ImageTokenizer(nn.Module):
         `target` is an observation, whose bands, size, PSF, depth and centre are used, or a modality, whose card's are
         used over the tokens' own extent; by default the tokens' own modality. Pixels that no token covers are masked.
         """
-        target = _blank_image(tokens, target or tokens.modality, self.settings.patch_size)
-        device = device_of(self)
-        latents = self.quantizer.from_codes(tokens.codes.to(device))
-        scaled, covered = self._render(latents, tokens.mask, tokens.positions, _pixel_scale(tokens.modality), target)
+        source = cast(ImagingInstrument, tokens.modality.card)
+        num_bands = len(source.bands)
+        positions, mask = tokens.positions[:, num_bands:], tokens.mask[:, num_bands:]
+        target = _blank_image(tokens, positions, target or tokens.modality, self.settings.patch_size)
+        latents = self.quantizer.from_codes(tokens.codes[:, num_bands:].to(device_of(self)))
+        of_bands = tokens.codes[:, :num_bands] - self.quantizer.vocabulary_size
+        brightness = _brightness_in_bands(
+            brightness_of_codes(of_bands, self.settings.num_brightnesses), tokens.mask[:, :num_bands], source, target
+        )
+        scaled, covered = self._render(latents, brightness, mask, positions, source.pixel_scale, target)
         noise = target.noise()[..., None, None]
         return ImageObservation(
             target.modality,
@@ -137,9 +156,13 @@ class ImageTokenizer(nn.Module):
             patches.to(device), band_mask.to(device), observation.band_features().to(device), positions.to(device)
         )
         rounded, _ = self.quantizer(latents)
-        predicted, _ = self._render(
-            rounded, band_mask.any(1), positions, _pixel_scale(observation.modality), observation
+        measured, is_measured = measure_brightness(observation)
+        kept = brightness_of_codes(
+            brightness_codes(measured, self.settings.num_brightnesses), self.settings.num_brightnesses
         )
+        card = observation.card
+        brightness = _brightness_in_bands(kept, is_measured, card, observation)
+        predicted, _ = self._render(rounded, brightness, band_mask.any(1), positions, card.pixel_scale, observation)
         noise = observation.noise()[..., None, None]
         flux = observation.flux / noise
         variance = 1 / (observation.inverse_variance * noise**2).clamp(min=1e-12) + (MODEL_ERROR * flux) ** 2
@@ -205,6 +228,7 @@ class ImageTokenizer(nn.Module):
     def _render(
         self,
         latents: Float[Tensor, "B N Q"],
+        brightness: Float[Tensor, "B C"],
         mask: Bool[Tensor, "B N"],
         positions: Float[Tensor, "B N P"],
         pixel_scale: float,
@@ -216,7 +240,8 @@ class ImageTokenizer(nn.Module):
         visible = attendable(mask.to(device))
         for block in self.decoder:
             x = block(x, visible)
-        gain, shift = self.band_out(target.band_features().to(device))[:, :, None].chunk(2, -1)
+        numbers = torch.cat([target.band_features(), brightness[..., None] / 5 - 1], -1).to(device)
+        gain, shift = self.band_out(numbers)[:, :, None].chunk(2, -1)
         of_band = self.patch_out(F.silu(self.mix_out(self.decoder_norm(x))[:, None] * (1 + gain) + shift))
         columns = int((positions[0, :, 1] == positions[0, 0, 1]).sum())
         coefficients = of_band.float().unflatten(-1, (size, size)).unflatten(2, (-1, columns))
@@ -252,11 +277,17 @@ class ImageTokenizer(nn.Module):
         return token.long(), basis, inside
 
 
-def _pixel_scale(modality: Modality) -> float:
-    return cast(ImagingInstrument, modality.card).pixel_scale
+def _brightness_in_bands(
+    values: Float[Tensor, "B S"], measured: Bool[Tensor, "B S"], source: ImagingInstrument, target: ImageObservation
+) -> Float[Tensor, "B C"]:
+    """Brightness of the source's bands (kept in tokens) at the wavelengths of the target's."""
+    wanted = [target.card.band(name).wavelength for name in target.bands]
+    return brightness_at(values, measured, [band.wavelength for band in source.bands], wanted)
 
 
-def _blank_image(tokens: TokenGrid, target: Modality | ImageObservation, patch_size: int) -> ImageObservation:
+def _blank_image(
+    tokens: TokenGrid, positions: Float[Tensor, "B N P"], target: Modality | ImageObservation, patch_size: int
+) -> ImageObservation:
     """An image with the grid and metadata of `target`; its pixels mean nothing."""
     if isinstance(target, ImageObservation):
         if len(target) != len(tokens):
@@ -264,11 +295,11 @@ def _blank_image(tokens: TokenGrid, target: Modality | ImageObservation, patch_s
         return target
     if not isinstance(target.card, ImagingInstrument):
         raise ObservationError(f"images decode to images; found the target {target.name}")
-    ratio = patch_size * _pixel_scale(tokens.modality) / target.card.pixel_scale
-    extent = [len(tokens.positions[0, :, axis].unique()) for axis in (1, 0)]
+    ratio = patch_size * cast(ImagingInstrument, tokens.modality.card).pixel_scale / target.card.pixel_scale
+    extent = [len(positions[0, :, axis].unique()) for axis in (1, 0)]
     height, width = (max(1, math.floor(n * ratio + 1e-6)) for n in extent)
     bands = [band.name for band in target.card.bands]
-    middle = tokens.positions[..., :2].amax(1) + tokens.positions[..., :2].amin(1)
+    middle = positions[..., :2].amax(1) + positions[..., :2].amin(1)
     arguments: dict[str, Any] = {
         "center": torch.tensor([(height - 1) / 2, (width - 1) / 2]) - middle.flip(-1) / 2 / target.card.pixel_scale
     }

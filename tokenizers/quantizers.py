@@ -57,3 +57,9 @@ class FiniteScalarQuantizer(nn.Module):
 
     def _digits(self, codes: Tensor) -> Tensor:
         return (codes[..., None] // self.strides) % self.levels
+
+
+def rank_features(num_codes: int, num_cosines: int = 16) -> Float[Tensor, "V S"]:
+    """Cosines of the rank of ordered codes: neighbours have nearly the same features."""
+    rank = (torch.arange(num_codes) + 0.5) / num_codes
+    return torch.cos(math.pi * rank[:, None] * torch.arange(num_cosines))

@@ -16,7 +16,7 @@ from ..data.modalities import Modality
 from ..data.observations import ObservationError, ScalarObservation
 from ..settings import Settings, validate_settings
 from .pretrained import load_weights, read_config, resolve_folder, save_module
-from .spectrum import rank_features
+from .quantizers import rank_features
 from .token_grid import TokenGrid, empty_positions
 
 MODEL_TYPE = "armillary-scalar-tokenizer"

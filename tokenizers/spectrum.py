@@ -22,7 +22,7 @@ from ..data.observations import ObservationError, SpectrumObservation
 from ..settings import Settings, validate_settings
 from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm, attendable
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
-from .quantizers import FiniteScalarQuantizer
+from .quantizers import FiniteScalarQuantizer, rank_features
 from .token_grid import TokenGrid, empty_positions
 
 MODEL_TYPE = "armillary-spectrum-tokenizer"
@@ -280,12 +280,6 @@ class SpectrumTokenizer(nn.Module):
         sums[0].scatter_add_(1, window, power)
         sums[1].scatter_add_(1, window, valid.float())
         return (sums[0] / sums[1].clamp(min=1))[..., None]
-
-
-def rank_features(num_codes: int, num_cosines: int = 16) -> Float[Tensor, "V S"]:
-    """Cosines of the rank of ordered codes: neighbours have nearly the same features."""
-    rank = (torch.arange(num_codes) + 0.5) / num_codes
-    return torch.cos(math.pi * rank[:, None] * torch.arange(num_cosines))
 
 
 def _nodes(window: Tensor, place: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:

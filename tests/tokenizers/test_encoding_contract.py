@@ -18,6 +18,8 @@ from armillary.data.observations import (
 from armillary.data.readers.desi import read_desi
 from armillary.data.real_files import real_file
 
+NUM_BANDS = 4
+"""Tokens of brightness before those of patches, for the Legacy Survey."""
 EVERY = ("image/legacysurvey", "image/hsc", "spectrum/desi", "spectrum/sdss", "scalar/redshift")
 FIELDS = ("codes", "mask", "positions", "instrument")
 
@@ -80,8 +82,8 @@ def test_aion_defect_2_an_image_of_any_size_gives_all_its_tokens(image_tokenizer
     observation = image(shape)
     tokens = image_tokenizer.encode(observation)
     rows, columns = (-(-n // 8) for n in shape)
-    assert tokens.codes.shape == (1, rows * columns)
-    assert tokens.mask.all()
+    assert tokens.codes.shape == (1, NUM_BANDS + rows * columns)
+    assert tokens.mask[:, NUM_BANDS:].all()
     back = image_tokenizer.decode(tokens, observation)
     assert back.flux.shape == observation.flux.shape
     assert back.mask.all()
@@ -130,7 +132,7 @@ def test_aion_defect_3_a_missing_scalar_is_masked_and_never_the_brightest_bin(sc
 
 def test_aion_defect_4_encoding_drops_no_token_of_a_large_image(image_tokenizer):
     tokens = image_tokenizer.encode(image((192, 192)))
-    assert tokens.codes.shape == (1, 24 * 24)
+    assert tokens.codes.shape == (1, NUM_BANDS + 24 * 24)
     assert tokens.mask.all()
 
 
@@ -159,6 +161,7 @@ def test_aion_defect_5_masked_padding_gives_the_tokens_of_the_unpadded_spectrum(
 
 def test_aion_defect_6_images_of_many_sizes_and_bands_have_in_a_batch_the_codes_they_have_alone(image_tokenizer, sky):
     wide = sky["image/hsc"].select([0, 1])
+    num_bands = len(wide.card.bands)
     parts = [
         wide,
         crop(sky["image/hsc"].select([2]), 17, 23, range(5)),
@@ -173,11 +176,12 @@ def test_aion_defect_6_images_of_many_sizes_and_bands_have_in_a_batch_the_codes_
         alone = image_tokenizer.encode(part)
         rows, columns = (-(-n // 8) for n in part.flux.shape[2:])
         for one in range(len(part)):
-            grid = together.codes[row].view(4, 4)
-            assert torch.equal(grid[:rows, :columns].reshape(-1), alone.codes[one])
+            grid = together.codes[row, num_bands:].view(4, 4)
+            assert torch.equal(grid[:rows, :columns].reshape(-1), alone.codes[one, num_bands:])
+            assert torch.equal(together.codes[row, :num_bands], alone.codes[one, :num_bands])
             assert together.mask[row].sum() == alone.mask[one].sum()
-            positions = together.positions[row].view(4, 4, 3)[:rows, :columns].reshape(-1, 3)
-            assert torch.allclose(positions, alone.positions[one])
+            positions = together.positions[row, num_bands:].view(4, 4, 3)[:rows, :columns].reshape(-1, 3)
+            assert torch.allclose(positions, alone.positions[one, num_bands:])
             row += 1
 
 

@@ -16,7 +16,7 @@ def test_positions_are_the_offsets_of_the_patches_middles_in_arcsec(image_tokeni
     tokens = image_tokenizer.encode(observation)
     scale = observation.card.pixel_scale
     for row in range(2):
-        place = 0
+        place = len(observation.card.bands)
         for top in (0, 8):
             for left in (0, 8, 16):
                 y = sum(range(top, top + 8)) / 8 - center[row, 0].item()
