@@ -98,7 +98,7 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         self.encoder = nn.ModuleList(Block(width, heads) for _ in range(config.encoder_blocks))
         self.encoder_norm = RMSNorm(width)
         self.query = nn.Parameter(torch.zeros(width))
-        self.decoder = nn.ModuleList(Block(width, heads, has_context=True) for _ in range(config.decoder_blocks))
+        self.decoder = nn.ModuleList(Block(width, heads) for _ in range(config.decoder_blocks))
         self.decoder_norm = RMSNorm(width)
         self.post_init()
 
@@ -135,11 +135,15 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
     def decode(
         self, encoded: Float[Tensor, "B N D"], input_mask: Bool[Tensor, "B N"], targets: TokenBatch
     ) -> Float[Tensor, "B T D"]:
-        """Vectors of the target tokens, from their place, vocabulary and instrument alone: their codes are not seen."""
+        """Vectors of the target tokens, from their place, vocabulary and instrument alone: their codes are not seen.
+
+        Targets attend to the encoder's vectors and not to each other: what is predicted of a token does not depend on
+        which others are asked for.
+        """
         x = self.query + self._places(targets)
-        mask, input_mask = attendable(targets.mask), attendable(input_mask)
+        mask = attendable(input_mask)
         for block in self.decoder:
-            x = block(x, mask, encoded, input_mask)
+            x = block(x, mask, encoded)
         return self.decoder_norm(x)
 
     def forward(

@@ -78,37 +78,31 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to a context where `has_context`, and a feed-forward layer, each residual."""
+    """Attention, to itself or to a context, and a feed-forward layer, each added to what comes in."""
 
-    def __init__(self, width: int, num_heads: int, has_context: bool = False):
+    def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, num_heads)
-        if has_context:
-            self.cross_norm = RMSNorm(width)
-            self.cross_attention = Attention(width, num_heads)
         self.mlp_norm = RMSNorm(width)
         # Two thirds of 4 D, as SwiGLU has three matrices where a plain layer has two; a multiple of 32 for hardware.
         self.mlp = SwiGLU(width, 32 * math.ceil(8 * width / 3 / 32))
         self.reset_outputs()
 
     def reset_outputs(self) -> None:
-        """Make the block start as the identity (but for a context), so that depth does not change the scale."""
+        """Make the block start as the identity, so that depth does not change the scale of what passes through."""
         nn.init.zeros_(self.attention.to_output.weight)
         nn.init.zeros_(self.mlp.down.weight)
 
     def forward(
         self,
         x: Float[Tensor, "B N D"],
-        mask: Bool[Tensor, "B N"] | None = None,
+        mask: Bool[Tensor, "B M"] | None = None,
         context: Float[Tensor, "B M D"] | None = None,
-        context_mask: Bool[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Transform `x`; invalid vectors of `x` and `context` influence no valid one."""
+        """Attend to the vectors of `x`, or of `context` where there is one, for which `mask` is True."""
         normed = self.attention_norm(x)
-        x = x + self.attention(normed, normed, mask)
-        if context is not None:
-            x = x + self.cross_attention(self.cross_norm(x), context, context_mask)
+        x = x + self.attention(normed, normed if context is None else context, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -176,6 +176,17 @@ def test_the_codes_of_targets_are_not_seen():
     assert torch.equal(model.decode(encoded, inputs.mask, targets), model.decode(encoded, inputs.mask, others))
 
 
+def test_what_is_predicted_of_a_token_does_not_depend_on_which_others_are_asked_for():
+    model = small()
+    inputs, targets = random_tokens(3, (4, 2, 5)), random_tokens(3, (3, 3, 3), seed=1)
+    encoded = model.encode(inputs)
+    together = model.decode(encoded, inputs.mask, targets)
+    for place in range(9):
+        one = targets.take(torch.full((3, 1), place), torch.ones(3, 1, dtype=torch.bool))
+        alone = model.decode(encoded, inputs.mask, one)
+        assert torch.allclose(alone[:, 0], together[:, place], atol=1e-5)
+
+
 def test_the_order_of_the_inputs_does_not_matter():
     model = small()
     inputs = random_tokens(2, (3, 4, 5))

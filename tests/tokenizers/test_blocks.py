@@ -64,18 +64,26 @@ def test_an_untrained_block_is_the_identity():
 
 def test_masked_vectors_change_no_valid_one():
     torch.manual_seed(1)
-    block = Block(32, 4, has_context=True)
+    block = Block(32, 4)
     for weight in (block.attention.to_output.weight, block.mlp.down.weight):
         torch.nn.init.normal_(weight, std=0.3)
-    x, context = torch.randn(2, 6, 32), torch.randn(2, 4, 32)
-    mask, context_mask = torch.rand(2, 6) > 0.4, torch.rand(2, 4) > 0.4
-    mask[:, 0] = context_mask[:, 0] = True
-    before = block(x, mask, context, context_mask)
-    after = block(
-        torch.where(mask[..., None], x, 7.0), mask, torch.where(context_mask[..., None], context, -7.0), context_mask
-    )
+    x, mask = torch.randn(2, 6, 32), torch.rand(2, 6) > 0.4
+    mask[:, 0] = True
+    before = block(x, mask)
+    after = block(torch.where(mask[..., None], x, 7.0), mask)
     assert torch.equal(before[mask], after[mask])
-    assert not torch.allclose(before, block(x, None, context, None), atol=1e-3)
+    assert not torch.allclose(before, block(x), atol=1e-3)
+
+
+def test_masked_vectors_of_a_context_change_nothing():
+    torch.manual_seed(1)
+    block = Block(32, 4)
+    torch.nn.init.normal_(block.attention.to_output.weight, std=0.3)
+    x, context, mask = torch.randn(2, 6, 32), torch.randn(2, 4, 32), torch.rand(2, 4) > 0.4
+    mask[:, 0] = True
+    before = block(x, mask, context)
+    assert torch.equal(before, block(x, mask, torch.where(mask[..., None], context, -7.0)))
+    assert not torch.allclose(before, block(x, None, context), atol=1e-3)
 
 
 def test_width_must_be_a_multiple_of_the_heads():
