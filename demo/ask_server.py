@@ -15,7 +15,7 @@ from ..data.dataset import ObservationDataset
 from ..models.foundation import FoundationModel
 from ..serving.client import Client
 from .evaluation import IMAGE, REDSHIFT, SPECTRUM
-from .real_observations import DESI_GALAXY
+from .real_observations import DESI_GALAXY, read_desi_redshift
 from .settings import DemoSettings
 from .split import part_of
 
@@ -51,7 +51,7 @@ def ask(folder: Path, settings: DemoSettings) -> None:
             "neighbours": [[n.object_id, n.modality, round(n.similarity, 4)] for n in neighbours],
             "zero_shot": _plain(zero_shot),
             "masked_model": _plain(of_model),
-            "real_desi_galaxy": _plain(of_real),
+            "real_desi_galaxy": {"redshift_by_redrock": read_desi_redshift(), **_plain(of_real)},
             "models": client.models(),
         }
     temporary = folder / "answers.json.tmp"

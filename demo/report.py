@@ -178,10 +178,23 @@ def _reconstructions(results: dict[str, Any], model: FoundationModel, dataset: O
 
 def _answers(answers: dict[str, Any]) -> str:
     content = html.escape(json.dumps(answers, indent=2))
+    real = answers["real_desi_galaxy"]
+    rows = [
+        [name, f"{a['value']:.3f}", "{:.3f} to {:.3f}".format(*a["intervals"][0][1:]), f"{true:.3f}"]
+        for name, a, true in (
+            ("redshift of the image, by neighbours", answers["zero_shot"], answers["true_redshift"]),
+            ("redshift of the image, by the masked model", answers["masked_model"], answers["true_redshift"]),
+            ("redshift of the real DESI spectrum, by neighbours", real, real["redshift_by_redrock"]),
+        )
+    ]
     return (
         "<h2>Asked over HTTP</h2><p>The server ran as a process of its own on a free loopback port; the client posted a "
         f"held-out simulated image ({html.escape(answers['object'])}, true redshift {answers['true_redshift']:.3f}) and "
         "the real DESI spectrum. The embedding it returned equals the local model's.</p>"
+        + _table(["asked for", "answer", "68 % interval", "true"], rows)
+        + "<p>The real galaxy is faint, with strong emission lines, at a redshift that few of the simulated bright ones "
+        "reach: its neighbours are not calibrated for it, and the answer says so "
+        f"(<code>calibrated: {str(real['calibrated']).lower()}</code>).</p>"
         f"<details><summary>The answers</summary><pre>{content}</pre></details>"
     )
 
