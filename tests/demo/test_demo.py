@@ -109,7 +109,7 @@ def test_demo_goes_on_after_an_interrupt_and_writes_its_report(tmp_path):
     assert report.count("data:image/png;base64,") >= 8
     text = re.sub(r"data:image/png;base64,[^']*", "", report)
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
-    assert not re.search(r"(src|href)='(?!$)[^']", text), "the report opens anywhere: it fetches nothing"
+    assert not re.search(r"(src|href)='[^']", text), "the report opens anywhere: it fetches nothing"
     results = json.loads((folder / "results.json").read_text())
     assert len(results["real_redshifts"]["scores"]) == 3
     answers = json.loads((folder / "answers.json").read_text())
