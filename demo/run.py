@@ -1,6 +1,7 @@
 """`armillary demo`: all stages in order. Interrupted, it goes on where it stood; done, it shows its report again."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def run_demo(folder: Path, config: str = "demo.yaml", overrides: Sequence[str] =
         _write_done(folder, done)
     report = write_report(folder, settings, done)
     print(f"Report: {report.resolve()}")  # noqa: T201
-    print(f"Serve the model: armillary {' '.join(serve_command(folder))}")  # noqa: T201
+    program = sys.argv[0] if Path(sys.argv[0]).name == "armillary" else "armillary"
+    print(f"Serve the model: {program} {' '.join(serve_command(folder))}")  # noqa: T201
     return 0
 
 
