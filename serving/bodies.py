@@ -67,7 +67,7 @@ async def read_body(request: Request, limits: Limits, allowed: tuple[str, ...] =
 
 
 def parse_json(model_type: type[BodyType], body: bytes) -> BodyType:
-    """A JSON body as `model_type`. Raises ProblemError: 400 if it is not JSON, 422 if it is JSON of another form."""
+    """A JSON body as `model_type`. Raises ProblemError (422) if it is not JSON, or JSON of another form."""
     try:
         return model_type.model_validate_json(body)
     except ValidationError as error:

@@ -30,9 +30,7 @@ class ProblemKind:
 
 
 KINDS: dict[str, ProblemKind] = {
-    "malformed-body": ProblemKind(
-        400, "The body cannot be read", "Send valid JSON, or a whole .npy or safetensors file."
-    ),
+    "malformed-body": ProblemKind(400, "The body cannot be read", "Send a whole .npy or safetensors file, of numbers."),
     "unauthorized": ProblemKind(401, "A key is needed", "Send the header `Authorization: Bearer KEY`."),
     "not-found": ProblemKind(404, "There is no such thing", "See `detail` for the nearest known name."),
     "method-not-allowed": ProblemKind(405, "This address has no such method", "See /openapi.json for the methods."),
@@ -120,10 +118,10 @@ def not_found(what: str, name: str, known: Iterable[str]) -> ProblemError:
 
 
 def from_validation(error: ValidationError, *place: str | int) -> ProblemError:
-    """A body that is not JSON (400), or JSON of the wrong form (422): one entry for each wrong field."""
+    """A body that is not JSON, or JSON of the wrong form (both 422): one entry for each wrong field."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if any(entry["type"] == "json_invalid" for entry in problems):
-        return ProblemError("malformed-body", f"the body is not valid JSON: {problems[0]['msg']}")
+        return _invalid([((), f"expected a JSON body; {problems[0]['msg']}")])
     return _invalid([(tuple(place) + entry["loc"], entry["msg"]) for entry in problems])
 
 

@@ -53,7 +53,7 @@ def predict_routes(service: Service) -> APIRouter:
     @router.post(
         "/v1/predict",
         summary="The value of a property, from the labels of the nearest neighbours or by the masked model",
-        responses=answers(PredictAnswer, _PREDICTION, 400, 404, 409, 413, 415, 422, 503),
+        responses=answers(PredictAnswer, _PREDICTION, 404, 409, 413, 415, 422, 503),
         openapi_extra=json_body(PredictRequest, _REQUESTS),
     )
     async def predict(request: Request) -> JSONResponse:

@@ -48,7 +48,6 @@ def search_routes(service: Service) -> APIRouter:
         responses=answers(
             SearchAnswer,
             {"neighbours": [NEIGHBOUR_EXAMPLE], "provenance": PROVENANCE_EXAMPLE},
-            400,
             404,
             409,
             413,
