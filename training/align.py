@@ -15,7 +15,7 @@ from ..models.foundation import FoundationModel
 from ..models.token_batch import TokenBatch
 from ..settings import Settings, to_yaml
 from .example_order import ExampleOrder
-from .loop import Batch, Finished, LoopSettings, make_fabric, train
+from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 from .mask_sampler import hashed_uniform, smallest
 from .pretrain import check_tokens, object_key, read_batch, read_ids
 from .records import describe_versions
@@ -134,5 +134,5 @@ def align(settings: AlignSettings) -> Finished:
         record: dict[str, Any] = {"align": settings.model_dump(mode="json"), "align_metrics": finished.metrics}
         model.head, model.record = head, {**model.record, **record, **describe_versions()}
         model.save(run / "checkpoint")
-    fabric.barrier()
+    leave(fabric)
     return finished

@@ -202,6 +202,13 @@ def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Opt
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas)
 
 
+def leave(fabric: Fabric) -> None:
+    """The end of a command: the processes meet and take their group down, or gloo may abort one that ends first."""
+    fabric.barrier()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class MetricsLog:
     """metrics.csv of a run: one row for each logged step. Rows past the step a run resumes from are dropped."""
 

@@ -20,7 +20,7 @@ from ..models.token_batch import TokenBatch, join_grids
 from ..settings import Settings, to_yaml
 from ..tokenizers.token_grid import TokenGrid, Tokenizer
 from .example_order import ExampleOrder
-from .loop import Batch, Finished, LoopSettings, make_fabric, train
+from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 from .mask_sampler import draw_masks
 from .records import describe_versions
 from .tokenizers import load_tokenizers, tokenizer_hash
@@ -164,5 +164,5 @@ def pretrain(settings: PretrainSettings) -> Finished:
     if fabric.is_global_zero:
         record = {"pretrain": settings.model_dump(mode="json"), "metrics": finished.metrics, **describe_versions()}
         FoundationModel(tokenizers, transformer, store.modalities, record=record).save(run / "checkpoint")
-    fabric.barrier()
+    leave(fabric)
     return finished

@@ -19,7 +19,7 @@ from ..tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from ..tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
 from ..tokenizers.token_grid import Tokenizer
 from .example_order import ExampleOrder
-from .loop import Batch, Finished, LoopSettings, make_fabric, train
+from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 
 
 class TrainTokenizerSettings(Settings):
@@ -90,7 +90,7 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
     finished = train(fabric, objective, settings.loop, run, title=f"{settings.kind} tokenizer")
     if fabric.is_global_zero:
         tokenizer.save_pretrained(run / "tokenizer")
-    fabric.barrier()
+    leave(fabric)
     return finished
 
 
