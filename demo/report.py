@@ -193,8 +193,8 @@ def _answers(answers: dict[str, Any]) -> str:
         "the real DESI spectrum. The embedding it returned equals the local model's.</p>"
         + _table(["asked for", "answer", "68 % interval", "true"], rows)
         + "<p>The real galaxy is faint, with strong emission lines, at a redshift that few of the simulated bright ones "
-        "reach: its neighbours are not calibrated for it, and the answer says so "
-        f"(<code>calibrated: {str(real['calibrated']).lower()}</code>).</p>"
+        "reach: its neighbours are a poor guide. Intervals are calibrated for queries by image alone, and the answer "
+        f"to this one says so (<code>calibrated: {str(real['calibrated']).lower()}</code>).</p>"
         f"<details><summary>The answers</summary><pre>{content}</pre></details>"
     )
 

@@ -46,7 +46,7 @@ class Attention(nn.Module):
         key = self.key_norm(self._split(self.to_key(context)))
         value = self._split(self.to_value(context))
         mask = None if context_mask is None else context_mask[:, None, None, :]
-        # Autocast would make these bf16, in which torch's attention on CPUs takes 2.5 times as long backward.
+        # Autocast would make these bf16, in which torch's attention on CPUs is much slower backward.
         precision = torch.float32 if value.device.type == "cpu" else value.dtype
         with torch.autocast(value.device.type, enabled=False):
             mixed = F.scaled_dot_product_attention(
