@@ -139,8 +139,8 @@ def _embed(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from .data.simulate import SkySettings
-    from .data.simulated_dataset import write_simulated_dataset
+    from .data.simulation.sky import SkySettings
+    from .data.simulation.write_sky import write_simulated_dataset
 
     return _run_with(options, SkySettings, lambda settings: write_simulated_dataset(settings, options.output))
 

@@ -1,6 +1,6 @@
 """Settings of the demo: small sizes, so that the whole house runs in minutes on two cores."""
 
-from ..data.simulate import SkySettings
+from ..data.simulation.sky import SkySettings
 from ..settings import Settings
 from ..tokenizers.image import ImageTokenizerSettings
 from ..tokenizers.scalar import ScalarTokenizerSettings

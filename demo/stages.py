@@ -7,7 +7,7 @@ done is passed over.
 from pathlib import Path
 
 from ..data.dataset import ObservationDataset, shard_folder, write_shard
-from ..data.simulated_dataset import write_simulated_dataset
+from ..data.simulation.write_sky import write_simulated_dataset
 from ..serving.build_index import build_index
 from ..training.align import AlignSettings, align
 from ..training.embed import EmbedSettings, embed

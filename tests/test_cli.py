@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from armillary import cli
-from armillary.data.simulate import SkySettings
+from armillary.data.simulation.sky import SkySettings
 from armillary.settings import CONFIGS_FOLDER, SettingsError, load_settings
 from armillary.training.align import AlignSettings
 from armillary.training.embed import EmbedSettings

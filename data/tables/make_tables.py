@@ -17,8 +17,8 @@ from astropy.table import Table
 from scipy.optimize import lsq_linear, nnls
 
 from ..filters import filter_curve, flux_to_magnitude, photometry_weights
-from ..galaxy_spectra import EMISSION_LINES, component_flux, observed_wavelength
 from ..real_files import real_file
+from ..simulation.galaxy_spectra import EMISSION_LINES, component_flux, observed_wavelength
 
 FOLDER = Path(__file__).resolve().parent
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from armillary.data.simulate import SkySettings, simulate_sky
+from armillary.data.simulation.sky import SkySettings, simulate_sky
 from armillary.models.alignment import AlignmentHead, AlignmentHeadSettings
 from armillary.models.foundation import FoundationModel
 from armillary.models.masked_transformer import MaskedTransformer, MaskedTransformerConfig

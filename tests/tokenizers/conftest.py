@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from armillary.data.simulate import SkySettings, simulate_sky
+from armillary.data.simulation.sky import SkySettings, simulate_sky
 from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from armillary.data.dataset import ObservationDataset, write_shard
-from armillary.data.simulate import SkySettings, simulate_sky
+from armillary.data.simulation.sky import SkySettings, simulate_sky
 from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings

@@ -12,9 +12,9 @@ from scipy.ndimage import median_filter
 from scipy.sparse import csr_array
 from scipy.special import ndtr
 
-from .filters import TABLES_FOLDER, ab_flux
+from ..filters import TABLES_FOLDER, ab_flux
+from ..instruments import Spectrograph
 from .galaxy_spectra import STEP, observed_wavelength
-from .instruments import Spectrograph
 
 FWHM_PER_SIGMA = 2.3548
 SKY_BRIGHTNESS = 21.0

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from armillary.data.filters import ab_flux, filter_curve, photometry_weights
-from armillary.data.galaxies import Galaxies, component_spectra, draw_galaxies
-from armillary.data.galaxy_spectra import observed_wavelength
 from armillary.data.instruments import Spectrograph, instrument
 from armillary.data.modalities import modality
-from armillary.data.simulate import (
+from armillary.data.simulation.galaxies import Galaxies, component_spectra, draw_galaxies
+from armillary.data.simulation.galaxy_spectra import observed_wavelength
+from armillary.data.simulation.sky import (
     DEFAULT_MODALITIES,
     SkySettings,
     fiber_fractions,
@@ -20,7 +20,7 @@ from armillary.data.simulate import (
     observe_spectra,
     simulate_sky,
 )
-from armillary.data.spectrograph_response import noise_curves, response_matrix
+from armillary.data.simulation.spectrograph_response import noise_curves, response_matrix
 from armillary.settings import SettingsError, find_config, load_settings
 
 LEGACY, HSC = modality("image/legacysurvey"), modality("image/hsc")

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..filters import TABLES_FOLDER, filter_curve, flux_to_magnitude, photometry_weights
 from .cosmology import comoving_distance, kiloparsec_per_arcsec, redshift_at
-from .filters import TABLES_FOLDER, filter_curve, flux_to_magnitude, photometry_weights
 from .galaxy_spectra import component_flux, observed_wavelength, templates
 
 COMPONENTS = ("bulge", "disc")

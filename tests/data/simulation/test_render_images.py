@@ -8,7 +8,7 @@ import torch
 from scipy.signal import fftconvolve
 from scipy.special import gammaincinv
 
-from armillary.data.render_images import (
+from armillary.data.simulation.render_images import (
     MOFFAT_BETA,
     TRUNCATION,
     flux_within,

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
+from ..filters import FLUX_UNIT, TABLES_FOLDER
 from .cosmology import SPEED_OF_LIGHT_KM_S, luminosity_distance
-from .filters import FLUX_UNIT, TABLES_FOLDER
 
 STEP = 1e-4
 """Spacing of the grid in ln(wavelength): 30 km/s."""

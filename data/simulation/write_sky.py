@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from .dataset import shard_folder, write_shard
-from .modalities import modality
-from .simulate import SkySettings, simulate_sky
+from ..dataset import shard_folder, write_shard
+from ..modalities import modality
+from .sky import SkySettings, simulate_sky
 
 SHARD_SIZE = 250
 """Objects of one shard."""

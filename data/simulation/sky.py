@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from ..settings import Settings
-from .filters import filter_curve, flux_to_magnitude, magnitude_to_flux, photometry_weights
+from ...settings import Settings
+from ..filters import filter_curve, flux_to_magnitude, magnitude_to_flux, photometry_weights
+from ..instruments import ImagingInstrument, Spectrograph
+from ..modalities import Modality, modality
+from ..observations import ImageObservation, Observation, ScalarObservation, SpectrumObservation
 from .galaxies import SERSIC_INDICES, Galaxies, component_spectra, draw_galaxies
 from .galaxy_spectra import observed_wavelength
-from .instruments import ImagingInstrument, Spectrograph
-from .modalities import Modality, modality
-from .observations import ImageObservation, Observation, ScalarObservation, SpectrumObservation
 from .render_images import flux_within, render_galaxies
 from .spectrograph_response import noise_curves, response_matrix
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from astropy.cosmology import FlatLambdaCDM
 
-from armillary.data.cosmology import (
+from armillary.data.filters import TABLES_FOLDER, filter_curve, flux_to_magnitude, photometry_weights
+from armillary.data.simulation.cosmology import (
     comoving_distance,
     kiloparsec_per_arcsec,
     luminosity_distance,
     redshift_at,
 )
-from armillary.data.filters import TABLES_FOLDER, filter_curve, flux_to_magnitude, photometry_weights
-from armillary.data.galaxies import Galaxies, component_spectra, draw_galaxies
-from armillary.data.galaxy_spectra import (
+from armillary.data.simulation.galaxies import Galaxies, component_spectra, draw_galaxies
+from armillary.data.simulation.galaxy_spectra import (
     EMISSION_LINES,
     calzetti_curve,
     component_flux,
