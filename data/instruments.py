@@ -162,6 +162,60 @@ class Spectrograph(Settings):
         )
 
 
+class Arm(Settings):
+    """One arm of a low-resolution spectrograph, whose spectra are kept as coefficients of basis functions."""
+
+    name: str
+    num_coefficients: Annotated[int, Field(gt=0)]
+    wavelength_min: Positive
+    """First wavelength that the arm responds to, angstrom, in vacuum."""
+    wavelength_max: Positive
+    resolving_power: Positive
+    """Typical wavelength / FWHM."""
+
+
+class CoefficientSpectrograph(Settings):
+    """A low-resolution spectrograph whose catalogue gives coefficients of basis functions, arm after arm."""
+
+    kind: Literal["coefficients"]
+    name: str
+    description: str
+    reference: str
+    unit: str
+    """Unit of every coefficient."""
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _arms_are_unique(self) -> "CoefficientSpectrograph":
+        _check_unique([arm.name for arm in self.arms], "arms")
+        return self
+
+    @property
+    def num_coefficients(self) -> int:
+        """Coefficients of all arms together."""
+        return sum(arm.num_coefficients for arm in self.arms)
+
+    def features(self) -> Float32[np.ndarray, " F"]:
+        """INSTRUMENT_FEATURES of this spectrograph, scaled to order one; width is that of a resolution element."""
+        low = min(arm.wavelength_min for arm in self.arms)
+        high = max(arm.wavelength_max for arm in self.arms)
+        middle = math.sqrt(low * high)
+        power = sum(arm.resolving_power for arm in self.arms) / len(self.arms)
+        return _vector(
+            0,
+            1,
+            0,
+            _scaled_log(low, *_WAVELENGTH),
+            _scaled_log(middle, *_WAVELENGTH),
+            _scaled_log(high, *_WAVELENGTH),
+            _scaled_log(middle / power, *_WIDTH),
+            0,
+            0,
+            0,
+            _scaled_log(power, *_RESOLVING_POWER),
+        )
+
+
 class Quantity(Settings):
     """One number of a catalogue."""
 
@@ -209,7 +263,7 @@ class Catalogue(Settings):
         raise LookupError(f"{self.name} has no quantity {name!r}; it has {[q.name for q in self.quantities]}")
 
 
-Instrument = ImagingInstrument | Spectrograph | Catalogue
+Instrument = ImagingInstrument | Spectrograph | CoefficientSpectrograph | Catalogue
 _CARD = TypeAdapter(Annotated[Instrument, Field(discriminator="kind")])
 
 

@@ -10,9 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .instruments import Catalogue, ImagingInstrument, Instrument, Quantity, Spectrograph, instrument, parse_card
+from .instruments import (
+    Catalogue,
+    CoefficientSpectrograph,
+    ImagingInstrument,
+    Instrument,
+    Quantity,
+    Spectrograph,
+    instrument,
+    parse_card,
+)
 
-Kind = Literal["image", "spectrum", "scalar"]
+Kind = Literal["image", "spectrum", "coefficients", "scalar"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +34,13 @@ class Modality:
 
     @property
     def kind(self) -> Kind:
-        """`image`, `spectrum` or `scalar`."""
+        """`image`, `spectrum`, `coefficients` or `scalar`."""
         return self.card.kind
 
     @property
     def vocabulary(self) -> str:
-        """Whose codes its tokens are: images share one vocabulary, spectra another, each scalar has its own."""
-        return self.name if self.kind == "scalar" else self.kind
+        """Whose codes its tokens are: images share one vocabulary, spectra another; every other has its own."""
+        return self.kind if self.kind in ("image", "spectrum") else self.name
 
     @property
     def quantity(self) -> Quantity:
@@ -47,6 +56,8 @@ class Modality:
             return "nanomaggies per pixel"
         if isinstance(self.card, Spectrograph):
             return "1e-17 erg / s / cm2 / angstrom"
+        if isinstance(self.card, CoefficientSpectrograph):
+            return self.card.unit
         return self.quantity.unit
 
     @property
@@ -79,6 +90,7 @@ MODALITIES: tuple[Modality, ...] = (
     Modality("spectrum/desi", instrument("desi")),
     Modality("spectrum/sdss", instrument("sdss")),
     Modality("spectrum/manga", instrument("manga")),
+    Modality("coefficients/gaia_bp_rp", instrument("gaia_bp_rp")),
     *_scalars("galaxy_properties"),
     *_scalars("legacysurvey_photometry", prefix="legacysurvey_"),
     *_scalars("sdss_photometry", prefix="sdss_"),

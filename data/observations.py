@@ -1,7 +1,7 @@
 """Observations: the values of one modality for a batch of objects, validated when they are made.
 
 An observation holds values, inverse variance, mask (True = valid) and the metadata of its instrument, for B objects.
-Whatever enters Armillary (a file, an HTTP body, a Python call) becomes one of the three classes here; behind that edge
+Whatever enters Armillary (a file, an HTTP body, a Python call) becomes one of the four classes here; behind that edge
 code trusts its input. Arrays given by the caller are never changed: where a value must be replaced, it is in a copy.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .instruments import ImagingInstrument, Spectrograph, band_features
+from .instruments import CoefficientSpectrograph, ImagingInstrument, Spectrograph, band_features
 from .modalities import Modality
 
 UNITS_OF_FLUX_AT_ZERO_MAGNITUDE = 22.5
@@ -34,7 +34,7 @@ ObservationType = TypeVar("ObservationType", bound="_Observation")
 
 @dataclass(frozen=True, eq=False)
 class _Observation:
-    """What the three kinds share: a modality, and B objects with their position (degrees, ICRS; NaN = unknown)."""
+    """What all kinds share: a modality, and B objects with their position (degrees, ICRS; NaN = unknown)."""
 
     modality: Modality
     object_id: Sequence[str]
@@ -313,7 +313,58 @@ class ScalarObservation(_Observation):
         self._set(values=torch.where(valid, numbers, 0.0), mask=valid, error=errors)
 
 
-Observation = ImageObservation | SpectrumObservation | ScalarObservation
+@dataclass(frozen=True, eq=False, init=False)
+class CoefficientsObservation(_Observation):
+    """Low-resolution spectra of B objects, each as K coefficients of basis functions, all arms of the card in order.
+
+    Values and `error` (standard deviation, NaN where unknown) are in the card's unit; mask=False where a coefficient is
+    missing, and it then holds zero. Raises ObservationError on another number of coefficients than the card has, and on
+    valid values that are not finite.
+    """
+
+    values: Float[Tensor, "B K"]
+    mask: Bool[Tensor, "B K"]
+    error: Float[Tensor, "B K"]
+
+    def __init__(
+        self,
+        modality: Modality,
+        object_id: Sequence[Any],
+        values: ArrayLike,
+        mask: ArrayLike | None = None,
+        error: ArrayLike | None = None,
+        *,
+        ra: ArrayLike | None = None,
+        dec: ArrayLike | None = None,
+    ) -> None:
+        self._set_objects("coefficients", modality, object_id, ra, dec)
+        shape = torch.empty(len(self), self.card.num_coefficients)
+        numbers = _numbers(values, modality, "values", like=shape)
+        valid = _booleans(mask, modality, like=numbers)
+        errors = torch.full_like(numbers, torch.nan)
+        if error is not None:
+            errors = _numbers(error, modality, "error", like=numbers)
+        for wrong, array, rule in (
+            (
+                valid & ~numbers.isfinite(),
+                numbers,
+                "values must be finite where they are valid (missing? pass mask=False)",
+            ),
+            (valid & (errors < 0), errors, "error must not be negative"),
+        ):
+            if wrong.any():
+                row, place = wrong.nonzero()[0].tolist()
+                raise self._error(row, f"{rule}; coefficient {place} is {array[row, place].item()}")
+        self._set(values=torch.where(valid, numbers, 0.0), mask=valid, error=errors)
+
+    @property
+    def card(self) -> CoefficientSpectrograph:
+        """The spectrograph."""
+        assert isinstance(self.modality.card, CoefficientSpectrograph)
+        return self.modality.card
+
+
+Observation = ImageObservation | SpectrumObservation | CoefficientsObservation | ScalarObservation
 
 
 def stack(observations: Sequence[Any]) -> Any:
