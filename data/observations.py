@@ -390,29 +390,34 @@ def stack(observations: Sequence[Any]) -> Any:
     return replace(first, **joined)
 
 
+def pad_bands(image: ImageObservation, bands: Sequence[str]) -> ImageObservation:
+    """The images in these bands, in this order; one they lack has mask=False and the card's PSF and depth."""
+    return _padded_image(image, tuple(bands), *image.flux.shape[2:])
+
+
 def _padded_images(images: Sequence[ImageObservation]) -> list[ImageObservation]:
     present = {name for image in images for name in image.bands}
     bands = tuple(band.name for band in images[0].card.bands if band.name in present)
     height, width = (max(image.flux.shape[axis] for image in images) for axis in (2, 3))
-    padded = []
-    for image in images:
-        if image.bands == bands and image.flux.shape[2:] == (height, width):
-            padded.append(image)
-            continue
-        new: dict[str, Any] = {"bands": bands}
-        for name in ("flux", "inverse_variance", "mask"):
-            old = getattr(image, name)
-            wide = torch.zeros((len(image), len(bands), height, width), dtype=old.dtype)
-            for place, band in enumerate(image.bands):
-                wide[:, bands.index(band), : old.shape[2], : old.shape[3]] = old[:, place]
-            new[name] = wide
-        for name in ("psf_fwhm", "depth"):
-            typical = torch.tensor([getattr(image.card.band(b), name) for b in bands]).repeat(len(image), 1)
-            for place, band in enumerate(image.bands):
-                typical[:, bands.index(band)] = getattr(image, name)[:, place]
-            new[name] = typical
-        padded.append(replace(image, **new))
-    return padded
+    return [_padded_image(image, bands, height, width) for image in images]
+
+
+def _padded_image(image: ImageObservation, bands: tuple[str, ...], height: int, width: int) -> ImageObservation:
+    if image.bands == bands and image.flux.shape[2:] == (height, width):
+        return image
+    new: dict[str, Any] = {"bands": bands}
+    for name in ("flux", "inverse_variance", "mask"):
+        old = getattr(image, name)
+        wide = torch.zeros((len(image), len(bands), height, width), dtype=old.dtype)
+        for place, band in enumerate(image.bands):
+            wide[:, bands.index(band), : old.shape[2], : old.shape[3]] = old[:, place]
+        new[name] = wide
+    for name in ("psf_fwhm", "depth"):
+        typical = torch.tensor([getattr(image.card.band(b), name) for b in bands]).repeat(len(image), 1)
+        for place, band in enumerate(image.bands):
+            typical[:, bands.index(band)] = getattr(image, name)[:, place]
+        new[name] = typical
+    return replace(image, **new)
 
 
 def _padded_spectra(spectra: Sequence[SpectrumObservation]) -> list[SpectrumObservation]:

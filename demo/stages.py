@@ -6,7 +6,8 @@ done is passed over.
 
 from pathlib import Path
 
-from ..data.dataset import ObservationDataset, shard_folder, write_shard
+from ..data.dataset import ObservationDataset
+from ..data.dataset_writer import DatasetWriter
 from ..data.simulation.write_sky import write_simulated_dataset
 from ..serving.build_index import build_index
 from ..training.align import AlignSettings, align
@@ -18,19 +19,18 @@ from .real_observations import read_all
 from .settings import DemoSettings
 from .split import write_parts
 
-REAL_SHARD = 10_000
-"""Number of the first shard of real objects in each modality: simulated ones stand before them."""
+REAL_PIECE = "real observations"
 
 
 def make_data(folder: Path, settings: DemoSettings) -> None:
     """Simulate the sky, read the real files, and split the objects."""
     write_simulated_dataset(settings.sky, folder / "data")
-    written: dict[str, int] = {}
-    for observation in read_all(settings.sky.image_sizes["image/hsc"]):
-        index = REAL_SHARD + written.setdefault(observation.modality.name, 0)
-        written[observation.modality.name] += 1
-        if not (shard_folder(folder / "data", observation.modality) / f"part-{index:05d}.parquet").exists():
-            write_shard(folder / "data", observation, index)
+    # The real HSC field and the MaNGA spectra come without positions.
+    with DatasetWriter(folder / "data", allow_unplaced=True) as writer:
+        if not writer.has_piece(REAL_PIECE):
+            with writer.piece(REAL_PIECE):
+                for observation in read_all(settings.sky.image_sizes["image/hsc"]):
+                    writer.write(observation)
     dataset = ObservationDataset(folder / "data")
     write_parts(folder / "parts", (i for m in dataset.modalities for i in dataset.object_ids(m.name)))
 

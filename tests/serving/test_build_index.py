@@ -6,7 +6,7 @@ from fake_model import FakeModel, embedding_table, images, spectra
 from starlette.testclient import TestClient
 
 from armillary import cli
-from armillary.data.dataset import write_shard
+from armillary.data.dataset_writer import write_dataset
 from armillary.data.modalities import modality
 from armillary.data.observations import ScalarObservation
 from armillary.models.embeddings import write_embedding_shard
@@ -44,9 +44,9 @@ def made(tmp_path_factory):
             dec=table.dec,
         )
     mask = np.arange(COUNT) % 10 != 9
-    write_shard(folder / "data", ScalarObservation(modality("scalar/redshift"), IDS, REDSHIFT, mask), 0)
+    redshift = ScalarObservation(modality("scalar/redshift"), IDS, REDSHIFT, mask)
     mass = ScalarObservation(modality("scalar/stellar_mass"), [*IDS[:50], "nobody"], np.full(51, 10.0))
-    write_shard(folder / "data", mass, 0)
+    write_dataset(folder / "data", (redshift, mass), allow_unplaced=True)
     (folder / "held_out.txt").write_text("\n".join(HELD_OUT) + "\n")
     (folder / "validation.txt").write_text("\n".join(VALIDATION) + "\n")
     return folder

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from armillary.data.dataset import ObservationDataset, write_shard
+from armillary.data.dataset import ObservationDataset
+from armillary.data.dataset_writer import write_dataset
 from armillary.data.simulation.sky import SkySettings, simulate_sky
 from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
@@ -25,8 +26,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     settings = SkySettings(num_objects=NUM_OBJECTS, modalities=NAMES, image_sizes={"image/legacysurvey": 16}, seed=3)
     images, spectra, redshifts = next(simulate_sky(settings))
-    for observation in (images.select(slice(0, 20)), spectra.select(slice(4, None)), redshifts):
-        write_shard(folder, observation, 0)
+    write_dataset(folder, (images.select(slice(0, 20)), spectra.select(slice(4, None)), redshifts))
     return folder
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from armillary.data.dataset import ObservationDataset, write_shard
+from armillary.data.dataset import ObservationDataset
+from armillary.data.dataset_writer import write_dataset
 from armillary.data.modalities import modality
 from armillary.data.observations import ScalarObservation
 from armillary.data.token_store import TokenStore
@@ -138,7 +139,8 @@ def redshifts_alone(folder, tokenizer_folder, num_missing=0):
     values = np.linspace(0.05, 0.4, 8)
     ids = [f"z{i}" for i in range(8)]
     mask = np.arange(8) >= num_missing
-    write_shard(folder / "data", ScalarObservation(modality("scalar/redshift"), ids, values, mask), 0)
+    observed = ScalarObservation(modality("scalar/redshift"), ids, values, mask)
+    write_dataset(folder / "data", [observed], allow_unplaced=True)
     tokenize(TokenizeSettings(data=str(folder / "data"), tokenizers=str(tokenizer_folder), tokens=str(folder / "t")))
     return folder / "t"
 
