@@ -95,6 +95,9 @@ MODALITIES: tuple[Modality, ...] = (
     *_scalars("legacysurvey_photometry", prefix="legacysurvey_"),
     *_scalars("sdss_photometry", prefix="sdss_"),
     *_scalars("twomass_photometry", prefix="twomass_"),
+    *_scalars("legacysurvey_catalogue", prefix="legacysurvey_"),
+    *_scalars("hsc_photometry", prefix="hsc_"),
+    *_scalars("gaia_catalogue", prefix="gaia_"),
 )
 
 _BY_NAME = {modality.name: modality for modality in MODALITIES}
