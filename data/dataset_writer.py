@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +101,8 @@ class DatasetWriter:
                 shutil.rmtree(leftover)
         for catalogue in self.folder.glob("*/.*.new"):
             _recover(catalogue)
+        self._pieces = {name for path in self.folder.glob(f"*/*/{PIECES}") for name in _read_pieces(path.parent)}
+        self._pieces.update(name for piece in self._staging.iterdir() for name in _read_pieces(piece))
 
     def __enter__(self) -> "DatasetWriter":
         return self
@@ -113,26 +115,29 @@ class DatasetWriter:
 
     def has_piece(self, name: str) -> bool:
         """Whether the piece called `name` is complete: staged by this or an earlier process, or in the dataset."""
-        if (self._staging / _slug(name) / PIECES).is_file():
-            return True
-        return any(name in _read_pieces(path.parent) for path in self.folder.glob(f"*/*/{PIECES}"))
+        return name in self._pieces
 
     @contextlib.contextmanager
-    def piece(self, name: str | None) -> Iterator[None]:
-        """What is written within belongs to one piece, and counts once the block ends without error."""
+    def piece(self, name: str | Sequence[str] | None) -> Iterator[None]:
+        """What is written within belongs to one piece, and counts once the block ends without error.
+
+        Small inputs may share a piece, which then has several names.
+        """
         if self._open is not None:
             raise RuntimeError("a piece is open already")
-        final = self._staging / (_slug(name) if name is not None else f"unnamed-{len(list(self._staging.iterdir()))}")
+        names = [name] if isinstance(name, str) else list(name or ())
+        final = self._staging / (_slug(names) if names else f"unnamed-{len(list(self._staging.iterdir()))}")
         self._open = final.with_name(f".{final.name}")
         shutil.rmtree(self._open, ignore_errors=True)
         self._open.mkdir()
         try:
             yield
-            if name is not None:
-                (self._open / PIECES).write_text(json.dumps({"name": name}), encoding="utf-8")
+            if names:
+                (self._open / PIECES).write_text(json.dumps(names), encoding="utf-8")
             shutil.rmtree(final, ignore_errors=True)
             self._open.rename(final)
             sync_folder(self._staging)
+            self._pieces.update(names)
         finally:
             shutil.rmtree(self._open, ignore_errors=True)
             self._open = None
@@ -167,17 +172,16 @@ class DatasetWriter:
         that modality is changed then.
         """
         runs: dict[str, list[Path]] = defaultdict(list)
-        pieces: dict[str, set[str]] = defaultdict(set)
+        pieces: dict[str, set[str]] = {}
         for piece in sorted(path for path in self._staging.iterdir() if not path.name.startswith(".")):
-            label = piece / PIECES
-            name = json.loads(label.read_text(encoding="utf-8"))["name"] if label.is_file() else None
+            names = _read_pieces(piece)
             for modality_folder in sorted(piece.glob("*/*")):
                 modality = "/".join(modality_folder.parts[-2:])
-                merged = _read_pieces(self.folder / modality)
-                if name is not None:
-                    pieces[modality] |= {*merged, name}
-                if name not in merged:
+                if modality not in pieces:
+                    pieces[modality] = set(_read_pieces(self.folder / modality))
+                if not (names and names[0] in pieces[modality]):
                     runs[modality] += sorted(modality_folder.glob("run-*.parquet"))
+                pieces[modality].update(names)
         for modality in sorted(runs):
             if runs[modality]:
                 _merge(self.folder / modality, runs[modality], sorted(pieces[modality]), self.file_bytes)
@@ -243,7 +247,7 @@ def _refuse_doubles(runs: list[_Run]) -> None:
     hashes = np.concatenate([run.hashes for run in runs])
     ordered = np.sort(hashes)
     doubled = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for run in runs if doubled else []:
         suspects = [row for row, value in enumerate(run.hashes.tolist()) if value in doubled]
         names = run.file.read_identity()["object_id"].take(pa.array(suspects, pa.int64())).to_pylist()
@@ -251,9 +255,15 @@ def _refuse_doubles(runs: list[_Run]) -> None:
             if name in seen:
                 modality = run.file.layout.modality.name
                 raise ObservationError(
-                    f"{run.file.path}: object {name} of {modality} comes twice; it is also in {seen[name]}"
+                    f"{_origin(run.file.path)}: object {name} of {modality} comes twice; it is also in {seen[name]}"
                 )
-            seen[name] = run.file.path
+            seen[name] = _origin(run.file.path)
+
+
+def _origin(path: Path) -> str:
+    """The piece that a staged run belongs to, as people know it; of another file, its path."""
+    names = _read_pieces(path.parents[2])
+    return str(path) if not names else names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
 
 
 def _rows_between(runs: list[_Run], layout: Layout, first: int, stop: int) -> Any:
@@ -319,12 +329,13 @@ def _recover(new: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_pieces(catalogue: Path) -> list[str]:
-    path = catalogue / PIECES
+def _read_pieces(folder: Path) -> list[str]:
+    """Names of the pieces that a catalogue was made from, or that a staged folder holds."""
+    path = folder / PIECES
     return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
-def _slug(name: str) -> str:
+def _slug(names: Sequence[str]) -> str:
     """A folder's name for a piece."""
-    readable = "".join(character if character.isalnum() else "-" for character in Path(name).name)[:40]
-    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    readable = "".join(character if character.isalnum() else "-" for character in Path(names[0]).name)[:40]
+    return f"{readable}-{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}"

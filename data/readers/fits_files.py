@@ -1,37 +1,62 @@
-"""FITS files, opened with suspicion.
+"""FITS files, opened with suspicion and read in parts.
 
 astropy reads lazily and may only warn when a file is cut short, so sizes are checked against the headers before
-anything is read, and stored checksums against the bytes. Arrays come back in native byte order; every failure is an
+anything is read, and stored checksums against the bytes. Rows of images and tables are read alone, so that memory
+follows the part asked for and not the file. Arrays come back in native byte order; every failure is an
 ObservationError that names the file, what was expected and what was found.
 """
 
 import gzip
-import io
 import re
+import shutil
+import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy import units
 from astropy.io import fits
+from jaxtyping import Int
 
 from ..observations import ObservationError
 
 SPECTRUM_FLUX_UNIT = "1e-17 erg / (s cm2 Angstrom)"
 SPECTRUM_IVAR_UNIT = "1e34 (s2 cm4 Angstrom2) / erg2"
+FITS_SUFFIXES = (".fits", ".fit", ".fits.gz", ".fit.gz", ".fits.fz", ".fz")
+
 _GZIP_MAGIC = b"\x1f\x8b"
+_BLOCK = 2880
+"""Bytes: every part of a FITS file is padded to a multiple of this."""
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """Where the data of one extension lie in the (decompressed) file, and what they should add up to."""
+
+    start: int
+    size: int
+    padded_size: int
+    checksum: int | None
 
 
 class FitsFile:
-    """An open, complete FITS file: extensions by name, read into native arrays."""
+    """An open, complete FITS file: extensions by name, read into native arrays.
 
-    def __init__(self, path: Path, hdus: Any):
+    The checksum of an extension is compared with its bytes before it is first read.
+    """
+
+    def __init__(self, path: Path, plain: Path, hdus: Any, extents: Sequence[_Extent]):
         self.path = path
+        self._plain = plain
         self._hdus = hdus
+        self._extents = extents
+        self._verified: set[int] = set()
 
     def has(self, extension: str | int) -> bool:
         """Whether the file holds this extension."""
@@ -41,38 +66,75 @@ class FitsFile:
         """The header of an extension. Raises ObservationError if the extension is missing."""
         return self._hdu(extension).header
 
-    def image(self, extension: str | int, shape: Sequence[int | None] = (), unit: str | None = None) -> np.ndarray:
-        """The pixels of an image extension, native byte order.
+    def image_shape(
+        self, extension: str | int, expected: Sequence[int | None] = (), unit: str | None = None
+    ) -> tuple[int, ...]:
+        """The shape of an image extension, its pixels unread.
 
-        `shape` is the shape expected, None where any size will do; `unit` the unit expected of BUNIT, where the file
-        states one. Raises ObservationError.
+        `expected` is the shape expected, None where any size will do; `unit` the unit expected of BUNIT, where the
+        file states one. Raises ObservationError.
         """
         hdu = self._hdu(extension)
-        if not hdu.is_image or hdu.data is None:
+        if not hdu.is_image or not hdu.shape:
             raise self.error(f"extension {extension} must hold an image, found {type(hdu).__name__} without pixels")
-        self._verify(hdu, extension)
-        data = _native(hdu.data)
-        fits_shape = len(data.shape) == len(shape) and all(
-            n is None or n == m for n, m in zip(shape, data.shape, strict=True)
+        shape = tuple(hdu.shape)
+        fits_shape = len(shape) == len(expected) and all(
+            n is None or n == m for n, m in zip(expected, shape, strict=True)
         )
-        if shape and not fits_shape:
-            wanted = ["any" if n is None else n for n in shape]
-            raise self.error(f"extension {extension} must have shape {wanted}, found {list(data.shape)}")
+        if expected and not fits_shape:
+            wanted = ["any" if n is None else n for n in expected]
+            raise self.error(f"extension {extension} must have shape {wanted}, found {list(shape)}")
         if unit is not None:
             self.check_unit(hdu.header.get("BUNIT"), unit, f"BUNIT of extension {extension}")
-        return data
+        return shape
+
+    def image(self, extension: str | int, expected: Sequence[int | None] = (), unit: str | None = None) -> np.ndarray:
+        """All pixels of an image extension, checked as `image_shape` does. Raises ObservationError."""
+        return self.section(extension, ..., expected, unit)
+
+    def section(
+        self, extension: str | int, key: Any, expected: Sequence[int | None] = (), unit: str | None = None
+    ) -> np.ndarray:
+        """The part `image[key]` of an image extension, and no more of it, is read. `key` is a slice or slices.
+
+        Otherwise as `image`. Raises ObservationError.
+        """
+        self.image_shape(extension, expected, unit)
+        self._verify(extension)
+        return _native(self._hdu(extension).section[key])
+
+    def rows(
+        self,
+        extension: str | int,
+        rows: Int[np.ndarray, " N"],
+        expected: Sequence[int | None] = (),
+        unit: str | None = None,
+    ) -> np.ndarray:
+        """These rows of an image extension (its first axis), in this order; neighbours are read together."""
+        ordered = np.unique(rows)
+        ends = np.flatnonzero(np.diff(ordered, append=ordered[-1] + 2) != 1)
+        starts = np.append(0, ends[:-1] + 1)
+        runs = [
+            self.section(extension, slice(int(ordered[start]), int(ordered[end]) + 1), expected, unit)
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        return np.concatenate(runs)[np.searchsorted(ordered, rows)]
 
     def columns(
-        self, extension: str | int, names: Sequence[str], expected_units: Sequence[str | None] = ()
+        self,
+        extension: str | int,
+        names: Sequence[str],
+        expected_units: Sequence[str | None] = (),
+        rows: tuple[int, int] | None = None,
     ) -> list[np.ndarray]:
         """These columns of a table extension, native byte order; case does not matter. Raises ObservationError.
 
-        `expected_units`, one for each column, are compared with TUNIT where the file states it.
+        `expected_units`, one for each column, are compared with TUNIT where the file states it. `rows` (first, one
+        past the last) reads no others.
         """
         hdu = self._hdu(extension)
         if hdu.is_image:
             raise self.error(f"extension {extension} must hold a table, found an image")
-        self._verify(hdu, extension)
         known = {name.upper() for name in hdu.columns.names}
         missing = [name for name in names if name.upper() not in known]
         if missing:
@@ -80,7 +142,16 @@ class FitsFile:
         for name, unit in zip(names, expected_units, strict=bool(expected_units)):
             if unit is not None:
                 self.check_unit(hdu.columns[name].unit, unit, f"TUNIT of column {name} in extension {extension}")
-        return [_native(hdu.data[name]) for name in names]
+        self._verify(extension)
+        table = hdu.data if rows is None else self._table_part(extension, *rows)
+        return [_native(table[name]) for name in names]
+
+    def num_rows(self, extension: str | int) -> int:
+        """How many rows a table extension has. Raises ObservationError if it is none."""
+        hdu = self._hdu(extension)
+        if hdu.is_image:
+            raise self.error(f"extension {extension} must hold a table, found an image")
+        return int(hdu.header["NAXIS2"])
 
     def check_unit(self, found: object, expected: str, where: str) -> None:
         """Compare a unit that the file states, if it states one, with the expected one. Raises ObservationError."""
@@ -114,64 +185,118 @@ class FitsFile:
             raise self.error(f"extension {extension} is missing; found {found}. Was the file cut short?")
         return self._hdus[extension]
 
-    def _verify(self, hdu: Any, extension: str | int) -> None:
-        if "DATASUM" in hdu.header and hdu.verify_datasum() == 0:
+    def _table_part(self, extension: str | int, first: int, stop: int) -> Any:
+        """Rows of a table as a table: the bytes of those rows behind a header that says how many they are."""
+        hdu = self._hdu(extension)
+        header = hdu.header.copy()
+        header["NAXIS2"], header["PCOUNT"] = stop - first, 0
+        with self._plain.open("rb") as stream:
+            stream.seek(self._extents[self._hdus.index_of(extension)].start + first * header["NAXIS1"])
+            content = stream.read((stop - first) * header["NAXIS1"])
+        return type(hdu).fromstring(header.tostring().encode("ascii") + content).data
+
+    def _verify(self, extension: str | int) -> None:
+        place = self._hdus.index_of(extension)
+        extent = self._extents[place]
+        if place in self._verified or extent.checksum is None:
+            return
+        if _sum_of_words(self._plain, extent) != extent.checksum:
             raise self.error(
                 f"the bytes of extension {extension} do not agree with its DATASUM: the file is damaged, or was edited"
             )
+        self._verified.add(place)
 
 
 @contextmanager
 def open_fits(path: str | Path) -> Iterator[FitsFile]:
     """Open a FITS file, plain or gzipped, after checking that it is whole.
 
+    A gzipped file is first unpacked into a file of the temporary folder (TMPDIR), for gzip cannot be read in parts.
     Raises ObservationError if it is missing, no FITS file, or shorter than its headers say.
     """
     path = Path(path)
-    content = _content(path)
-    _check_whole(path, content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
-        hdus = fits.open(_source(content))
-    with hdus:
-        try:
-            yield FitsFile(path, hdus)
-        except (OSError, EOFError) as error:
-            raise ObservationError(f"{path}: cannot be read as FITS ({error})") from error
+    with _unpacked(path) as plain:
+        extents = _check_whole(path, plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+            hdus = fits.open(plain, memmap=False)
+        with hdus:
+            try:
+                yield FitsFile(path, plain, hdus, extents)
+            except (OSError, EOFError) as error:
+                raise ObservationError(f"{path}: cannot be read as FITS ({error})") from error
 
 
-def _content(path: Path) -> Path | bytes:
-    """The path itself, or, where the file is gzipped, its decompressed bytes."""
+def fits_paths(path: Path, pattern: str) -> list[Path]:
+    """The file itself, or the FITS files below a folder whose names match the glob `pattern`, sorted.
+
+    Raises ObservationError if there is none.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise ObservationError(f"{path}: no such file or folder")
+        return [path]
+    found = sorted(file for file in path.rglob(pattern) if file.name.endswith(FITS_SUFFIXES) and file.is_file())
+    if not found:
+        raise ObservationError(f"{path}: expected FITS files {pattern} in it, found none")
+    return found
+
+
+def number_of(file: FitsFile, header: Mapping[str, object], key: str) -> float:
+    """The number that a header holds under `key`. Raises ObservationError."""
+    value = header.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise file.error(f"the header must hold a number {key}, found {value!r}")
+    return float(value)
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[Path]:
+    """The path itself, or that of a temporary file with its content, where it is gzipped."""
     try:
         with path.open("rb") as stream:
-            if stream.read(2) != _GZIP_MAGIC:
-                return path
-        return gzip.decompress(path.read_bytes())
+            is_gzip = stream.read(2) == _GZIP_MAGIC
     except FileNotFoundError:
         raise ObservationError(f"{path}: no such file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ObservationError(f"{path}: expected a whole gzip file; it is cut short or damaged ({error})") from None
     except OSError as error:
         raise ObservationError(f"{path}: cannot be read ({error.strerror})") from None
+    if not is_gzip:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".fits") as unpacked:
+        try:
+            with gzip.open(path, "rb") as packed:
+                shutil.copyfileobj(packed, unpacked, _CHUNK)
+            unpacked.flush()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ObservationError(
+                f"{path}: expected a whole gzip file; it is cut short or damaged ({error})"
+            ) from None
+        except OSError as error:
+            raise ObservationError(f"{path}: cannot be unpacked to {unpacked.name} ({error.strerror})") from None
+        yield Path(unpacked.name)
 
 
-def _source(content: Path | bytes) -> Path | io.BytesIO:
-    return io.BytesIO(content) if isinstance(content, bytes) else content
-
-
-def _check_whole(path: Path, content: Path | bytes) -> None:
-    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+def _check_whole(path: Path, plain: Path) -> list[_Extent]:
+    """Where the extensions lie, once each is known to end within the file. Raises ObservationError."""
+    size = plain.stat().st_size
+    extents = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with fits.open(_source(content), memmap=False, disable_image_compression=True) as hdus:
+            with fits.open(plain, memmap=False, disable_image_compression=True) as hdus:
                 for place in range(len(hdus)):
-                    needed = hdus[place].fileinfo()["datLoc"] + hdus[place].size
-                    if needed > size:
+                    info = hdus[place].fileinfo()
+                    extent = _Extent(
+                        info["datLoc"], hdus[place].size, info["datSpan"], _checksum(hdus[place].header.get("DATASUM"))
+                    )
+                    if extent.start + extent.size > size:
                         name = hdus[place].name or place
                         raise ObservationError(
-                            f"{path}: the file is cut short: extension {name} ends at byte {needed}, the file at {size}"
+                            f"{path}: the file is cut short: extension {name} ends at byte "
+                            f"{extent.start + extent.size}, the file at {size}"
                         )
+                    extents.append(extent)
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, ObservationError):
                 raise
@@ -182,6 +307,33 @@ def _check_whole(path: Path, content: Path | bytes) -> None:
             raise ObservationError(
                 f"{path}: the file is cut short or damaged ({size} bytes): {message.splitlines()[0]}"
             )
+    if size % _BLOCK:
+        raise ObservationError(
+            f"{path}: the file is cut short or damaged: expected a multiple of {_BLOCK} bytes, found {size}"
+        )
+    return extents
+
+
+def _checksum(stated: object) -> int | None:
+    """DATASUM as a number: the standard makes it text, and blank text unknown."""
+    text = str(stated).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _sum_of_words(plain: Path, extent: _Extent) -> int:
+    """The 32-bit ones' complement sum of big-endian words (FITS standard 4.0, appendix J), which DATASUM states."""
+    total, left = 0, extent.padded_size
+    with plain.open("rb") as stream:
+        stream.seek(extent.start)
+        while left > 0:
+            content = stream.read(min(_CHUNK, left))
+            if not content:
+                break
+            total += int(np.frombuffer(content, ">u4").sum(dtype=np.uint64))
+            left -= len(content)
+    while total >> 32:
+        total = (total & 0xFFFFFFFF) + (total >> 32)
+    return total
 
 
 def _native(data: Any) -> np.ndarray:
