@@ -211,6 +211,8 @@ def _merge(catalogue: Path, paths: list[Path], pieces: list[str], file_bytes: in
     plan = _plan(files, file_bytes)
     if (new / "plan").is_file() and (new / "plan").read_text(encoding="utf-8") != plan:
         shutil.rmtree(new)
+    for leftover in new.rglob(".*.tmp"):
+        leftover.unlink()
     new.mkdir(parents=True, exist_ok=True)
     (new / "plan").write_text(plan, encoding="utf-8")
 

@@ -1,11 +1,8 @@
 """Observations on disk: what is written reads back bit for bit, whole or not at all."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from dataclasses import fields
+import shutil
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from armillary.data import dataset
-from armillary.data.dataset import ObservationDataset, write_shard
+from armillary.data import parquet_files
+from armillary.data.dataset import ObservationDataset
+from armillary.data.dataset_writer import DatasetWriter, write_dataset
 from armillary.data.instruments import parse_card
 from armillary.data.modalities import Modality, modality
 from armillary.data.observations import (
+    CoefficientsObservation,
     ImageObservation,
     ObservationError,
     ScalarObservation,
@@ -40,9 +39,13 @@ def images(names, bands=("g", "i"), size=(6, 5), seed=0):
         random.uniform(size=shape) > 0.1,
         psf_fwhm=random.uniform(0.5, 1, size=shape[:2]),
         center=random.uniform(2, 3, size=(len(names), 2)),
-        ra=random.uniform(0, 360, len(names)),
-        dec=np.full(len(names), -12.5),
+        **positions(names),
     )
+
+
+def positions(names):
+    """The same place on the sky for the same name; NAMES are in the order of the sky."""
+    return {"ra": np.full(len(names), 45.0), "dec": np.array([10.0 + ord(name[0]) - ord("a") for name in names])}
 
 
 def spectra(names, length=40, seed=0, own_grids=False, own_resolution=False):
@@ -57,6 +60,14 @@ def spectra(names, length=40, seed=0, own_grids=False, own_resolution=False):
         random.uniform(0.1, 9, size=shape).astype(np.float32),
         random.uniform(size=shape) > 0.1,
         resolving_power=random.uniform(1000, 4000, shape) if own_resolution else None,
+        **positions(names),
+    )
+
+
+def coefficients(names, seed=0):
+    values = np.random.default_rng(seed).normal(size=(2, len(names), 110))
+    return CoefficientsObservation(
+        modality("coefficients/gaia_bp_rp"), names, values[0], values[0] > -1, abs(values[1]), **positions(names)
     )
 
 
@@ -64,7 +75,12 @@ def redshifts(names, seed=0):
     random = np.random.default_rng(seed)
     error = np.where(random.uniform(size=len(names)) > 0.5, 0.01, np.nan)
     valid = np.arange(len(names)) != 1
-    return ScalarObservation(REDSHIFT, names, random.uniform(0, 3, len(names)), valid, error, ra=np.ones(len(names)))
+    return ScalarObservation(REDSHIFT, names, random.uniform(0, 3, len(names)), valid, error, **positions(names))
+
+
+def the_file(folder, name):
+    """The first Parquet file of a modality."""
+    return ObservationDataset(folder).files(name)[0].path
 
 
 def assert_same(first, second):
@@ -85,6 +101,7 @@ KINDS = {
     "spectrum": spectra(NAMES),
     "spectrum on own grids": spectra(NAMES, own_grids=True),
     "spectrum with own resolution": spectra(NAMES, own_resolution=True),
+    "coefficients": coefficients(NAMES),
     "scalar": redshifts(NAMES),
 }
 
@@ -95,19 +112,31 @@ def observation(request):
 
 
 def test_a_round_trip_keeps_every_bit(tmp_path, observation):
-    write_shard(tmp_path, observation, 0)
+    write_dataset(tmp_path, [observation])
     opened = ObservationDataset(tmp_path)
     assert opened.modalities == (observation.modality,)
     assert opened.object_ids(observation.modality.name) == NAMES
     assert_same(opened.read(observation.modality.name), observation)
 
 
-def test_objects_are_read_in_the_order_asked_across_shards_and_row_groups(tmp_path, observation, monkeypatch):
-    monkeypatch.setattr(dataset, "ROW_GROUP_BYTES", 1)
-    write_shard(tmp_path, observation.select([0, 1, 2]), 0)
-    write_shard(tmp_path, observation.select([3, 4]), 1)
+def in_small_files(folder, observation, monkeypatch):
+    """A dataset with one object in each row group, and files of two or three."""
+    monkeypatch.setattr(parquet_files, "ROW_GROUP_BYTES", 1)
+    ra = torch.tensor([45.0 if name in "ab" else 135.0 for name in observation.object_id]).double()
+    observation = replace(observation, ra=ra)
+    with DatasetWriter(folder) as writer:
+        writer.write(observation.select([0, 3, 4]))
+        writer.write(observation.select([2, 1]))
+    assert len(ObservationDataset(folder).files(observation.modality.name)) == 2
+    return observation
+
+
+def test_objects_are_read_in_the_order_asked_across_files_and_row_groups(tmp_path, observation, monkeypatch):
+    observation = in_small_files(tmp_path, observation, monkeypatch)
     opened, name = ObservationDataset(tmp_path), observation.modality.name
+    assert opened.object_ids(name) == NAMES
     assert_same(opened.read(name, ["e", "a", "c", "a"]), observation.select([4, 0, 2, 0]))
+    assert_same(opened.read(name, np.array([4, 0, 2, 0])), observation.select([4, 0, 2, 0]))
     assert_same(opened.read(name, slice(1, 4)), observation.select([1, 2, 3]))
     assert_same(opened.read(name, slice(None, None, -2)), observation.select([4, 2, 0]))
     assert opened.num_objects(name) == 5
@@ -115,58 +144,69 @@ def test_objects_are_read_in_the_order_asked_across_shards_and_row_groups(tmp_pa
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 9])
 def test_batches_stream_every_object_once_and_in_order(tmp_path, observation, monkeypatch, batch_size):
-    monkeypatch.setattr(dataset, "ROW_GROUP_BYTES", 1)
-    write_shard(tmp_path, observation.select([0, 1, 2]), 0)
-    write_shard(tmp_path, observation.select([3, 4]), 1)
+    observation = in_small_files(tmp_path, observation, monkeypatch)
     batches = list(ObservationDataset(tmp_path).batches(observation.modality.name, batch_size))
     full, rest = divmod(5, batch_size)
     assert [len(batch) for batch in batches] == [batch_size] * full + [rest] * (rest > 0)
     assert_same(stack(batches), observation)
 
 
-def test_shards_of_other_sizes_and_bands_are_padded_with_masked_pixels(tmp_path):
+def test_the_sky_index_is_in_the_order_of_rows(tmp_path):
+    observed = images(["d", "a", "c"])
+    write_dataset(tmp_path, [observed])
+    sky = ObservationDataset(tmp_path).sky_index("image/hsc")
+    assert sky.object_id.tolist() == ["a", "c", "d"]
+    assert sky.dec.tolist() == [10.0, 12.0, 13.0]
+    assert (np.diff(sky.healpix) > 0).all()
+
+
+def test_images_of_other_sizes_and_bands_are_padded_with_masked_pixels_when_read_together(tmp_path):
     small, large = images(["a"], ("g",), (3, 3)), images(["b"], ("g", "r"), (5, 4), seed=1)
-    write_shard(tmp_path, small, 0)
-    write_shard(tmp_path, large, 1)
-    assert_same(ObservationDataset(tmp_path).read("image/hsc"), stack([small, large]))
+    write_dataset(tmp_path, [large, small])
+    opened = ObservationDataset(tmp_path)
+    assert_same(opened.read("image/hsc"), stack([small, large]))
+    alone = opened.read("image/hsc", ["a"])
+    assert alone.flux.shape == (1, 2, 3, 3)
+    assert torch.equal(alone.flux[:, :1], small.flux)
+    assert not alone.mask[:, 1].any()
+
+
+def test_spectra_of_other_lengths_and_grids_keep_their_own_pixels(tmp_path):
+    short, long = spectra(["b"], length=10), spectra(["a"], length=30, own_resolution=True)
+    write_dataset(tmp_path, [short, long])
+    opened = ObservationDataset(tmp_path)
+    assert_same(opened.read("spectrum/desi", ["b"]), short)
+    assert_same(opened.read("spectrum/desi", ["a"]), long)
+    assert_same(opened.read("spectrum/desi"), stack([long, short]))
 
 
 def test_a_common_grid_is_stored_once(tmp_path):
-    shared = pq.read_schema(write_shard(tmp_path / "shared", spectra(NAMES), 0))
-    own = pq.read_schema(write_shard(tmp_path / "own", spectra(NAMES, own_grids=True), 0))
-    assert "wavelength" not in shared.names
-    assert "wavelength" in own.names
-
-
-def test_files_in_folders_below_the_modality_are_found(tmp_path):
-    path = write_shard(tmp_path, redshifts(NAMES), 0)
-    (path.parent / "healpix=17").mkdir()
-    path.rename(path.parent / "healpix=17" / path.name)
-    assert ObservationDataset(tmp_path).object_ids("scalar/redshift") == NAMES
+    write_dataset(tmp_path / "shared", [spectra(["a", "b"]), spectra(["c"])])
+    write_dataset(tmp_path / "own", [spectra(["a"]), spectra(["b"], own_grids=True)])
+    assert "wavelength" not in pq.read_schema(the_file(tmp_path / "shared", "spectrum/desi")).names
+    assert "wavelength" in pq.read_schema(the_file(tmp_path / "own", "spectrum/desi")).names
 
 
 def test_a_dataset_of_an_instrument_that_is_not_shipped_still_opens(tmp_path):
     card = parse_card({**DESI.card.model_dump(mode="json"), "name": "toy", "step": 1.6}, "toy")
     toy = Modality("spectrum/toy", card)
     written = SpectrumObservation(toy, ["a"], np.ones((1, 9)), 4000 + np.arange(9), np.ones((1, 9)))
-    write_shard(tmp_path, written, 0)
+    write_dataset(tmp_path, [written], allow_unplaced=True)
     assert_same(ObservationDataset(tmp_path).read("spectrum/toy"), written)
 
 
 def test_positions_are_the_union_over_modalities(tmp_path):
-    located, unlocated = images(["a", "b"]), spectra(["b", "c"])
-    for observed in (located, unlocated):
-        write_shard(tmp_path, observed, 0)
+    nowhere = ScalarObservation(REDSHIFT, ["c"], [0.5])
+    write_dataset(tmp_path, [images(["a", "b"]), nowhere], allow_unplaced=True)
     positions = ObservationDataset(tmp_path).positions()
     assert list(positions) == ["a", "b", "c"]
-    assert positions["b"] == (located.ra[1].item(), -12.5)
+    assert positions["b"] == (45.0, 11.0)
     assert np.isnan(positions["c"]).all()
 
 
 def test_scalars_hold_the_valid_values_alone(tmp_path):
     observed = redshifts(NAMES)
-    write_shard(tmp_path, observed, 0)
-    write_shard(tmp_path, images(NAMES), 0)
+    write_dataset(tmp_path, [observed, images(NAMES)])
     opened = ObservationDataset(tmp_path)
     table = opened.scalars()
     assert list(table) == ["scalar/redshift"]
@@ -176,133 +216,99 @@ def test_scalars_hold_the_valid_values_alone(tmp_path):
         opened.scalars(["image/hsc"])
 
 
-def test_hugging_face_datasets_reads_a_shard(tmp_path):
+def test_hugging_face_datasets_reads_a_file(tmp_path):
     from datasets import load_dataset
 
     written = spectra(NAMES)
-    path = write_shard(tmp_path, written, 0)
+    write_dataset(tmp_path / "data", [written])
+    path = the_file(tmp_path / "data", "spectrum/desi")
     table = load_dataset("parquet", data_files=str(path), cache_dir=str(tmp_path / "cache"), split="train")
     assert table["object_id"][:] == NAMES
     np.testing.assert_array_equal(np.array(table["flux"][:], dtype=np.float32), written.flux.numpy())
 
 
+def test_lsdb_reads_a_catalogue_and_finds_objects_by_place(tmp_path):
+    import lsdb
+
+    written = images(NAMES)
+    write_dataset(tmp_path, [written])
+    catalogue = lsdb.open_catalog(tmp_path / "image" / "hsc", columns=["object_id", "ra", "dec", "flux"])
+    assert sorted(catalogue.compute()["object_id"]) == NAMES
+    found = catalogue.cone_search(ra=45.0, dec=12.0, radius_arcsec=60.0).compute()
+    assert found["object_id"].tolist() == ["c"]
+    np.testing.assert_array_equal(np.array(found["flux"].iloc[0]), written.flux[2].flatten().numpy())
+
+
 # ---- faults ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_shard_is_never_overwritten(tmp_path):
-    path = write_shard(tmp_path, redshifts(NAMES), 3)
-    before = path.read_bytes()
-    with pytest.raises(ObservationError, match=r"part-00003\.parquet: exists already"):
-        write_shard(tmp_path, redshifts(NAMES, seed=1), 3)
-    assert path.read_bytes() == before
-
-
-KILLED_WRITER = """
-import os, signal, sys
-import numpy as np
-from armillary.data import dataset
-from armillary.data.modalities import modality
-from armillary.data.observations import ScalarObservation
-
-def write_half_and_die(table, stream, **options):
-    stream.write(b"PAR1" + bytes(5000))
-    stream.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-dataset.pq.write_table = write_half_and_die
-dataset.write_shard(sys.argv[1], ScalarObservation(modality("scalar/redshift"), ["z"], np.ones(1)), 1)
-"""
-
-
-def test_a_killed_writer_leaves_no_shard_behind(tmp_path):
-    write_shard(tmp_path, redshifts(NAMES), 0)
-    run = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(tmp_path)], env=os.environ, check=False)
-    assert run.returncode == -signal.SIGKILL
-    assert len(list((tmp_path / "scalar" / "redshift").iterdir())) == 2  # the shard, and what the dead process began
-    assert ObservationDataset(tmp_path).object_ids("scalar/redshift") == NAMES
-    write_shard(tmp_path, redshifts(["f"]), 1)
-    assert ObservationDataset(tmp_path).object_ids("scalar/redshift") == [*NAMES, "f"]
-
-
-def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full_disk(*_arguments, **_options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(dataset.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write_shard(tmp_path, redshifts(NAMES), 0)
-    assert list((tmp_path / "scalar" / "redshift").iterdir()) == []
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_truncated_file_is_an_error_that_names_it(tmp_path, share):
-    path = write_shard(tmp_path, images(NAMES), 0)
+    write_dataset(tmp_path, [images(NAMES)])
+    path = the_file(tmp_path, "image/hsc")
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ObservationError, match=r"part-00000\.parquet: expected a whole Parquet file"):
+    with pytest.raises(ObservationError, match=r"Npix=\d+\.parquet: expected a whole Parquet file"):
         ObservationDataset(tmp_path)
 
 
 def test_a_flipped_bit_is_an_error_that_names_the_file(tmp_path):
-    path = write_shard(tmp_path, images(NAMES, size=(40, 40)), 0)
+    write_dataset(tmp_path, [images(NAMES, size=(40, 40))])
+    path = the_file(tmp_path, "image/hsc")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     opened = ObservationDataset(tmp_path)
-    with pytest.raises(ObservationError, match=r"part-00000\.parquet: the file is damaged"):
+    with pytest.raises(ObservationError, match=r"Npix=\d+\.parquet: the file is damaged"):
         opened.read("image/hsc")
-    with pytest.raises(ObservationError, match=r"part-00000\.parquet: the file is damaged"):
+    with pytest.raises(ObservationError, match=r"Npix=\d+\.parquet: the file is damaged"):
         list(opened.batches("image/hsc", 2))
 
 
-def test_an_object_that_comes_twice_is_an_error_that_names_it_and_both_files(tmp_path):
-    with pytest.raises(ObservationError, match=r"object b comes twice in scalar/redshift"):
-        write_shard(tmp_path, redshifts(["a", "b", "b"]), 0)
-    write_shard(tmp_path, redshifts(["a", "b"]), 0)
-    write_shard(tmp_path, redshifts(["c", "b"]), 1)
-    with pytest.raises(ObservationError, match=r"part-00001.*object b of scalar/redshift comes twice.*part-00000"):
-        ObservationDataset(tmp_path).object_ids("scalar/redshift")
-
-
-def test_a_shard_in_the_folder_of_another_modality_is_an_error(tmp_path):
-    path = write_shard(tmp_path, redshifts(NAMES), 0)
-    wrong = tmp_path / "scalar" / "stellar_mass" / "part-00000.parquet"
-    wrong.parent.mkdir()
-    path.rename(wrong)
-    with pytest.raises(ObservationError, match=r"stellar_mass.*expected a shard of scalar/stellar_mass, found one of"):
+def test_a_file_that_is_missing_or_too_many_is_an_error_that_names_it(tmp_path, monkeypatch):
+    in_small_files(tmp_path, redshifts(NAMES), monkeypatch)
+    first, second = sorted((tmp_path / "scalar" / "redshift").rglob("*.parquet"))
+    hidden = first.with_name("hidden")
+    first.rename(hidden)
+    with pytest.raises(ObservationError, match=rf"{first.name}: is missing; .*partition_info.csv lists 2 files"):
+        ObservationDataset(tmp_path)
+    hidden.rename(first)
+    shutil.copy(second, second.with_name("Npix=11.parquet"))
+    with pytest.raises(ObservationError, match=r"Npix=11\.parquet: is not listed"):
         ObservationDataset(tmp_path)
 
 
-def test_shards_with_different_cards_are_an_error(tmp_path):
-    write_shard(tmp_path, spectra(["a"]), 0)
-    card = parse_card({**DESI.card.model_dump(mode="json"), "depth": 20.0}, "desi")
-    other = SpectrumObservation(
-        Modality("spectrum/desi", card), ["b"], np.ones((1, 3)), [4.0, 5.0, 6.0], np.ones((1, 3))
-    )
-    write_shard(tmp_path, other, 1)
-    with pytest.raises(ObservationError, match=r"part-00001.*its instrument card differs"):
+def test_a_file_in_the_folder_of_another_modality_is_an_error(tmp_path):
+    write_dataset(tmp_path, [redshifts(NAMES)])
+    (tmp_path / "scalar" / "redshift").rename(tmp_path / "scalar" / "stellar_mass")
+    with pytest.raises(ObservationError, match=r"stellar_mass.*expected a file of scalar/stellar_mass, found one of"):
         ObservationDataset(tmp_path)
 
 
 def test_a_value_spoilt_on_disk_names_file_and_object(tmp_path):
-    path = write_shard(tmp_path, redshifts(["a", "b", "c"]), 0)
-    table = pq.read_table(path)
+    write_dataset(tmp_path, [redshifts(["a", "b", "c"])])
+    path = the_file(tmp_path, "scalar/redshift")
+    table = pq.ParquetFile(path).read()
     place = table.column_names.index("values")
-    spoilt = table.set_column(place, "values", pa.array([0.1, 0.2, 77.0], pa.float32()))
+    spoilt = table.set_column(place, table.schema.field("values"), pa.array([0.1, 0.2, 77.0], pa.float32()))
     pq.write_table(spoilt, path)
-    with pytest.raises(ObservationError, match=r"part-00000\.parquet: scalar/redshift, object c: .*77"):
+    with pytest.raises(ObservationError, match=r"Npix=\d+\.parquet: scalar/redshift, object c: .*77"):
         ObservationDataset(tmp_path).read("scalar/redshift")
 
 
 def test_files_of_another_kind_or_version_are_errors(tmp_path):
-    path = write_shard(tmp_path, redshifts(NAMES), 0)
-    table = pq.read_table(path)
+    write_dataset(tmp_path, [redshifts(NAMES)])
+    path = the_file(tmp_path, "scalar/redshift")
+    table = pq.ParquetFile(path).read()
     header = json.loads(table.schema.metadata[b"armillary"])
     pq.write_table(table.replace_schema_metadata({b"armillary": json.dumps({**header, "version": 99})}), path)
-    with pytest.raises(ObservationError, match="expected format version 1, found 99"):
+    with pytest.raises(ObservationError, match="expected format version 2, found 99"):
         ObservationDataset(tmp_path)
     pq.write_table(table.replace_schema_metadata(None), path)
-    with pytest.raises(ObservationError, match="expected a shard of Armillary"):
+    with pytest.raises(ObservationError, match="expected a file of an Armillary dataset"):
+        ObservationDataset(tmp_path)
+    pq.write_table(table.drop_columns(["error"]), path)
+    with pytest.raises(ObservationError, match=r"expected columns .*'error'.*, found "):
         ObservationDataset(tmp_path)
 
 
@@ -311,12 +317,14 @@ def test_what_is_not_there_is_an_error_that_says_what_is(tmp_path):
         ObservationDataset(tmp_path / "nowhere")
     with pytest.raises(ObservationError, match="found none"):
         ObservationDataset(tmp_path)
-    write_shard(tmp_path, redshifts(NAMES), 0)
+    write_dataset(tmp_path, [redshifts(NAMES)])
     opened = ObservationDataset(tmp_path)
     with pytest.raises(ObservationError, match=r"no modality 'image/hsc'; it holds \['scalar/redshift'\]"):
         opened.read("image/hsc")
     with pytest.raises(ObservationError, match="scalar/redshift has no object 'x'"):
         opened.read("scalar/redshift", ["a", "x"])
+    with pytest.raises(ObservationError, match="scalar/redshift has 5 rows, and no row 5"):
+        opened.read("scalar/redshift", np.array([1, 5]))
     with pytest.raises(ObservationError, match="no row"):
         opened.read("scalar/redshift", [])
     with pytest.raises(ObservationError, match="batch_size"):
