@@ -227,6 +227,15 @@ def open_fits(path: str | Path) -> Iterator[FitsFile]:
                 raise ObservationError(f"{path}: cannot be read as FITS ({error})") from error
 
 
+@contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Put the file's name before an ObservationError raised within, which knows the object alone."""
+    try:
+        yield
+    except ObservationError as problem:
+        raise ObservationError(f"{path}: {problem}") from None
+
+
 def fits_paths(path: Path, pattern: str) -> list[Path]:
     """The file itself, or the FITS files below a folder whose names match the glob `pattern`, sorted.
 

@@ -8,7 +8,8 @@ import pytest
 from astropy.io import fits
 
 from armillary.data.observations import ObservationError
-from armillary.data.readers.desi import line_width, read_desi, read_redrock
+from armillary.data.readers.desi import read_desi, read_redrock
+from armillary.data.readers.desi_arms import line_width
 from armillary.data.readers.manga import read_manga, read_manga_redshift
 from armillary.data.readers.sdss import (
     estimated_noise,
