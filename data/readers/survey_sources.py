@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...settings import Settings
 from ..observations import Observation
+from .multimodal_universe_v1 import read_multimodal_universe_tile, tile_files
 
 
 @dataclass(frozen=True)
@@ -25,5 +26,19 @@ class Source:
     """What `read` must be told besides the piece: a model that YAML fills; none where the format says it all."""
 
 
-SOURCES: Mapping[str, Source] = {}
+def _tiles(survey_name: str, holds: str) -> Source:
+    return Source(
+        f"Multimodal Universe v1 (HDF5 tiles), {survey_name}: {holds}",
+        tile_files,
+        lambda piece, settings: read_multimodal_universe_tile(piece, survey_name),
+    )
+
+
+SOURCES: Mapping[str, Source] = {
+    "mmu-v1-legacysurvey": _tiles("legacysurvey", "images in g r i z, photometry, shapes"),
+    "mmu-v1-hsc": _tiles("hsc", "images in g r i z y, magnitudes"),
+    "mmu-v1-sdss": _tiles("sdss", "spectra, redshifts"),
+    "mmu-v1-desi": _tiles("desi", "spectra, redshifts, photometry of the Legacy Surveys"),
+    "mmu-v1-gaia": _tiles("gaia", "BP/RP coefficients, photometry, astrometry, radial velocities"),
+}
 """All sources, by the name that the command line takes."""
