@@ -218,11 +218,12 @@ def _moved(
 ) -> Iterator[Problem]:
     """Objects that lie elsewhere than in a modality before."""
     for name, *here in zip(names, ra.tolist(), dec.tolist(), strict=True):
-        known = places.setdefault(name, _Place(*here, path))
-        apart = [abs(one - other) for one, other in zip(here, (known.ra, known.dec), strict=True)]
-        if any(np.isnan(here)) != any(np.isnan([known.ra, known.dec])) or max(apart) > POSITION_TOLERANCE:
-            where = f"({here[0]}, {here[1]})"
-            yield Problem(path, f"lies at {where}, and at ({known.ra}, {known.dec}) in {known.path}", name)
+        known = places.setdefault(name, _Place(here[0], here[1], path))
+        there = [known.ra, known.dec]
+        # NaN where neither is known.
+        apart = np.abs(np.subtract(here, there)).max()
+        if apart > POSITION_TOLERANCE or np.isnan(here).any() != np.isnan(there).any():
+            yield Problem(path, f"lies at {tuple(here)}, and at {tuple(there)} in {known.path}", name)
 
 
 def _first(problems: Iterator[Problem]) -> Iterator[Problem]:

@@ -99,13 +99,19 @@ class FoundationModel:
         return self._head().settings.aligned_width if space == "aligned" else self.transformer.config.width
 
     def tokenize(self, observation: Observation) -> TokenGrid:
-        """Tokens of one observation."""
-        return self.tokenizers[observation.modality.kind].encode(observation)
+        """Tokens of one observation. Raises LookupError if the model has no tokenizer for its kind."""
+        return self._tokenizer(observation).encode(observation)
 
     def reconstruct(self, observation: Observation) -> Any:
         """The observation after tokenizing and decoding to its own grid."""
         target = None if observation.modality.kind == "scalar" else observation
-        return self.tokenizers[observation.modality.kind].decode(self.tokenize(observation), target)
+        return self._tokenizer(observation).decode(self.tokenize(observation), target)
+
+    def _tokenizer(self, observation: Observation) -> Tokenizer:
+        modality = observation.modality
+        if modality.kind not in self.tokenizers:
+            raise LookupError(f"{modality.name}: the model tokenizes {sorted(self.tokenizers)}, not {modality.kind}")
+        return self.tokenizers[modality.kind]
 
     def join(self, grids: Sequence[TokenGrid]) -> tuple[TokenBatch, tuple[str, ...]]:
         """Token grids as one batch for the transformer, and the ids of its rows."""

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.observations import ImageObservation, Observation, ScalarObservation, SpectrumObservation
+from ..data.observations import CoefficientsObservation, ImageObservation, Observation, ScalarObservation
 from ..models.embeddings import Embeddings
 
 ENVELOPE_BYTES = 1024
@@ -275,7 +275,7 @@ def _query(
         query = query.detach().cpu().numpy()
     if isinstance(query, np.ndarray):
         return body | {"vector": base64.b64encode(query.astype("<f4").reshape(-1).tobytes()).decode()}
-    observations = [query] if isinstance(query, ImageObservation | SpectrumObservation | ScalarObservation) else query
+    observations = [query] if isinstance(query, Observation) else query
     items = _items(observations)
     if len(items) != 1:
         raise ValueError(f"a query is one object; these observations hold {len(items)}: select one")
@@ -306,6 +306,8 @@ def _typed_object(observation: Observation, row: int) -> dict[str, Any]:
         typed |= {"data": float(observation.values[row]), "mask": bool(observation.mask[row])}
         error = float(observation.error[row])
         return typed if np.isnan(error) else typed | {"error": error}
+    if isinstance(observation, CoefficientsObservation):
+        raise ValueError(f"{observation.modality.name}: the server does not take coefficients yet")
     typed |= _encoded(observation.flux[row])
     if isinstance(observation, ImageObservation):
         typed["bands"] = list(observation.bands)
