@@ -63,7 +63,7 @@ def desi_batches(
         chosen = _rows(file, rows, len(target))
         if targets_only:
             chosen = chosen[np.isin(chosen, _target_rows(file))]
-        _check_once(file, target[chosen], "a coadd has each target once: a file of single exposures is read as such")
+        file.check_once(target[chosen], "a coadd has each target once: a file of single exposures is read as such")
         arms = _arms(file, len(target))
         found = False
         for start in range(0, len(chosen), rows_per_batch):
@@ -109,7 +109,7 @@ def desi_exposure_batches(
         else:
             (exposure,) = file.columns("FIBERMAP", ["EXPID"])
             identity = [f"{name}-{number}" for name, number in zip(target, exposure, strict=True)]
-            _check_once(file, np.array(identity)[rows], "an exposure has each target once")
+            file.check_once(np.array(identity)[rows], "an exposure has each target once")
         arms = _arms(file, len(target))
         found = False
         for part in _whole_targets(rows, target, rows_per_batch) if combine else _parts(rows, rows_per_batch):
@@ -134,7 +134,7 @@ def read_redrock(path: str | Path) -> ScalarObservation:
     """
     with open_fits(path) as file:
         target, redshift, error, warning = file.columns("REDSHIFTS", ["TARGETID", "Z", "ZERR", "ZWARN"])
-        _check_once(file, target, "redrock fits each target once")
+        file.check_once(target, "redrock fits each target once")
         ra, dec = np.full(len(target), np.nan), np.full(len(target), np.nan)
         if file.has("FIBERMAP"):
             fibre, ra, dec = file.columns("FIBERMAP", ["TARGETID", "TARGET_RA", "TARGET_DEC"])
@@ -226,14 +226,6 @@ def _rows(file: FitsFile, rows: Sequence[int] | None, count: int) -> np.ndarray:
     if chosen.ndim != 1 or len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= count:
         raise file.error(f"rows must be a list of numbers from 0 to {count - 1}, found {rows}")
     return chosen
-
-
-def _check_once(file: FitsFile, names: np.ndarray, rule: str) -> None:
-    found, count = np.unique(names, return_counts=True)
-    if (count > 1).any():
-        twice = found[count > 1][0]
-        rows = np.flatnonzero(names == twice)[:2].tolist()
-        raise file.error(f"object {twice} comes twice, in rows {rows}; {rule}")
 
 
 def _parts(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

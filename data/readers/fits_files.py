@@ -175,6 +175,14 @@ class FitsFile:
                 return place
         raise self.error("expected a two-dimensional image, found none")
 
+    def check_once(self, names: np.ndarray, rule: str) -> None:
+        """Raise ObservationError, with `rule`, if one of the objects' `names`, one for each row, comes twice."""
+        found, count = np.unique(names, return_counts=True)
+        if (count > 1).any():
+            twice = found[count > 1][0]
+            rows = np.flatnonzero(names == twice)[:2].tolist()
+            raise self.error(f"object {twice} comes twice, in rows {rows}; {rule}")
+
     def error(self, problem: str) -> ObservationError:
         """An ObservationError about this file, to be raised."""
         return ObservationError(f"{self.path}: {problem}")

@@ -4,8 +4,11 @@ Wavelengths are in vacuum, on a logarithmic grid; flux is in 1e-17 erg/s/cm2/A. 
 https://data.sdss.org/datamodel.
 """
 
+import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -13,13 +16,20 @@ from scipy import ndimage
 
 from ..instruments import Spectrograph
 from ..modalities import modality
-from ..observations import ArrayLike, ScalarObservation, SpectrumObservation
-from .fits_files import SPECTRUM_FLUX_UNIT, FitsFile, open_fits
+from ..observations import ArrayLike, ScalarObservation, SpectrumObservation, stack
+from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, number_of, open_fits
 
 NOISE_WINDOW = 101
 """Pixels over which `estimated_noise` takes a running median."""
 
+ROWS_PER_BATCH = 128
+"""Spectra of a plate held at once: about 50 MB while they are read."""
+
 _FWHM_PER_SIGMA = 2.354820045
+_NO_TARGET = ("SKY", "COHERENT_SKY", "NA")
+"""OBJTYPE of fibres on blank sky, and of holes without a fibre."""
+
+_log = logging.getLogger(__name__)
 
 
 def read_sdss_spec(path: str | Path) -> SpectrumObservation:
@@ -43,17 +53,18 @@ def read_sdss_spec(path: str | Path) -> SpectrumObservation:
             resolving_power = np.where(np.isfinite(measured), measured, resolving_power)
         object_id, ra, dec = _object(file)
     valid = (ivar > 0) & np.isfinite(ivar) & np.isfinite(flux) & (and_mask == 0)
-    return SpectrumObservation(
-        sdss,
-        [object_id],
-        flux[None],
-        wavelength,
-        ivar[None],
-        valid[None],
-        resolving_power=resolving_power[None],
-        ra=[ra],
-        dec=[dec],
-    )
+    with naming_file(path):
+        return SpectrumObservation(
+            sdss,
+            [object_id],
+            flux[None],
+            wavelength,
+            ivar[None],
+            valid[None],
+            resolving_power=resolving_power[None],
+            ra=[ra],
+            dec=[dec],
+        )
 
 
 def read_sdss_redshift(path: str | Path) -> ScalarObservation:
@@ -64,53 +75,110 @@ def read_sdss_redshift(path: str | Path) -> ScalarObservation:
     with open_fits(path) as file:
         redshift, error, warning = file.columns(2, ["Z", "Z_ERR", "ZWARNING"])
         object_id, ra, dec = _object(file)
-    valid = (warning == 0) & np.isfinite(redshift) & (error > 0)
-    return ScalarObservation(
-        modality("scalar/redshift"), [object_id], redshift, valid, np.where(valid, error, np.nan), ra=[ra], dec=[dec]
-    )
+    return _redshifts(path, [object_id], redshift, error, warning, np.array([ra]), np.array([dec]))
 
 
 def read_boss_plate(
     path: str | Path, *, inverse_variance: ArrayLike | None = None, estimate_noise: bool = False
 ) -> SpectrumObservation:
-    """Read an `spPlate` file as `spectrum/sdss`: every fibre of a plate on one grid, from COEFF0 and COEFF1.
+    """Read an `spPlate` file as `spectrum/sdss`; `boss_plate_batches`, all at once."""
+    batches = boss_plate_batches(path, inverse_variance=inverse_variance, estimate_noise=estimate_noise)
+    return stack(list(batches))
 
-    The second extension is the inverse variance. Files cut down to the flux plane have none: then it must be given as
-    `inverse_variance` [B, L], or `estimate_noise=True` derives it from the scatter of neighbouring pixels
-    (`estimated_noise`). The third is the mask (valid where 0), if present. Object ids are `plate-mjd-fiber` with the
-    plug map, else `plate-mjd-row<n>`, and without it no position is known. Raises ObservationError.
+
+def boss_plate_batches(
+    path: str | Path,
+    *,
+    inverse_variance: ArrayLike | None = None,
+    estimate_noise: bool = False,
+    empty: Literal["skip", "raise"] = "skip",
+    targets_only: bool = False,
+    rows_per_batch: int = ROWS_PER_BATCH,
+) -> Iterator[SpectrumObservation]:
+    """Stream an `spPlate` file as `spectrum/sdss`: the fibres of a plate on one grid, from COEFF0 and COEFF1.
+
+    Extension 0 is the flux, its sky subtracted; 1 the inverse variance, 2 the mask of flags raised in every exposure
+    (valid where it is 0), 4 sigma of the line spread function in pixels, which gives the resolving power, 5 the plug
+    map. Files cut down to the flux plane have no inverse variance: then it must be given as `inverse_variance` [B, L],
+    or `estimate_noise=True` derives it from the scatter of neighbouring pixels (`estimated_noise`). Object ids are
+    `plate-mjd-fiber` with the plug map, else `plate-mjd-row<n>`, and without it no position is known. `targets_only`
+    leaves out fibres on blank sky and holes without a fibre, as the plug map has them. A fibre without a valid pixel is
+    left out with a warning that names it, or raises ObservationError with `empty="raise"`. Raises ObservationError.
     """
     sdss = modality("spectrum/sdss")
+    assert isinstance(sdss.card, Spectrograph)
     with open_fits(path) as file:
         header = _checked_header(file)
-        flux = file.image(0, (None, None), SPECTRUM_FLUX_UNIT)
-        shape = flux.shape
-        first, step = _number(file, header, "COEFF0"), _number(file, header, "COEFF1")
-        valid = np.isfinite(flux)
-        if file.has(1):
-            if inverse_variance is not None or estimate_noise:
-                raise file.error("holds an inverse variance; give neither inverse_variance nor estimate_noise")
-            inverse_variance = file.image(1, shape)
-        elif inverse_variance is None and not estimate_noise:
-            raise file.error("holds no inverse variance (extension 1); give inverse_variance or estimate_noise=True")
-        elif inverse_variance is None:
-            noise = estimated_noise(flux.astype(np.float64))
-            inverse_variance = np.where(noise > 0, noise, np.inf) ** -2
-        ivar = np.asarray(inverse_variance, dtype=np.float32)
-        if ivar.shape != shape:
-            raise file.error(f"inverse_variance must have shape {list(shape)} as the flux, found {list(ivar.shape)}")
-        if file.has(2):
-            valid &= file.image(2, shape) == 0
-        plate, mjd = int(_number(file, header, "PLATEID")), int(_number(file, header, "MJD"))
-        names = [f"row{row}" for row in range(shape[0])]
-        ra, dec = np.full(shape[0], np.nan), np.full(shape[0], np.nan)
-        if file.has("PLUGMAP") or file.has(5):
-            fibre, ra, dec = file.columns("PLUGMAP" if file.has("PLUGMAP") else 5, ["FIBERID", "RA", "DEC"])
-            names = [f"{number:04d}" for number in fibre.tolist()]
-    valid &= (ivar > 0) & np.isfinite(ivar)
-    wavelength = 10 ** (first + step * np.arange(shape[1]))
-    object_id = [f"{plate:04d}-{mjd}-{name}" for name in names]
-    return SpectrumObservation(sdss, object_id, flux, wavelength, ivar, valid, ra=ra, dec=dec)
+        shape = file.image_shape(0, (None, None), SPECTRUM_FLUX_UNIT)
+        first, step = number_of(file, header, "COEFF0"), number_of(file, header, "COEFF1")
+        wavelength = 10 ** (first + step * np.arange(shape[1]))
+        given = _given_noise(file, shape, inverse_variance, estimate_noise)
+        object_id, ra, dec, is_target = _plugged(file, header, shape[0])
+        chosen = np.flatnonzero(is_target) if targets_only else np.arange(shape[0])
+        found = False
+        for start in range(0, len(chosen), rows_per_batch):
+            rows = chosen[start : start + rows_per_batch]
+            flux = file.rows(0, rows, shape)
+            if estimate_noise:
+                noise = estimated_noise(flux.astype(np.float64))
+                ivar = (np.where(noise > 0, noise, np.inf) ** -2).astype(np.float32)
+            else:
+                ivar = file.rows(1, rows, shape) if given is None else given[rows]
+            valid = np.isfinite(flux) & (ivar > 0) & np.isfinite(ivar)
+            if file.has(2):
+                valid &= file.rows(2, rows, shape) == 0
+            resolving_power = np.broadcast_to(sdss.card.resolving_power_at(wavelength), flux.shape)
+            if file.has(4):
+                measured = _resolving_power(file.rows(4, rows, shape).astype(np.float64), step)
+                resolving_power = np.where(np.isfinite(measured), measured, resolving_power)
+            is_seen = valid.any(1)
+            if not is_seen.all():
+                names = [object_id[row] for row in rows[~is_seen]]
+                if empty == "raise":
+                    raise file.error(f"no valid pixel in fibres {names}")
+                _log.warning("%s: no valid pixel in fibres %s; left out", path, names)
+            if is_seen.any():
+                found = True
+                kept = rows[is_seen]
+                with naming_file(path):
+                    observation = SpectrumObservation(
+                        sdss,
+                        [object_id[row] for row in kept],
+                        flux[is_seen],
+                        wavelength,
+                        ivar[is_seen],
+                        valid[is_seen],
+                        resolving_power=resolving_power[is_seen],
+                        ra=ra[kept],
+                        dec=dec[kept],
+                    )
+                yield observation
+        if not found:
+            raise file.error(f"no valid pixel in any of {len(chosen)} fibres")
+
+
+def read_boss_redshifts(path: str | Path) -> ScalarObservation:
+    """Read an `spZbest` file, the best redshift of each fibre of a plate, as `scalar/redshift`.
+
+    mask=False where ZWARNING is not 0; ids are `plate-mjd-fiber`. Raises ObservationError.
+    """
+    with open_fits(path) as file:
+        plate, mjd, fibre, ra, dec = file.columns(1, ["PLATE", "MJD", "FIBERID", "PLUG_RA", "PLUG_DEC"])
+        redshift, error, warning = file.columns(1, ["Z", "Z_ERR", "ZWARNING"])
+    names = [_name(*place) for place in zip(plate.tolist(), mjd.tolist(), fibre.tolist(), strict=True)]
+    return _redshifts(path, names, redshift, error, warning, ra % 360.0, dec)
+
+
+def boss_redshift_file(path: str | Path) -> Path | None:
+    """The `spZbest` file of an `spPlate` file, if it is there: beside it, or one folder below, as surveys ship it."""
+    path = Path(path)
+    stem = path.name
+    for suffix in FITS_SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    if "spPlate" not in stem:
+        return None
+    name = f"{stem.replace('spPlate', 'spZbest', 1)}.fits"
+    return next(iter(sorted((*path.parent.glob(name), *path.parent.glob(f"*/{name}")))), None)
 
 
 def estimated_noise(flux: Float64[np.ndarray, "B L"]) -> Float64[np.ndarray, "B L"]:
@@ -124,7 +192,7 @@ def estimated_noise(flux: Float64[np.ndarray, "B L"]) -> Float64[np.ndarray, "B 
     return 1.482602 / math.sqrt(6) * ndimage.median_filter(scatter, size=(1, NOISE_WINDOW), mode="nearest")
 
 
-def _resolving_power(sigma: Float64[np.ndarray, " L"], step: float) -> Float[np.ndarray, " L"]:
+def _resolving_power(sigma: Float64[np.ndarray, "*L"], step: float) -> Float[np.ndarray, "*L"]:
     """R from sigma in pixels of `step` dex; NaN where sigma is not positive."""
     fwhm = _FWHM_PER_SIGMA * np.where(sigma > 0, sigma, np.nan) * step * math.log(10)
     return 1 / fwhm
@@ -143,11 +211,63 @@ def _object(file: FitsFile) -> tuple[str, float, float]:
     plate, mjd, fibre, ra, dec = file.columns(2, ["PLATE", "MJD", "FIBERID", "PLUG_RA", "PLUG_DEC"])
     if len(plate) != 1:
         raise file.error(f"extension 2 must hold one object, found {len(plate)}")
-    return f"{int(plate[0]):04d}-{int(mjd[0])}-{int(fibre[0]):04d}", float(ra[0]) % 360.0, float(dec[0])
+    return _name(int(plate[0]), int(mjd[0]), int(fibre[0])), float(ra[0]) % 360.0, float(dec[0])
 
 
-def _number(file: FitsFile, header: dict[str, object], key: str) -> float:
-    value = header.get(key)
-    if not isinstance(value, (int, float)):
-        raise file.error(f"the header must hold a number {key}, found {value!r}")
-    return float(value)
+def _name(plate: int, mjd: int, fibre: int) -> str:
+    return f"{plate:04d}-{mjd}-{fibre:04d}"
+
+
+def _plugged(
+    file: FitsFile, header: dict[str, object], count: int
+) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    """Id, ra, dec and whether it is on a target, of each fibre of a plate."""
+    plate, mjd = int(number_of(file, header, "PLATEID")), int(number_of(file, header, "MJD"))
+    extension: str | int = "PLUGMAP" if file.has("PLUGMAP") else 5
+    if not file.has(extension):
+        unknown = np.full(count, np.nan)
+        return [f"{plate:04d}-{mjd}-row{row}" for row in range(count)], unknown, unknown, np.ones(count, bool)
+    fibre, ra, dec = file.columns(extension, ["FIBERID", "RA", "DEC"])
+    if len(fibre) != count:
+        raise file.error(f"the plug map must list the {count} fibres of the flux, found {len(fibre)}")
+    names = [_name(plate, mjd, number) for number in fibre.tolist()]
+    file.check_once(np.array(names), "a plug map lists each fibre once")
+    is_target = np.ones(count, bool)
+    if "OBJTYPE" in (name.upper() for name in file.column_names(extension)):
+        (kind,) = file.columns(extension, ["OBJTYPE"])
+        is_target = ~np.isin(np.char.strip(kind.astype(str)), _NO_TARGET)
+    return names, ra % 360.0, dec, is_target
+
+
+def _given_noise(
+    file: FitsFile, shape: tuple[int, ...], inverse_variance: ArrayLike | None, estimate_noise: bool
+) -> np.ndarray | None:
+    """The inverse variance that the caller gave; None where it is the file's, or to be estimated."""
+    if file.has(1):
+        if inverse_variance is not None or estimate_noise:
+            raise file.error("holds an inverse variance; give neither inverse_variance nor estimate_noise")
+        file.image_shape(1, shape)
+        return None
+    if inverse_variance is None and not estimate_noise:
+        raise file.error("holds no inverse variance (extension 1); give inverse_variance or estimate_noise=True")
+    if inverse_variance is None:
+        return None
+    given = np.asarray(inverse_variance, dtype=np.float32)
+    if given.shape != shape:
+        raise file.error(f"inverse_variance must have shape {list(shape)} as the flux, found {list(given.shape)}")
+    return given
+
+
+def _redshifts(
+    path: str | Path,
+    object_id: list[str],
+    redshift: np.ndarray,
+    error: np.ndarray,
+    warning: np.ndarray,
+    ra: np.ndarray,
+    dec: np.ndarray,
+) -> ScalarObservation:
+    valid = (warning == 0) & np.isfinite(redshift) & (error > 0)
+    error = np.where(valid, error, np.nan)
+    with naming_file(path):
+        return ScalarObservation(modality("scalar/redshift"), object_id, redshift, valid, error, ra=ra, dec=dec)
