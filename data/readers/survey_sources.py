@@ -10,6 +10,11 @@ from pathlib import Path
 
 from ...settings import Settings
 from ..observations import Observation
+from .multimodal_universe_hats import (
+    MultimodalUniverseHatsSettings,
+    catalogue_files,
+    read_multimodal_universe_hats,
+)
 from .multimodal_universe_v1 import read_multimodal_universe_tile, tile_files
 
 
@@ -34,11 +39,22 @@ def _tiles(survey_name: str, holds: str) -> Source:
     )
 
 
+def _read_hats(piece: Path, settings: Settings | None) -> Iterator[Observation]:
+    assert settings is None or isinstance(settings, MultimodalUniverseHatsSettings)
+    return read_multimodal_universe_hats(piece, settings)
+
+
 SOURCES: Mapping[str, Source] = {
     "mmu-v1-legacysurvey": _tiles("legacysurvey", "images in g r i z, photometry, shapes"),
     "mmu-v1-hsc": _tiles("hsc", "images in g r i z y, magnitudes"),
     "mmu-v1-sdss": _tiles("sdss", "spectra, redshifts"),
     "mmu-v1-desi": _tiles("desi", "spectra, redshifts, photometry of the Legacy Surveys"),
     "mmu-v1-gaia": _tiles("gaia", "BP/RP coefficients, photometry, astrometry, radial velocities"),
+    "mmu-hats": Source(
+        "Multimodal Universe v1.5 (HATS catalogues): the same surveys",
+        catalogue_files,
+        _read_hats,
+        MultimodalUniverseHatsSettings,
+    ),
 }
 """All sources, by the name that the command line takes."""

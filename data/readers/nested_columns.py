@@ -1,0 +1,150 @@
+"""Columns of Arrow tables as numpy arrays: structs by dotted path, nested lists as dense arrays.
+
+HATS catalogues and Hugging Face datasets keep images and spectra as lists of lists in structs. The values of such a
+column lie in one flat buffer, which is only given a shape here; no value passes through a Python object.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..observations import ObservationError
+
+ErrorAt = Callable[[int, str], ObservationError]
+"""Makes the error about a row of a table."""
+
+
+def column_at(table: pa.Table | pa.RecordBatch, path: str) -> pa.Array | None:
+    """The column `name`, or the field `struct.field`; None where there is none.
+
+    A list of structs counts as a struct of lists. Raises ValueError if a name comes twice.
+    """
+    first, *fields = path.split(".")
+    if table.schema.names.count(first) > 1:
+        raise ValueError(f"column {first} comes twice: a join has put two tables side by side")
+    if first not in table.schema.names:
+        return None
+    array = _plain(table.column(first))
+    for field in fields:
+        lists = None
+        if _is_list(array.type) and pa.types.is_struct(array.type.value_type):
+            lists, array = array, _plain(array.flatten())
+        if not pa.types.is_struct(array.type) or array.type.get_field_index(field) < 0:
+            return None
+        array = _plain(pc.struct_field(array, field))
+        if lists is not None:
+            lengths = _lengths(lists)
+            array = pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), array)
+    return array
+
+
+def names_at(schema: pa.Schema) -> list[str]:
+    """All columns of a table, fields of structs by their dotted path."""
+    found = []
+    for field in schema:
+        kind = field.type.value_type if _is_list(field.type) else field.type
+        if pa.types.is_struct(kind):
+            found += [f"{field.name}.{inner.name}" for inner in kind]
+        else:
+            found.append(field.name)
+    return found
+
+
+def numbers(array: pa.Array, error: ErrorAt, name: str) -> np.ndarray:
+    """One number (or boolean) for each row [B]; null becomes NaN, and is an error in integers and booleans."""
+    kind = array.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise error(0, f"column {name} must hold numbers, found {kind}")
+    if array.null_count and not pa.types.is_floating(kind):
+        raise error(_first_null(array), f"{name} is null")
+    return array.to_numpy(zero_copy_only=False)
+
+
+def dense(array: pa.Array, num_axes: int, error: ErrorAt, name: str) -> np.ndarray:
+    """Lists nested `num_axes` deep as an array with as many axes after the first, the row.
+
+    Raises `error` where a list is null, or differs in length from that of the first row; there is at least one row.
+    """
+    shape = [len(array)]
+    rows = np.arange(len(array))
+    for _ in range(num_axes):
+        array = _checked_lists(array, rows, num_axes, error, name)
+        lengths = _lengths(array)
+        if lengths.size and (lengths != lengths[0]).any():
+            place = int(np.flatnonzero(lengths != lengths[0])[0])
+            raise error(
+                int(rows[place]), f"lists of {name} must be of one length, found {lengths[place]} and {lengths[0]}"
+            )
+        shape.append(int(lengths[0]) if lengths.size else 0)
+        rows = np.repeat(rows, lengths)
+        array = _plain(array.flatten())
+    return _values(array, rows, error, name).reshape(shape)
+
+
+def padded(
+    arrays: Sequence[pa.Array], fills: Sequence[float | bool], error: ErrorAt, names: Sequence[str]
+) -> list[np.ndarray]:
+    """Lists of numbers, as long in each row in all columns, as arrays [B, longest], filled up with `fills`.
+
+    Raises `error` where a list is null, or the lists of one row differ in length.
+    """
+    found = []
+    lengths: np.ndarray | None = None
+    for array, fill, name in zip(arrays, fills, names, strict=True):
+        rows = np.arange(len(array))
+        array = _checked_lists(array, rows, 1, error, name)
+        here = _lengths(array)
+        if lengths is None:
+            lengths = here
+        elif (here != lengths).any():
+            row = int(np.flatnonzero(here != lengths)[0])
+            raise error(row, f"{name} must hold {lengths[row]} pixels as {names[0]} does, found {here[row]}")
+        values = _values(_plain(array.flatten()), np.repeat(rows, here), error, name)
+        if (here == here[:1]).all():
+            found.append(values.reshape(len(here), -1))
+            continue
+        whole = np.full((len(here), int(here.max(initial=0))), fill, dtype=values.dtype)
+        whole[np.arange(whole.shape[1]) < here[:, None]] = values
+        found.append(whole)
+    return found
+
+
+def _checked_lists(array: pa.Array, rows: np.ndarray, num_axes: int, error: ErrorAt, name: str) -> pa.Array:
+    if not _is_list(array.type):
+        raise error(0, f"column {name} must hold lists nested {num_axes} deep, found {array.type}")
+    if array.null_count:
+        raise error(int(rows[_first_null(array)]), f"{name} is null")
+    return array
+
+
+def _values(array: pa.Array, rows: np.ndarray, error: ErrorAt, name: str) -> np.ndarray:
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        return np.array(array.to_pylist(), dtype=object)
+    if array.null_count and not pa.types.is_floating(array.type):
+        raise error(int(rows[_first_null(array)]), f"{name} holds a null")
+    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
+        raise error(0, f"column {name} must hold numbers, found {array.type}")
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _plain(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One array of a storage type: chunks joined, extension types (such as `datasets.Array2D`) undone."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+    if isinstance(array, pa.ChunkedArray):  # no chunk at all
+        array = pa.array([], array.type)
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _lengths(array: pa.Array) -> np.ndarray:
+    return pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _first_null(array: pa.Array) -> int:
+    return int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
