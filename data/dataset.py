@@ -124,14 +124,17 @@ class ObservationDataset:
         if batch_size < 1:
             raise ObservationError(f"batch_size must be at least 1, found {batch_size}")
         waiting: list[Observation] = []
-        for file in self._of(modality_name):
-            for part in file.stream(batch_size):
-                waiting.append(part)
-                count = sum(map(len, waiting))
-                if count >= batch_size:
-                    joined = waiting[0] if len(waiting) == 1 else stack(waiting)
-                    yield joined if count == batch_size else joined.select(slice(0, batch_size))
-                    waiting = [joined.select(slice(batch_size, None))] if count > batch_size else []
+        count = 0
+        for part in (part for file in self._of(modality_name) for part in file.stream()):
+            waiting.append(part)
+            count += len(part)
+            if count < batch_size:
+                continue
+            joined = waiting[0] if len(waiting) == 1 else stack(waiting)
+            for start in range(0, count - count % batch_size, batch_size):
+                yield joined.select(slice(start, start + batch_size))
+            count %= batch_size
+            waiting = [joined.select(slice(len(joined) - count, None))] if count else []
         if waiting:
             yield stack(waiting)
 

@@ -117,12 +117,12 @@ class ObservationFile:
         """The observations of one row group. Raises ObservationError that names file and object."""
         return decode(self._read([group]), self.layout, self.path)
 
-    def stream(self, batch_size: int) -> Iterator[Observation]:
-        """All observations, at most `batch_size` at a time. Raises ObservationError that names file and object."""
+    def stream(self) -> Iterator[Observation]:
+        """All observations, a row group at a time. Raises ObservationError that names file and object."""
         try:
             with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(batch_size):
-                    yield decode(pa.Table.from_batches([batch]), self.layout, self.path)
+                for group in range(len(self.row_group_sizes)):
+                    yield decode(file.read_row_group(group), self.layout, self.path)
         except _ERRORS as error:
             raise self._damaged(error) from None
 
