@@ -22,12 +22,12 @@ from ...settings import Settings
 from ..observations import Observation, ObservationError
 from .multimodal_universe_columns import FlagMeaning, Rows, Survey, identify
 from .multimodal_universe_surveys import SURVEYS
-from .nested_columns import column_at, dense, names_at, numbers, padded
+from .nested_columns import column_at, dense, names_at, numbers, padded, selection
 
 CHUNK_BYTES = 32 * 2**20
 """Uncompressed size of the rows that are read at once."""
 
-_PADDING: Mapping[str, float | bool] = {"flux": 0, "ivar": 0, "wavelength": -1, "mask": True, "lsf_sigma": 0}
+_PADDING: Mapping[str, float | bool] = {"flux": 0.0, "ivar": 0.0, "wavelength": -1.0, "mask": True, "lsf_sigma": 0.0}
 """How version 1 pads spectra, and so how lists of different length are here."""
 _CATALOGUE = re.compile(rf"^mmu_({'|'.join(SURVEYS)})_")
 _PIXEL = re.compile(r"Npix=(\d+)")
@@ -101,7 +101,7 @@ def read_multimodal_universe_hats(
         everything = _everything(path, file, survey, properties, known)
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         row_bytes = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
-        names = [column.parquet for column in survey.columns.values() if column.parquet in known]
+        names = [selection(file.schema_arrow, c.parquet) for c in survey.columns.values() if c.parquet in known]
         start = 0
         for batch in file.iter_batches(batch_size=max(1, int(CHUNK_BYTES // max(1.0, row_bytes))), columns=names):
             stop = start + len(batch)

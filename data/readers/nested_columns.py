@@ -52,6 +52,12 @@ def names_at(schema: pa.Schema) -> list[str]:
     return found
 
 
+def selection(schema: pa.Schema, path: str) -> str:
+    """What a Parquet reader must be asked for to have `path`: all of the column, where it is a list of structs."""
+    first = path.split(".")[0]
+    return first if _is_list(schema.field(first).type) else path
+
+
 def numbers(array: pa.Array, error: ErrorAt, name: str) -> np.ndarray:
     """One number (or boolean) for each row [B]; null becomes NaN, and is an error in integers and booleans."""
     kind = array.type

@@ -18,7 +18,7 @@ from armillary.data.observations import ObservationError
 from armillary.data.readers import multimodal_universe_v1
 from armillary.data.readers.catalogues import magnitudes
 from armillary.data.readers.desi import read_desi
-from armillary.data.readers.images import HSC_ZERO_POINT, cut_out, read_image
+from armillary.data.readers.images import cut_out, read_image
 from armillary.data.readers.multimodal_universe_v1 import read_multimodal_universe_tile, tile_files
 from armillary.data.readers.sdss import read_sdss_spec
 from armillary.data.readers.survey_sources import SOURCES
@@ -318,7 +318,7 @@ def test_fluxes_of_the_catalogue_become_magnitudes(legacysurvey):
 def test_hsc_counts_become_nanomaggies_as_the_readers_of_coadds_have_them(hsc):
     image = read(hsc, "hsc")["image/hsc"]
     paths = {band: real_file(f"hsc-10054-{band}.fits") for band in "gr"}
-    field = read_image(paths, "image/hsc", zero_point=HSC_ZERO_POINT)
+    field = read_image(paths, "image/hsc", zero_point=27.0)
     middle = (SIZE - 1) / 2
     expected = cut_out(field, np.array([[100 + middle, 120 + middle], [300 + middle, 40 + middle]]), SIZE)
     both = image.mask & expected.mask
