@@ -1,5 +1,6 @@
 """The renderer against oversampled profiles, summed and blurred by brute force."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,27 +11,33 @@ from scipy.special import gammaincinv
 
 from armillary.data.simulation.render_images import (
     MOFFAT_BETA,
+    POINT,
     TRUNCATION,
+    Knots,
+    Sources,
     flux_within,
     moffat_mixture,
-    render_galaxies,
+    render_images,
     sersic_mixture,
 )
 
 SIZE, SCALE = 48, 0.25
 
 
-def render(index, radius, ratio=1.0, angle=0.0, fwhm=1.1, size=SIZE, flux=1.0):
-    image = render_galaxies(
+def one_source(index, radius=0.0, ratio=1.0, angle=0.0, flux=1.0, offset=(0.0, 0.0)):
+    return Sources(
+        (index,),
         torch.full((1, 1, 1), flux),
         torch.full((1, 1), radius),
         torch.full((1, 1), ratio),
-        torch.full((1,), angle),
-        torch.full((1, 1), fwhm),
-        sersic_indices=(index,),
-        size=size,
-        pixel_scale=SCALE,
+        torch.full((1, 1), angle),
+        torch.tensor([[offset]]),
     )
+
+
+def render(index, radius, ratio=1.0, angle=0.0, fwhm=1.1, size=SIZE, flux=1.0, scale=SCALE, offset=(0.0, 0.0)):
+    source = one_source(index, radius, ratio, angle, flux, offset)
+    image = render_images(source, torch.full((1, 1), fwhm), size=size, pixel_scale=scale)
     return image[0, 0].double().numpy()
 
 
@@ -97,21 +104,98 @@ def test_center_is_the_middle_of_the_image():
     assert (image * columns).sum() / image.sum() == pytest.approx(15, abs=0.01)
 
 
-def test_bands_and_components_add():
-    flux = torch.tensor([[[1.0, 5.0], [2.0, 0.0]]])
-    image = render_galaxies(
-        flux,
-        torch.tensor([[0.5, 1.5]]),
-        torch.tensor([[0.9, 0.4]]),
-        torch.tensor([30.0]),
-        torch.tensor([[1.1, 0.8]]),
-        sersic_indices=(4.0, 1.0),
-        size=SIZE,
-        pixel_scale=SCALE,
-    )[0].double().numpy()  # fmt: skip
-    first = render(4.0, 0.5, 0.9, 30.0, 1.1) + 2 * render(1.0, 1.5, 0.4, 30.0, 1.1)
-    np.testing.assert_allclose(image[0], first, atol=1e-6)
-    np.testing.assert_allclose(image[1], 5 * render(4.0, 0.5, 0.9, 30.0, 0.8), atol=1e-6)
+def two_sources(num_images=1, num_bands=2):
+    """A bulge and a disc elsewhere, seen through another PSF in each band and image."""
+    repeat = lambda values: torch.tensor([values]).expand(num_images, -1)  # noqa: E731
+    sources = Sources(
+        (4.0, 1.0),
+        torch.arange(1.0, 1.0 + num_images * 2 * num_bands).reshape(num_images, 2, num_bands),
+        repeat([0.5, 1.5]),
+        repeat([0.9, 0.4]),
+        repeat([30.0, 75.0]),
+        torch.tensor([[[0.0, 0.0], [2.1, -1.3]]]).expand(num_images, -1, -1),
+    )
+    return sources, torch.linspace(0.8, 1.3, num_images * num_bands).reshape(num_images, num_bands)
+
+
+def test_bands_and_sources_add():
+    sources, psf_fwhm = two_sources()
+    image = render_images(sources, psf_fwhm, size=SIZE, pixel_scale=SCALE)[0].double().numpy()
+    for band, fwhm in enumerate(psf_fwhm[0].tolist()):
+        bulge, disc = sources.flux[0, :, band].tolist()
+        expected = bulge * render(4.0, 0.5, 0.9, 30.0, fwhm)
+        expected += disc * render(1.0, 1.5, 0.4, 75.0, fwhm, offset=(2.1, -1.3))
+        np.testing.assert_allclose(image[band], expected, atol=1e-6 * expected.max())
+
+
+def test_chunks_do_not_change_images():
+    sources, psf_fwhm = two_sources(num_images=7)
+    whole = render_images(sources, psf_fwhm, size=SIZE, pixel_scale=SCALE)
+    parts = render_images(sources, psf_fwhm, size=SIZE, pixel_scale=SCALE, max_bytes=1)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_offset_moves_up_and_left():
+    rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
+    image = render(POINT, 0.0, offset=(2.0, 1.5))
+    assert (image * rows).sum() / image.sum() == pytest.approx(2.0 / SCALE, abs=0.02)
+    assert (image * columns).sum() / image.sum() == pytest.approx(-1.5 / SCALE, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("up", "radius", "index"), [(0.99, 0.6, 1.0), (0.99, 0.0, POINT), (2.0, 3.0, 1.0), (2.02, 0.0, POINT)]
+)
+def test_light_far_outside_does_not_come_round_the_edge(up, radius, index):
+    """`up` is in image sizes; in the middle of the image there is no light of a source beyond its edge."""
+    image = render(index, radius, offset=(up * SIZE * SCALE, 0.0))
+    assert np.abs(image[: 3 * SIZE // 4]).max() < 1e-5
+
+
+def some_knots(num_images=1, num_bands=1):
+    rng = np.random.default_rng(3)
+    weight = torch.from_numpy(rng.uniform(size=(num_images, 9))).float()
+    weight[:, :4] /= weight[:, :4].sum(1, keepdim=True)
+    weight[:, 4:] /= weight[:, 4:].sum(1, keepdim=True)
+    return Knots(
+        0,
+        (4, 5),
+        torch.from_numpy(rng.normal(size=(num_images, 9, 2)) * 0.8).float(),
+        weight,
+        torch.tensor([[0.3, 0.1]]).expand(num_images, -1),
+        torch.tensor([0.7, 0.4]).expand(num_images, num_bands, -1).transpose(1, 2),
+    )
+
+
+def test_fine_pixels_add_up_to_coarse_ones():
+    """Nothing is lost between the pixels: an image on half the pixel scale, binned, is the image."""
+    source = one_source(1.0, 1.7, 0.5, 40.0)
+    for knots in (None, some_knots()):
+        coarse, fine = (
+            render_images(source, torch.full((1, 1), 0.8), size=s, pixel_scale=p, knots=knots)[0, 0]
+            for s, p in ((SIZE, SCALE), (2 * SIZE, SCALE / 2))
+        )
+        binned = fine.reshape(SIZE, 2, SIZE, 2).sum((1, 3))
+        torch.testing.assert_close(binned, coarse, rtol=0, atol=5e-4 * coarse.max().item())
+
+
+def moved(value, there):
+    return dataclasses.replace(value, **{k: there(v) for k, v in vars(value).items() if isinstance(v, torch.Tensor)})
+
+
+def test_every_constant_follows_the_device_of_the_sources(elsewhere):
+    context, there, back = elsewhere
+    sources, psf_fwhm = two_sources(num_images=3)
+    sources = dataclasses.replace(sources, radius=sources.radius * torch.tensor([[1.0], [1.0], [4.0]]))  # a wide one
+    knots = some_knots(num_images=3, num_bands=2)
+    expected = render_images(sources, psf_fwhm, size=SIZE, pixel_scale=SCALE, knots=knots)
+    with context:
+        found = render_images(
+            moved(sources, there), there(psf_fwhm), size=SIZE, pixel_scale=SCALE, knots=moved(knots, there)
+        )
+        assert found.device != psf_fwhm.device
+        with pytest.raises(RuntimeError, match="same device"):
+            render_images(moved(sources, there), psf_fwhm, size=SIZE, pixel_scale=SCALE)
+    torch.testing.assert_close(back(found), expected)
 
 
 def test_psf_has_the_stated_width():
@@ -132,19 +216,6 @@ def test_mixture_holds_half_its_light_within_the_half_light_radius(index):
 def test_flux_within_an_aperture_is_that_of_the_image(ratio, tolerance):
     share = flux_within(0.75, np.array([[0.9, 1.4]]), np.array([[ratio, ratio]]), 1.1, (4.0, 1.0))[0]
     for index, radius, expected in ((4.0, 0.9, share[0]), (1.0, 1.4, share[1])):
-        fine = (
-            render_galaxies(
-                torch.ones(1, 1, 1),
-                torch.full((1, 1), radius),
-                torch.full((1, 1), ratio),
-                torch.full((1,), 40.0),
-                torch.full((1, 1), 1.1),
-                sersic_indices=(index,),
-                size=201,
-                pixel_scale=0.05,
-            )[0, 0]
-            .double()
-            .numpy()
-        )
+        fine = render(index, radius, ratio, 40.0, size=201, scale=0.05)
         rows, columns = (np.mgrid[:201, :201] - 100) * 0.05
         assert fine[np.hypot(rows, columns) < 0.75].sum() == pytest.approx(expected, abs=tolerance)
