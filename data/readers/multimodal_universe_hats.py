@@ -94,7 +94,7 @@ def read_multimodal_universe_hats(
     true_means = survey.flag_true_means or settings.flag_true_means
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
-        known = set(names_at(file.schema_arrow))
+        known = _names(path, file)
         missing = [c.parquet for c in survey.columns.values() if c.is_required and c.parquet not in known]
         if missing:
             raise ObservationError(f"{path}: columns {missing} of {survey.name} are missing; found {sorted(known)}")
@@ -112,6 +112,13 @@ def read_multimodal_universe_hats(
         raise ObservationError(f"{path}: cannot be read as Parquet, cut short or damaged ({error})") from None
 
 
+def _names(path: Path, file: pq.ParquetFile) -> set[str]:
+    try:
+        return set(names_at(file.schema_arrow))
+    except ValueError as error:
+        raise ObservationError(f"{path}: {error}") from None
+
+
 def _everything(
     path: Path, file: pq.ParquetFile, survey: Survey, properties: Mapping[str, str], known: set[str]
 ) -> Rows:
@@ -125,7 +132,7 @@ def _everything(
     def error(row: int, problem: str) -> ObservationError:
         return ObservationError(f"{path}, row {row}: {problem}")
 
-    ids, *position = (_column(path, table, name) for name in names)
+    ids, *position = (column_at(table, name) for name in names)
     ra, dec = (numbers(array, error, name) for array, name in zip(position, names[1:], strict=True))
     return identify(path, ids.to_pylist(), ra, dec)
 
@@ -137,7 +144,7 @@ def _columns(batch: pa.RecordBatch, survey: Survey, rows: Rows, known: set[str])
     for ours, column in survey.columns.items():
         if column.parquet not in known:
             continue
-        array = _column(rows.path, batch, column.parquet)
+        array = column_at(batch, column.parquet)
         num_axes = _depth(array.type)
         if column.parquet.startswith("spectrum."):
             spectra[ours] = array
@@ -150,13 +157,6 @@ def _columns(batch: pa.RecordBatch, survey: Survey, rows: Rows, known: set[str])
         fills = [_PADDING[ours] for ours in spectra]
         found |= dict(zip(spectra, padded(list(spectra.values()), fills, rows.error, names), strict=True))
     return found
-
-
-def _column(path: Path, table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
-    try:
-        return column_at(table, name)
-    except ValueError as error:
-        raise ObservationError(f"{path}: {error}") from None
 
 
 def _depth(kind: pa.DataType) -> int:

@@ -19,11 +19,9 @@ ErrorAt = Callable[[int, str], ObservationError]
 def column_at(table: pa.Table | pa.RecordBatch, path: str) -> pa.Array | None:
     """The column `name`, or the field `struct.field`; None where there is none.
 
-    A list of structs counts as a struct of lists. Raises ValueError if a name comes twice.
+    A list of structs counts as a struct of lists. The names must be `names_at`'s: none twice.
     """
     first, *fields = path.split(".")
-    if table.schema.names.count(first) > 1:
-        raise ValueError(f"column {first} comes twice: a join has put two tables side by side")
     if first not in table.schema.names:
         return None
     array = _plain(table.column(first))
@@ -41,7 +39,10 @@ def column_at(table: pa.Table | pa.RecordBatch, path: str) -> pa.Array | None:
 
 
 def names_at(schema: pa.Schema) -> list[str]:
-    """All columns of a table, fields of structs by their dotted path."""
+    """All columns of a table, fields of structs by their dotted path. Raises ValueError if a name comes twice."""
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise ValueError(f"column {name} comes twice: a join has put two tables side by side")
     found = []
     for field in schema:
         kind = field.type.value_type if _is_list(field.type) else field.type
