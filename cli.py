@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _settings_verb(verbs, "pretrain", "train the masked transformer on tokens, on one process or many", _pretrain)
     _settings_verb(verbs, "align", "train the contrastive head on a pretrained model", _align)
     _settings_verb(verbs, "embed", "embed a store of tokens", _embed)
-    _settings_verb(verbs, "simulate", "write a dataset of simulated galaxies", _simulate, has_output=True)
+    _data_verbs(verbs)
 
     index = verbs.add_parser("index", help="build a search index from embeddings")
     index.add_argument("embeddings", type=Path, help="folder of embedding shards")
@@ -87,9 +87,55 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _data_verbs(verbs: Any) -> None:
+    """`armillary data VERB`: what makes and checks datasets."""
+    group = verbs.add_parser("data", help="import, simulate, cross-match, check and publish datasets")
+    verbs = group.add_subparsers(dest="data_verb", required=True, metavar="VERB")
+
+    importing = verbs.add_parser("import", help="turn a survey's files into a dataset")
+    importing.add_argument("source", help="a format of `armillary data sources`")
+    importing.add_argument("paths", nargs="+", type=Path, help="files or folders of the survey")
+    importing.add_argument("output", type=Path, help="dataset folder to write, or to add to")
+    importing.add_argument("--settings", type=Path, metavar="FILE", help="settings of the source (YAML)")
+    importing.add_argument("--skip-errors", action="store_true", help="leave out files that cannot be read; status 1")
+    importing.set_defaults(run=_import)
+
+    sources = verbs.add_parser("sources", help="list the survey formats that import reads")
+    sources.set_defaults(run=_sources)
+
+    simulate = _settings_verb(verbs, "simulate", "write a dataset of the simulated sky", _simulate, has_output=True)
+    simulate.add_argument("--workers", type=int, default=1, help="processes")
+    simulate.add_argument("--part", type=int, default=0, help="this job's part of the shards, from 0")
+    simulate.add_argument("--num-parts", type=int, default=1, help="jobs that share the work")
+
+    match = verbs.add_parser("crossmatch", help="find the same objects in several surveys, and join their datasets")
+    match.add_argument("sources", nargs="+", metavar="A B ...", help="datasets, HATS catalogues, tables; NAME=PATH")
+    match.add_argument("output", type=Path, help="folder to write: associations.parquet, and the joint dataset")
+    match.add_argument("--radius", type=float, default=1.0, help="arcsec (default 1)")
+    match.add_argument("--mode", choices=("one-to-one", "nearest", "all"), default="one-to-one")
+    match.add_argument("--engine", choices=("auto", "tree", "lsdb"), default="auto")
+    match.add_argument("--scheduler", metavar="ADDRESS", help="Dask scheduler, such as tcp://host:8786; implies lsdb")
+    match.add_argument("--epoch", type=float, help="Julian year to which proper motions are followed")
+    match.add_argument("--min-surveys", type=int, default=2, help="keep objects found in at least so many")
+    match.add_argument(
+        "--set", action="append", default=[], metavar="NAME.KEY=VALUE", help="of a source: object_id, ra, epoch, ..."
+    )
+    match.set_defaults(run=_crossmatch)
+
+    validate = verbs.add_parser("validate", help="check a dataset against docs/data.md")
+    validate.add_argument("path", type=Path)
+    validate.set_defaults(run=_validate)
+
+    push = verbs.add_parser("push", help="publish a dataset on the Hugging Face Hub")
+    push.add_argument("path", type=Path)
+    push.add_argument("repository", help="OWNER/NAME on the Hub")
+    push.add_argument("--public", action="store_true", help="by default the repository is private")
+    push.set_defaults(run=_push)
+
+
 def _settings_verb(
     verbs: Any, name: str, description: str, run: Callable[[Any], int | None], has_output: bool = False
-) -> None:
+) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=description, description=description)
     verb.add_argument("config", help="settings file (YAML), or its path below the shipped configs/")
     if has_output:
@@ -97,6 +143,7 @@ def _settings_verb(
     verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a setting")
     verb.add_argument("--print-config", action="store_true", help="print the resolved settings and stop")
     verb.set_defaults(run=run)
+    return verb
 
 
 def _run_with(options: argparse.Namespace, settings_type: type[Settings], run: Callable[[Any], object]) -> int:
@@ -142,7 +189,64 @@ def _simulate(options: argparse.Namespace) -> int:
     from .data.simulation.sky import SkySettings
     from .data.simulation.write_sky import write_simulated_dataset
 
-    return _run_with(options, SkySettings, lambda settings: write_simulated_dataset(settings, options.output))
+    def run(settings: SkySettings) -> None:
+        write_simulated_dataset(
+            settings, options.output, workers=options.workers, part=options.part, num_parts=options.num_parts
+        )
+
+    return _run_with(options, SkySettings, run)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from .data.import_survey import import_survey
+
+    on_error = "skip" if options.skip_errors else "stop"
+    summary = import_survey(options.source, options.paths, options.output, options.settings, on_error=on_error)
+    print(summary)  # noqa: T201
+    return 1 if summary.skipped else 0
+
+
+def _sources(options: argparse.Namespace) -> int:
+    from .data.readers.survey_sources import SOURCES
+
+    for name, source in SOURCES.items():
+        print(f"{name:24} {source.description}")  # noqa: T201
+    return 0
+
+
+def _crossmatch(options: argparse.Namespace) -> int:
+    from .data.crossmatch.joint_dataset import crossmatch_datasets
+    from .data.crossmatch.sky_sources import parse_sources
+
+    summary = crossmatch_datasets(
+        parse_sources(options.sources, options.set),
+        options.output,
+        options.radius,
+        mode=options.mode,
+        min_surveys=options.min_surveys,
+        engine=options.engine,
+        epoch=options.epoch,
+        scheduler=options.scheduler,
+    )
+    print(f"{options.output}: {summary}")  # noqa: T201
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from .data.validate import validate_dataset
+
+    problems = validate_dataset(options.path)
+    for problem in problems:
+        print(problem)  # noqa: T201
+    print(f"{options.path}: {f'{len(problems)} problem(s)' if problems else 'nothing wrong'}")  # noqa: T201
+    return 1 if problems else 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from .data.publish import push_to_hub
+
+    push_to_hub(options.path, options.repository, private=not options.public)
+    return 0
 
 
 def _index(options: argparse.Namespace) -> int:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from armillary import cli
+from armillary.data.dataset import ObservationDataset
+from armillary.data.real_files import real_file
 from armillary.data.simulation.sky import SkySettings
 from armillary.settings import CONFIGS_FOLDER, SettingsError, load_settings
 from armillary.training.align import AlignSettings
@@ -20,7 +23,7 @@ VERBS = {
     "align": (AlignSettings, "align"),
     "embed": (EmbedSettings, "embed"),
     "tokenize": (TokenizeSettings, "tokenize.yaml"),
-    "simulate": (SkySettings, "data"),
+    "data simulate": (SkySettings, "data"),
 }
 SHIPPED = [
     (verb, str(path.relative_to(CONFIGS_FOLDER)))
@@ -30,7 +33,7 @@ SHIPPED = [
 
 
 def words(verb, config, *rest):
-    return [verb, config, *(["out"] if verb == "simulate" else []), *rest]
+    return [*verb.split(), config, *(["out"] if verb == "data simulate" else []), *rest]
 
 
 def test_every_verb_that_takes_settings_ships_at_least_one_file():
@@ -94,10 +97,13 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path, capsys):
         assert problem in told
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "index", "serve", "demo", "modalities"])
+DATA_VERBS = [f"data {verb}" for verb in ("import", "sources", "crossmatch", "validate", "push")]
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *DATA_VERBS, "data", "index", "serve", "demo", "modalities"])
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main([verb, "--help"])
+        cli.main([*verb.split(), "--help"])
     assert exit_.value.code == 0
     assert verb in capsys.readouterr().out
 
@@ -145,7 +151,38 @@ def test_our_own_mistakes_are_raised_with_their_trace(monkeypatch, error):
         cli.main(["pretrain", "pretrain/nano.yaml"])
 
 
-def test_simulating_writes_a_dataset(tmp_path):
+def test_simulating_writes_a_dataset_that_is_valid(tmp_path, capsys):
     modalities = "modalities=[scalar/redshift]"
-    assert cli.main(["simulate", "data/sky.yaml", str(tmp_path / "sky"), "num_objects=3", modalities]) == 0
-    assert [p.name for p in Path(tmp_path / "sky").rglob("*.parquet")] == ["part-00000.parquet"]
+    sky = str(tmp_path / "sky")
+    assert cli.main(["data", "simulate", "data/sky.yaml", sky, "num_objects=3", modalities]) == 0
+    assert ObservationDataset(sky).num_objects("scalar/redshift") == 3
+    assert cli.main(["data", "validate", sky]) == 0
+    assert capsys.readouterr().out == f"{sky}: nothing wrong\n"
+    next(Path(sky).rglob("Npix=*.parquet")).unlink()
+    assert cli.main(["data", "validate", sky]) == 1
+    assert "is listed in partition_info.csv, and missing" in capsys.readouterr().out
+
+
+def test_two_surveys_are_imported_matched_and_joined(tmp_path, capsys):
+    """As a user would: a real DESI spectrum with its redshift, and a table of places, one of them its own."""
+    (tmp_path / "places.csv").write_text("name,RA,DEC\nhere,105.4807,56.6720\nelsewhere,10.0,0.0\n")
+    desi, joined = str(tmp_path / "desi"), str(tmp_path / "joined")
+    coadd = str(real_file("desi-coadd-4-80613.fits"))
+    assert cli.main(["data", "import", "desi-coadd", coadd, desi]) == 0
+    sky = ObservationDataset(desi).sky_index("spectrum/desi")
+    (tmp_path / "places.csv").write_text(f"name,RA,DEC\nhere,{sky.ra[0]},{sky.dec[0] + 1e-4}\nelsewhere,10.0,0.0\n")
+    columns = ["--set", "places.object_id=name", "--set", "places.ra=RA", "--set", "places.dec=DEC"]
+    assert cli.main(["data", "crossmatch", desi, str(tmp_path / "places.csv"), joined, *columns]) == 0
+    assert ObservationDataset(joined).object_ids("spectrum/desi") == [f"desi:{sky.object_id[0]}"]
+    table = pq.read_table(Path(joined) / "associations.parquet")
+    assert table["places_object_id"].to_pylist() == ["here"]
+    assert cli.main(["data", "validate", joined]) == 0
+    wrong = ["--set", "places.rra=RA"]
+    assert cli.main(["data", "crossmatch", desi, str(tmp_path / "places.csv"), str(tmp_path / "x"), *wrong]) == 2
+    assert "places.rra: unknown key; did you mean 'ra'" in capsys.readouterr().err
+
+
+def test_survey_formats_are_listed(capsys):
+    assert cli.main(["data", "sources"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("mmu-v1-hsc", "desi-coadd", "sdss-spec"))
