@@ -1,4 +1,4 @@
-"""The renderer against GalSim (Rowe et al. 2015, arXiv 1407.7676), the reference of the field, with equal profiles and PSF.
+"""The renderer against GalSim (Rowe et al. 2015, arXiv 1407.7676), the reference of the field: equal profiles and PSF.
 
 Largest difference of a pixel, relative to the brightest, found over three cameras: points 4e-4 (1.3e-3 where they lie
 between pixels of the sharpest), discs 5e-4, bulges 1.2e-3, several sources together 9e-4, knots 4e-4. Fluxes within the
