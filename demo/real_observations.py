@@ -3,8 +3,9 @@
 from ..data.observations import ImageObservation, Observation, ScalarObservation, SpectrumObservation
 from ..data.readers.catalogues import read_sdss_galaxies
 from ..data.readers.desi import read_desi, read_redrock
-from ..data.readers.images import HSC_ZERO_POINT, cut_out, find_sources, read_image
+from ..data.readers.images import cut_out, find_sources, read_image
 from ..data.readers.manga import read_manga
+from ..data.readers.mosaics import HSC_ZERO_POINT
 from ..data.readers.sdss import read_sdss_spec
 from ..data.real_files import real_file
 

@@ -168,6 +168,16 @@ class FitsFile:
         """Names of the columns of a table extension. Raises ObservationError if it is missing."""
         return [] if self._hdu(extension).is_image else list(self._hdu(extension).columns.names)
 
+    def column_units(self, extension: str | int) -> dict[str, str]:
+        """The units that a table extension states, by column. Raises ObservationError if it is missing."""
+        hdu = self._hdu(extension)
+        return {} if hdu.is_image else {column.name: str(column.unit) for column in hdu.columns if column.unit}
+
+    def null_value(self, extension: str | int, column: str) -> int | None:
+        """The whole number that stands for a missing value (TNULL), if the column has one."""
+        value = self._hdu(extension).columns[column].null
+        return int(value) if isinstance(value, (int, np.integer)) else None
+
     def first_image(self) -> int:
         """Number of the first extension with a two-dimensional image. Raises ObservationError if there is none."""
         for place, hdu in enumerate(self._hdus):

@@ -1,59 +1,149 @@
-"""MaNGA spectra: rows of one FITS file with extensions WAVE, FLUX, IVAR, MASK, SRES and Z.
+"""MaNGA spectra: datacubes of the survey, and rows of spectra as its analysis pipeline tests with.
 
-The layout is that of the test spectra of the MaNGA data analysis pipeline (Westfall et al. 2019, arXiv 1901.00856).
-The file states no unit; a MaNGA spaxel is in 1e-17 erg/s/cm2/A per spaxel, on vacuum wavelengths (Law et al. 2016,
-arXiv 1607.08619). Neither positions nor names are given: ids count the rows.
+A cube (manga-PLATE-IFU-LOGCUBE or LINCUBE, SDSS data model `mangaCube`) has extensions FLUX, IVAR, MASK [L, Y, X], WAVE
+and, of later releases, LSFPOST; each spaxel becomes a spectrum of its own. A file of rows (Westfall et al. 2019, arXiv
+1901.00856) has WAVE, FLUX, IVAR, MASK, SRES and Z, and neither units nor positions nor names: ids count the rows. Flux
+is in 1e-17 erg/s/cm2/A per spaxel, on vacuum wavelengths (Law et al. 2016, arXiv 1607.08619).
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
 
 from ..instruments import Spectrograph
 from ..modalities import modality
-from ..observations import ScalarObservation, SpectrumObservation
-from .fits_files import SPECTRUM_FLUX_UNIT, open_fits
+from ..observations import ScalarObservation, SpectrumObservation, stack
+from .fits_files import SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits
+
+ROWS_PER_BATCH = 256
+"""Spectra held at once: about 100 MB while they are read."""
+
+_FWHM_PER_SIGMA = 2.354820045
 
 _log = logging.getLogger(__name__)
 
 
 def read_manga(path: str | Path, *, empty: Literal["skip", "raise"] = "skip") -> SpectrumObservation:
-    """Read MaNGA spectra as `spectrum/manga`; the object ids are `manga-<row>`.
+    """Read MaNGA spectra as `spectrum/manga`; `manga_batches`, all at once."""
+    return stack(list(manga_batches(path, empty=empty)))
 
-    A pixel is valid where MASK is 0 and IVAR is positive. The resolving power is SRES where that is positive, else the
-    card's. A spectrum without a valid pixel is left out with a warning, or raises ObservationError with
-    `empty="raise"`. Raises ObservationError on missing, truncated or damaged files and on wrong shapes or units.
+
+def manga_batches(
+    path: str | Path, *, empty: Literal["skip", "raise"] = "skip", rows_per_batch: int = ROWS_PER_BATCH
+) -> Iterator[SpectrumObservation]:
+    """Stream MaNGA spectra as `spectrum/manga`, at most `rows_per_batch` at a time, or one row of spaxels of a cube.
+
+    The object ids are `manga-<row>` of a file of rows and `<plate>-<ifu>-<y>-<x>` of a cube's spaxels, which have their
+    position by its WCS. A pixel is valid where MASK is 0 and IVAR is positive. The resolving power is that of SRES or
+    LSFPOST (sigma of the line spread function, angstrom) where that is positive, else the card's. A row without a valid
+    pixel is left out with a warning, or raises ObservationError with `empty="raise"`; of a cube, whose corners no fibre
+    reaches, it is left out. Raises ObservationError on missing, truncated or damaged files, wrong shapes and units.
     """
-    manga = modality("spectrum/manga")
-    assert isinstance(manga.card, Spectrograph)
     with open_fits(path) as file:
-        wavelength = file.image("WAVE", (None,), "Angstrom")
-        flux = file.image("FLUX", (None, len(wavelength)), SPECTRUM_FLUX_UNIT)
-        ivar, mask, resolution = (file.image(name, flux.shape) for name in ("IVAR", "MASK", "SRES"))
-        valid = (mask == 0) & (ivar > 0) & np.isfinite(ivar) & np.isfinite(flux)
-        kept = np.flatnonzero(valid.any(1))
-        if len(kept) < len(flux):
-            problem = f"no valid pixel in rows {sorted(set(range(len(flux))) - set(kept.tolist()))} of {len(flux)}"
-            if empty == "raise" or not len(kept):
-                raise file.error(problem)
-            _log.warning("%s: %s; left out", path, problem)
-    power = np.where(np.isfinite(resolution) & (resolution > 0), resolution, manga.card.resolving_power_at(wavelength))
-    return SpectrumObservation(
-        manga,
-        [f"manga-{row}" for row in kept],
-        flux[kept],
-        wavelength,
-        ivar[kept],
-        valid[kept],
-        resolving_power=power[kept],
-    )
+        is_cube = len(file.image_shape("FLUX")) == 3
+        read = _cube(file, rows_per_batch) if is_cube else _rows(file, empty, rows_per_batch)
+        found = False
+        for observation in read:
+            found = True
+            yield observation
+        if not found:
+            raise file.error("no spectrum has a valid pixel")
 
 
 def read_manga_redshift(path: str | Path) -> ScalarObservation:
-    """Read the redshifts of the same file, all rows, as `scalar/redshift`, without errors. Raises ObservationError."""
+    """Read the redshifts of a file of rows, all of them, as `scalar/redshift`, without errors.
+
+    Raises ObservationError.
+    """
     with open_fits(path) as file:
         redshift = file.image("Z", (None,))
     names = [f"manga-{row}" for row in range(len(redshift))]
-    return ScalarObservation(modality("scalar/redshift"), names, redshift, np.isfinite(redshift))
+    with naming_file(path):
+        return ScalarObservation(modality("scalar/redshift"), names, redshift, np.isfinite(redshift))
+
+
+def _rows(file: FitsFile, empty: str, rows_per_batch: int) -> Iterator[SpectrumObservation]:
+    wavelength = file.image("WAVE", (None,), "Angstrom")
+    count, _ = shape = file.image_shape("FLUX", (None, len(wavelength)), SPECTRUM_FLUX_UNIT)
+    for start in range(0, count, rows_per_batch):
+        part = slice(start, start + rows_per_batch)
+        flux, ivar, mask, power = (file.section(name, part, shape) for name in ("FLUX", "IVAR", "MASK", "SRES"))
+        names = [f"manga-{row}" for row in range(count)[part]]
+        is_seen = _valid(flux, ivar, mask).any(1)
+        if not is_seen.all():
+            rows = (start + np.flatnonzero(~is_seen)).tolist()
+            if empty == "raise":
+                raise file.error(f"no valid pixel in rows {rows} of {count}")
+            _log.warning("%s: no valid pixel in rows %s of %d; left out", file.path, rows, count)
+        unknown = np.full(len(names), np.nan)
+        yield from _observe(file, names, wavelength, flux, ivar, mask, power, unknown, unknown)
+
+
+def _cube(file: FitsFile, rows_per_batch: int) -> Iterator[SpectrumObservation]:
+    name = file.header(0).get("PLATEIFU")
+    if not isinstance(name, str) or not name.strip():
+        raise file.error(f"the header of a cube must hold PLATEIFU, found {name!r}")
+    wavelength = file.image("WAVE", (None,), "Angstrom")
+    _, height, width = shape = file.image_shape("FLUX", (len(wavelength), None, None))
+    header = file.header("FLUX")
+    per_spaxel = str(header.get("BUNIT", "")).replace("/spaxel", "")
+    file.check_unit(per_spaxel, SPECTRUM_FLUX_UNIT, "BUNIT of extension FLUX, per spaxel,")
+    wcs = WCS(fits.Header(header, copy=True)).celestial
+    for top in range(0, height, max(1, rows_per_batch // width)):
+        part = slice(top, min(height, top + max(1, rows_per_batch // width)))
+        y, x = (axis.ravel() for axis in np.mgrid[part, :width])
+
+        def spaxels(extension: str, part: slice = part) -> np.ndarray:
+            return file.section(extension, (slice(None), part), shape).reshape(len(wavelength), -1).T
+
+        flux, ivar, mask = spaxels("FLUX"), spaxels("IVAR"), spaxels("MASK")
+        power = np.zeros_like(flux)
+        if file.has("LSFPOST"):
+            sigma = spaxels("LSFPOST")
+            power = wavelength / (_FWHM_PER_SIGMA * np.where(sigma > 0, sigma, np.inf))
+        sky = wcs.pixel_to_world(x, y).icrs
+        names = [f"{name.strip()}-{row}-{column}" for row, column in zip(y.tolist(), x.tolist(), strict=True)]
+        ra, dec = np.asarray(sky.ra.deg % 360.0), np.asarray(sky.dec.deg)
+        yield from _observe(file, names, wavelength, flux, ivar, mask, power, ra, dec)
+
+
+def _valid(flux: np.ndarray, ivar: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return (mask == 0) & (ivar > 0) & np.isfinite(ivar) & np.isfinite(flux)
+
+
+def _observe(
+    file: FitsFile,
+    names: list[str],
+    wavelength: np.ndarray,
+    flux: np.ndarray,
+    ivar: np.ndarray,
+    mask: np.ndarray,
+    power: np.ndarray,
+    ra: np.ndarray,
+    dec: np.ndarray,
+) -> Iterator[SpectrumObservation]:
+    """The spectra with a valid pixel, if there are any; `power` is the resolving power, not positive where unknown."""
+    manga = modality("spectrum/manga")
+    assert isinstance(manga.card, Spectrograph)
+    valid = _valid(flux, ivar, mask)
+    kept = np.flatnonzero(valid.any(1))
+    if len(kept):
+        typical = manga.card.resolving_power_at(wavelength)
+        with naming_file(file.path):
+            observation = SpectrumObservation(
+                manga,
+                [names[row] for row in kept],
+                flux[kept],
+                wavelength,
+                ivar[kept],
+                valid[kept],
+                resolving_power=np.where(np.isfinite(power) & (power > 0), power, typical)[kept],
+                ra=ra[kept],
+                dec=dec[kept],
+            )
+        yield observation

@@ -10,12 +10,26 @@ from pathlib import Path
 
 from ...settings import Settings
 from ..observations import Observation
+from .catalogues import ScalarTableSettings, scalar_table_batches, sdss_galaxy_batches
+from .fits_files import fits_paths
+from .fits_sources import (
+    ExposureSettings,
+    FibreSettings,
+    PlateSettings,
+    read_desi_coadd,
+    read_desi_spectra,
+    read_plate,
+    read_sdss_object,
+)
+from .image_cutouts import ImageCutoutSettings, field_folders, image_cutout_batches
+from .manga import manga_batches
 from .multimodal_universe_hats import (
     MultimodalUniverseHatsSettings,
     catalogue_files,
     read_multimodal_universe_hats,
 )
 from .multimodal_universe_v1 import read_multimodal_universe_tile, tile_files
+from .table_files import table_paths
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,64 @@ def _read_hats(piece: Path, settings: Settings | None) -> Iterator[Observation]:
     return read_multimodal_universe_hats(piece, settings)
 
 
+def _fits(pattern: str) -> Callable[[Path], list[Path]]:
+    return lambda path: fits_paths(path, pattern)
+
+
+def _read_table(piece: Path, settings: Settings | None) -> Iterator[Observation]:
+    if not isinstance(settings, ScalarTableSettings):
+        raise TypeError(f"expected ScalarTableSettings, found {type(settings).__name__}")
+    yield from scalar_table_batches(piece, settings)
+
+
+def _read_cutouts(piece: Path, settings: Settings | None) -> Iterator[Observation]:
+    if not isinstance(settings, ImageCutoutSettings):
+        raise TypeError(f"expected ImageCutoutSettings, found {type(settings).__name__}")
+    yield from image_cutout_batches(piece, settings)
+
+
 SOURCES: Mapping[str, Source] = {
+    "desi-coadd": Source(
+        "DESI coadds (coadd-*.fits) with the redrock file beside each: spectra, redshifts",
+        _fits("*coadd-*"),
+        read_desi_coadd,
+        FibreSettings,
+    ),
+    "desi-spectra": Source(
+        "DESI uncoadded spectra (spectra-*.fits) with the redrock file beside each: spectra, redshifts",
+        _fits("*spectra-*"),
+        read_desi_spectra,
+        ExposureSettings,
+    ),
+    "sdss-spec": Source("SDSS spec files, one object each: spectra, redshifts", _fits("*spec-*"), read_sdss_object),
+    "boss-plate": Source(
+        "SDSS and BOSS plates (spPlate-*.fits) with the spZbest file of each: spectra, redshifts",
+        _fits("*spPlate-*"),
+        read_plate,
+        PlateSettings,
+    ),
+    "manga": Source(
+        "MaNGA datacubes (manga-*-LOGCUBE.fits.gz), a spectrum of each spaxel; named alone, a file of rows of spectra",
+        _fits("*-LOGCUBE*"),
+        lambda piece, settings: manga_batches(piece),
+    ),
+    "sdss-galaxies": Source(
+        "a table as kcorrect's sample: SDSS and 2MASS magnitudes, redshifts",
+        _fits("*"),
+        lambda piece, settings: sdss_galaxy_batches(piece),
+    ),
+    "scalar-table": Source(
+        "columns of FITS, Parquet, CSV or ECSV tables as scalars; settings say which",
+        table_paths,
+        _read_table,
+        ScalarTableSettings,
+    ),
+    "image-cutouts": Source(
+        "cutouts from FITS images, a folder for each field, at listed or detected objects; settings say which",
+        field_folders,
+        _read_cutouts,
+        ImageCutoutSettings,
+    ),
     "mmu-v1-legacysurvey": _tiles("legacysurvey", "images in g r i z, photometry, shapes"),
     "mmu-v1-hsc": _tiles("hsc", "images in g r i z y, magnitudes"),
     "mmu-v1-sdss": _tiles("sdss", "spectra, redshifts"),

@@ -8,15 +8,9 @@ from astropy.nddata import Cutout2D
 from astropy.wcs import WCS
 
 from armillary.data.observations import ObservationError
-from armillary.data.readers.images import (
-    HSC_ZERO_POINT,
-    cut_out,
-    cut_out_sky,
-    find_sources,
-    point_source_depth,
-    read_image,
-    sky_noise,
-)
+from armillary.data.readers.image_noise import point_source_depth, sky_noise
+from armillary.data.readers.images import cut_out, cut_out_sky, find_sources, read_image
+from armillary.data.readers.mosaics import HSC_ZERO_POINT
 from armillary.data.real_files import real_file
 
 PATHS = {band: real_file(f"hsc-10054-{band}.fits") for band in "gri"}
