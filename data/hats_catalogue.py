@@ -109,9 +109,9 @@ def write_catalogue_metadata(catalogue: Path) -> None:
         stream.write(("Norder,Npix\n" + "".join(lines)).encode())
 
 
-def read_properties(catalogue: Path) -> dict[str, str]:
-    """The keys and values of hats.properties. Raises ObservationError if it is missing."""
-    path = catalogue / PROPERTIES
+def read_properties(catalogue: Path, name: str = PROPERTIES) -> dict[str, str]:
+    """The keys and values of hats.properties, or of a file like it. Raises ObservationError if it is missing."""
+    path = catalogue / name
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:

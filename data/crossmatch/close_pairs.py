@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 from scipy.spatial import cKDTree
 
-from .sphere import ARCSEC_PER_RADIAN, chord_of, separations, unit_vectors
+from .sphere import chord_of, separations, unit_vectors
 
 STRIP_ROWS = 2000
 """Left objects of a strip; trees of this size stay in the cache."""
@@ -67,18 +67,18 @@ def _strips(
         left = unit_vectors(left_ra[strip], left_dec[strip])
         right = unit_vectors(right_ra[near], right_dec[near])
         tree = cKDTree(right, **_TREE)
-        for first, l, r, separation in _within(left, right, tree, radius, 0):
+        for i, j, separation in _within(left, right, tree, radius):
             if best_only:
-                kept = may_be_best(l, r, separation)
-                l, r, separation = l[kept], r[kept], separation[kept]
-            if len(l):
-                yield strip[l + first], near[r], separation
+                kept = may_be_best(i, j, separation)
+                i, j, separation = i[kept], j[kept], separation[kept]
+            if len(i):
+                yield strip[i], near[j], separation
 
 
 def _within(
-    left: Float64[np.ndarray, "L 3"], right: Float64[np.ndarray, "R 3"], tree: cKDTree, radius: float, first: int
-) -> Iterator[tuple[int, *_Pairs]]:
-    """Pairs of unit vectors, in portions of bounded size; rows of the left count from the portion's `first`."""
+    left: Float64[np.ndarray, "L 3"], right: Float64[np.ndarray, "R 3"], tree: cKDTree, radius: float, first: int = 0
+) -> Iterator[_Pairs]:
+    """Pairs of unit vectors, in portions of bounded size; rows of the left count from `first`."""
     other = cKDTree(left, **_TREE)
     chord = chord_of(radius) * (1 + 1e-9) + 1e-15
     if len(left) * len(right) > MAX_PAIRS_AT_ONCE < other.count_neighbors(tree, chord) and len(left) > 1:
@@ -87,12 +87,9 @@ def _within(
         yield from _within(left[half:], right, tree, radius, first + half)
         return
     found = other.sparse_distance_matrix(tree, chord, output_type="ndarray")
-    l, r = found["i"], found["j"]
-    separation = separations(left[l], right[r])
+    separation = separations(left[found["i"]], right[found["j"]])
     inside = separation <= radius
-    if not inside.all():
-        l, r, separation = l[inside], r[inside], separation[inside]
-    yield first, l, r, separation
+    yield found["i"][inside] + first, found["j"][inside], separation[inside]
 
 
 def may_be_best(

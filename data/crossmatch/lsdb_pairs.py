@@ -11,7 +11,6 @@ import contextlib
 import csv
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,9 @@ PARTITION_ROWS = 500_000
 _RESOLUTION_AT_ORDER_0 = np.degrees(np.sqrt(np.pi / 3)) * 3600
 """Square root of a base pixel's area, arcsec."""
 _NARROWEST = 0.5
-"""Pixels of one order that do not touch are further apart than this times their resolution (0.69 is the least found)."""
+"""Pixels of one order that do not touch are further apart than this times their resolution (the least seen: 0.69)."""
 _INDEX_COLUMN = "_healpix_29"
-_SCHEMA = pa.schema(
-    [(_INDEX_COLUMN, pa.int64()), ("row", pa.int64()), ("ra", pa.float64()), ("dec", pa.float64())]
-)
+_SCHEMA = pa.schema([(_INDEX_COLUMN, pa.int64()), ("row", pa.int64()), ("ra", pa.float64()), ("dec", pa.float64())])
 
 
 class PairsWithin(AbstractCrossmatchAlgorithm):  # type: ignore[misc]
@@ -55,12 +52,9 @@ class PairsWithin(AbstractCrossmatchAlgorithm):  # type: ignore[misc]
 
     def perform_crossmatch(self, crossmatch_args: CrossmatchArgs) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
         """Rows of the pixel's left frame, and of its right frame with margin, of all pairs within the radius."""
-        columns = [
-            frame[name].to_numpy(dtype=np.float64)
-            for frame in (crossmatch_args.left_df, crossmatch_args.right_df)
-            for name in ("ra", "dec")
-        ]
-        left, right, _ = close_pairs(*columns, self.radius, best_only=self.best_only)
+        frames = (crossmatch_args.left_df, crossmatch_args.right_df)
+        ra, dec = ([frame[name].to_numpy(dtype=np.float64) for frame in frames] for name in ("ra", "dec"))
+        left, right, _ = close_pairs(ra[0], dec[0], ra[1], dec[1], self.radius, best_only=self.best_only)
         return left, right, pd.DataFrame(index=np.arange(len(left)))
 
 
@@ -88,12 +82,14 @@ def close_pairs_by_lsdb(
     try:
         if not _write_catalogues(folder, (left_ra, left_dec), (right_ra, right_dec), radius):
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        with _dask(scheduler), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with _dask(scheduler):
             left = lsdb.open_catalog(folder / "left")
             right = lsdb.open_catalog(folder / "right", margin_cache=folder / "margin")
             matched = left.crossmatch(
-                right, algorithm=PairsWithin(radius, best_only), suffixes=("_left", "_right"), suffix_method="all_columns"
+                right,
+                algorithm=PairsWithin(radius, best_only),
+                suffixes=("_left", "_right"),
+                suffix_method="all_columns",
             )
             try:
                 frame = matched[["row_left", "row_right"]].compute(progress_bar=False)
@@ -140,7 +136,9 @@ def _write_catalogues(folder: Path, left: _Position, right: _Position, radius: f
     # Where there is no left object there is no pair.
     starts, stops = _ranges(left_index, pixels)
     pixels = [pixel for pixel, start, stop in zip(pixels, starts, stops, strict=True) if start < stop]
-    whole = {pixel: np.arange(start, stop) for pixel, start, stop in zip(pixels, *_ranges(left_index, pixels), strict=True)}
+    whole = {
+        pixel: np.arange(start, stop) for pixel, start, stop in zip(pixels, *_ranges(left_index, pixels), strict=True)
+    }
     _write_catalogue(folder / "left", left_table, whole)
     inside = {p: np.arange(start, stop) for p, start, stop in zip(pixels, *_ranges(right_index, pixels), strict=True)}
     margin = _margins(right_index, pixels, deepest)
@@ -168,9 +166,7 @@ def _margin_order(radius: float) -> int:
     return min(ORDER, int(np.log2(_RESOLUTION_AT_ORDER_0 * _NARROWEST / radius)))
 
 
-def _margins(
-    index: Int64[np.ndarray, " N"], pixels: list[Pixel], order: int
-) -> dict[Pixel, Int64[np.ndarray, " M"]]:
+def _margins(index: Int64[np.ndarray, " N"], pixels: list[Pixel], order: int) -> dict[Pixel, Int64[np.ndarray, " M"]]:
     """For each pixel, the rows outside it that may be within the radius of it; `order` is that of `_margin_order`.
 
     A row belongs to the margins of the pixels that hold one of the eight neighbours of its small pixel.
@@ -210,7 +206,7 @@ def _write_catalogue(
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.take(pa.array(chosen)), path, compression="zstd", compression_level=1)
     pq.write_metadata(_SCHEMA, dataset / "_common_metadata")
-    properties = {
+    properties: dict[str, object] = {
         "obs_collection": folder.name,
         "dataproduct_type": "object" if margin_of is None else "margin",
         "hats_nrows": sum(map(len, rows.values())),

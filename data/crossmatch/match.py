@@ -66,7 +66,7 @@ def crossmatch(
     `auto`: LSDB where it is installed and a catalogue has more than LSDB_ROWS rows, or a scheduler is named. All give
     the same matches. Raises ObservationError on a wrong radius, mode or engine, unknown epochs, or missing LSDB.
     """
-    _check_arguments(radius, mode, engine)
+    check_arguments(radius, mode, engine)
     left, right = at_common_epoch([left, right], epoch)
     best_only = mode != "all"
     columns = (left.ra, left.dec, right.ra, right.dec)
@@ -98,7 +98,8 @@ def uses_lsdb(engine: Engine, num_rows: int, scheduler: str | None) -> bool:
     return installed and num_rows > LSDB_ROWS
 
 
-def _check_arguments(radius: float, mode: str, engine: str) -> None:
+def check_arguments(radius: float, mode: str, engine: str) -> None:
+    """Raise ObservationError unless `crossmatch` knows the mode and the engine, and the radius is within bounds."""
     if not 0 < radius <= MAX_RADIUS:
         raise ObservationError(f"radius must lie in (0, {MAX_RADIUS:g}] arcsec, found {radius}")
     for name, value, known in (("mode", mode, get_args(Mode)), ("engine", engine, get_args(Engine))):

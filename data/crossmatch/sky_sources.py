@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..dataset import ObservationDataset, catalogues
 from ..hats_catalogue import DATASET_FOLDER, PROPERTIES, read_properties
 from ..observations import ObservationError
-from ..readers.catalogues import read_columns
+from ..readers.table_files import numbers, table_batches
 from .sky_table import SkyTable
 
 COLLECTION = "collection.properties"
@@ -71,11 +71,10 @@ def read_sky_table(source: SkySource | str | Path) -> SkyTable:
     if (path / PROPERTIES).is_file() or (path / COLLECTION).is_file():
         return _from_hats(source)
     if path.is_dir():
-        raise ObservationError(f"{path}: expected a dataset <kind>/<survey>, a HATS catalogue or a table, found neither")
-    names = _wanted(source)
-    columns = read_columns(path, names, 1)
-    arrays = {name: _without_padding(columns[name]) for name in names}
-    return _table(source, arrays)
+        raise ObservationError(
+            f"{path}: expected a dataset <kind>/<survey>, a HATS catalogue or a table, found neither"
+        )
+    return _from_table(source)
 
 
 def _from_dataset(source: SkySource) -> SkyTable:
@@ -104,9 +103,7 @@ def _from_dataset(source: SkySource) -> SkyTable:
             column: _values(dataset, name, object_id)
             for column, name in zip(("pm_ra", "pm_dec"), GAIA_MOTION, strict=True)
         }
-    return SkyTable(
-        source.survey, object_id, ra, dec, **motion, epoch=epoch, allow_duplicates=source.allow_duplicates
-    )
+    return SkyTable(source.survey, object_id, ra, dec, **motion, epoch=epoch, allow_duplicates=source.allow_duplicates)
 
 
 def _values(dataset: ObservationDataset, name: str, object_id: Any) -> np.ndarray:
@@ -129,9 +126,7 @@ def _from_hats(source: SkySource) -> SkyTable:
     source = SkySource(**{**source.__dict__, **columns, "name": source.survey})
     names = _wanted(source)
     parts = []
-    for file in sorted((path / DATASET_FOLDER).glob("Norder=*/Dir=*/Npix=*/**/*.parquet")) or sorted(
-        (path / DATASET_FOLDER).glob("Norder=*/Dir=*/Npix=*.parquet")
-    ):
+    for file in sorted((path / DATASET_FOLDER).glob("Norder=*/**/*.parquet")):
         try:
             with pq.ParquetFile(file) as opened:
                 missing = [name for name in names if name not in opened.schema_arrow.names]
@@ -146,36 +141,40 @@ def _from_hats(source: SkySource) -> SkyTable:
     return _table(source, {name: table[name].combine_chunks() for name in names})
 
 
+def _from_table(source: SkySource) -> SkyTable:
+    path = Path(source.path)
+    parts = []
+    for batch in table_batches(path, _wanted(source)):
+        part = {name: pa.array(numbers(path, batch, name)) for name in _wanted(source) if name != source.object_id}
+        if source.object_id is not None:
+            part[source.object_id] = _text(batch[source.object_id])
+        parts.append(pa.table(part))
+    if not parts:
+        raise ObservationError(f"{path}: expected at least one row, found none")
+    table = pa.concat_tables(parts)
+    return _table(source, {name: table[name].combine_chunks() for name in table.column_names})
+
+
+def _text(column: np.ma.MaskedArray) -> Any:
+    """Ids as Arrow has them, without the blanks that fill up strings in FITS."""
+    array = np.ma.getdata(column)
+    found = pa.array(array.astype(str) if array.dtype.kind == "S" else array, mask=np.ma.getmaskarray(column))
+    if not pa.types.is_integer(found.type):
+        found = pc.utf8_trim_whitespace(found.cast(pa.large_string()))
+    return found
+
+
 def _wanted(source: SkySource) -> list[str]:
     names = (source.object_id, source.ra, source.dec, source.pm_ra, source.pm_dec)
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def _table(source: SkySource, columns: dict[str, Any]) -> SkyTable:
-    ra = columns[source.ra]
-    object_id = np.arange(len(ra)) if source.object_id is None else columns[source.object_id]
-    return SkyTable(
-        source.survey,
-        object_id,
-        _numbers(ra),
-        _numbers(columns[source.dec]),
-        None if source.pm_ra is None else _numbers(columns[source.pm_ra]),
-        None if source.pm_dec is None else _numbers(columns[source.pm_dec]),
-        source.epoch,
-        allow_duplicates=source.allow_duplicates,
-    )
-
-
-def _numbers(column: Any) -> np.ndarray:
-    """A column as float64, NaN where it is missing."""
-    if isinstance(column, pa.Array):
-        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return np.ma.masked_array(column, dtype=np.float64).filled(np.nan)
-
-
-def _without_padding(column: np.ma.MaskedArray) -> Any:
-    """Strings without the blanks that fill them up in FITS; numbers as they are."""
-    if column.dtype.kind not in "SU":
-        return pa.array(np.ma.getdata(column), mask=np.ma.getmaskarray(column))
-    text = pa.array(np.ma.getdata(column).astype(str), pa.large_string(), mask=np.ma.getmaskarray(column))
-    return pc.utf8_trim_whitespace(text)
+    """A SkyTable of Arrow columns; a number that is null is NaN there."""
+    given = {name: getattr(source, name) for name in ("ra", "dec", "pm_ra", "pm_dec")}
+    arrays: dict[str, Any] = {
+        name: None if column is None else columns[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        for name, column in given.items()
+    }
+    object_id = np.arange(len(columns[source.ra])) if source.object_id is None else columns[source.object_id]
+    return SkyTable(source.survey, object_id, **arrays, epoch=source.epoch, allow_duplicates=source.allow_duplicates)

@@ -96,7 +96,7 @@ class SkyTable:
             object.__setattr__(self, name, value)
 
     def _numbers(self, column: str, given: Any) -> Float64[np.ndarray, " N"]:
-        values = np.ma.masked_array(given).astype(np.float64).filled(np.nan)
+        values: np.ndarray = np.ma.filled(np.ma.masked_array(given, dtype=np.float64), np.nan)
         if values.shape != (len(self.object_id),):
             raise ObservationError(
                 f"{self.name}: {column} must hold one number for each of {len(self.object_id)} objects, found shape "
