@@ -155,7 +155,8 @@ def _columns(batch: pa.RecordBatch, survey: Survey, rows: Rows, known: set[str])
     if spectra:
         names = [survey.columns[ours].parquet for ours in spectra]
         fills = [_PADDING[ours] for ours in spectra]
-        found |= dict(zip(spectra, padded(list(spectra.values()), fills, rows.error, names), strict=True))
+        arrays, _ = padded(list(spectra.values()), fills, rows.error, names)
+        found |= dict(zip(spectra, arrays, strict=True))
     return found
 
 

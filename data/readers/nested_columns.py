@@ -16,25 +16,18 @@ ErrorAt = Callable[[int, str], ObservationError]
 """Makes the error about a row of a table."""
 
 
-def column_at(table: pa.Table | pa.RecordBatch, path: str) -> pa.Array | None:
-    """The column `name`, or the field `struct.field`; None where there is none.
-
-    A list of structs counts as a struct of lists. The names must be `names_at`'s: none twice.
-    """
+def column_at(table: pa.Table | pa.RecordBatch, path: str) -> pa.Array:
+    """The column `name`, or the field `struct.field`, one of `names_at`; a list of structs is a struct of lists."""
     first, *fields = path.split(".")
-    if first not in table.schema.names:
-        return None
     array = _plain(table.column(first))
     for field in fields:
         lists = None
-        if _is_list(array.type) and pa.types.is_struct(array.type.value_type):
+        if _is_list(array.type):
             lists, array = array, _plain(array.flatten())
-        if not pa.types.is_struct(array.type) or array.type.get_field_index(field) < 0:
-            return None
         array = _plain(pc.struct_field(array, field))
         if lists is not None:
-            lengths = _lengths(lists)
-            array = pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), array)
+            offsets = np.concatenate([[0], np.cumsum(_lengths(lists))]).astype(np.int32)
+            array = pa.ListArray.from_arrays(offsets, array, mask=lists.is_null())
     return array
 
 
@@ -92,30 +85,27 @@ def dense(array: pa.Array, num_axes: int, error: ErrorAt, name: str) -> np.ndarr
 
 def padded(
     arrays: Sequence[pa.Array], fills: Sequence[float | bool], error: ErrorAt, names: Sequence[str]
-) -> list[np.ndarray]:
-    """Lists of numbers, as long in each row in all columns, as arrays [B, longest], filled up with `fills`.
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Lists of numbers, as long in each row in all columns, as arrays [B, longest] filled up with `fills`; the lengths.
 
     Raises `error` where a list is null, or the lists of one row differ in length.
     """
     found = []
-    lengths: np.ndarray | None = None
+    rows = np.arange(len(arrays[0]))
+    lengths = _lengths(_checked_lists(arrays[0], rows, 1, error, names[0]))
     for array, fill, name in zip(arrays, fills, names, strict=True):
-        rows = np.arange(len(array))
-        array = _checked_lists(array, rows, 1, error, name)
-        here = _lengths(array)
-        if lengths is None:
-            lengths = here
-        elif (here != lengths).any():
+        here = _lengths(_checked_lists(array, rows, 1, error, name))
+        if (here != lengths).any():
             row = int(np.flatnonzero(here != lengths)[0])
             raise error(row, f"{name} must hold {lengths[row]} pixels as {names[0]} does, found {here[row]}")
         values = _values(_plain(array.flatten()), np.repeat(rows, here), error, name)
         if (here == here[:1]).all():
-            found.append(values.reshape(len(here), -1))
+            found.append(values.reshape(len(here), int(here[0]) if len(here) else 0))
             continue
         whole = np.full((len(here), int(here.max(initial=0))), fill, dtype=values.dtype)
         whole[np.arange(whole.shape[1]) < here[:, None]] = values
         found.append(whole)
-    return found
+    return found, lengths
 
 
 def _checked_lists(array: pa.Array, rows: np.ndarray, num_axes: int, error: ErrorAt, name: str) -> pa.Array:
@@ -150,7 +140,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _lengths(array: pa.Array) -> np.ndarray:
-    return pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64)
+    return pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _first_null(array: pa.Array) -> int:

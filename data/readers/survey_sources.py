@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...settings import Settings
+from ...settings import Settings, SettingsError
 from ..observations import Observation
 from .catalogues import ScalarTableSettings, scalar_table_batches, sdss_galaxy_batches
 from .fits_files import fits_paths
@@ -23,6 +23,7 @@ from .fits_sources import (
 )
 from .image_cutouts import ImageCutoutSettings, field_folders, image_cutout_batches
 from .manga import manga_batches
+from .hugging_face_columns import HuggingFaceSettings
 from .multimodal_universe_hats import (
     MultimodalUniverseHatsSettings,
     catalogue_files,
@@ -72,6 +73,20 @@ def _read_cutouts(piece: Path, settings: Settings | None) -> Iterator[Observatio
     if not isinstance(settings, ImageCutoutSettings):
         raise TypeError(f"expected ImageCutoutSettings, found {type(settings).__name__}")
     yield from image_cutout_batches(piece, settings)
+
+
+def _hugging_face_files(path: Path) -> list[Path]:
+    from .hugging_face import hugging_face_files  # `datasets` takes a second to import
+
+    return hugging_face_files(path)
+
+
+def _read_hugging_face(piece: Path, settings: Settings | None) -> Iterator[Observation]:
+    from .hugging_face import read_hugging_face
+
+    if not isinstance(settings, HuggingFaceSettings):
+        raise SettingsError("hugging-face: needs settings that say which column holds what (see HuggingFaceSettings)")
+    return read_hugging_face(piece, settings)
 
 
 SOURCES: Mapping[str, Source] = {
@@ -126,6 +141,12 @@ SOURCES: Mapping[str, Source] = {
         catalogue_files,
         _read_hats,
         MultimodalUniverseHatsSettings,
+    ),
+    "hugging-face": Source(
+        "Any Hugging Face dataset, a local folder or hf://datasets/<owner>/<name>, by a mapping of its columns",
+        _hugging_face_files,
+        _read_hugging_face,
+        HuggingFaceSettings,
     ),
 }
 """All sources, by the name that the command line takes."""
