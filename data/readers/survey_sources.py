@@ -21,9 +21,9 @@ from .fits_sources import (
     read_plate,
     read_sdss_object,
 )
+from .hugging_face_columns import HuggingFaceSettings
 from .image_cutouts import ImageCutoutSettings, field_folders, image_cutout_batches
 from .manga import manga_batches
-from .hugging_face_columns import HuggingFaceSettings
 from .multimodal_universe_hats import (
     MultimodalUniverseHatsSettings,
     catalogue_files,
