@@ -80,6 +80,14 @@ def catalogue_folder(folder: str | Path, modality: Modality) -> Path:
     return Path(folder).joinpath(*modality.name.split("/"))
 
 
+class DoubledObjectError(ObservationError):
+    """An object comes twice in one modality; `piece` has the names of the piece that brought it again, if any."""
+
+    def __init__(self, message: str, piece: Sequence[str]):
+        super().__init__(message)
+        self.piece = tuple(piece)
+
+
 class DatasetWriter:
     """Collects observations into a dataset folder; as a context manager, it finishes the dataset on a clean exit.
 
@@ -168,8 +176,8 @@ class DatasetWriter:
     def finish(self) -> None:
         """Merge what is staged into the dataset's files; an interrupted merge goes on from the last whole file.
 
-        Raises ObservationError if an object comes twice in a modality, or the cards of a modality differ; nothing of
-        that modality is changed then.
+        Raises DoubledObjectError if an object comes twice in a modality, ObservationError if the cards of a modality
+        differ; nothing is changed then.
         """
         runs: dict[str, list[Path]] = defaultdict(list)
         pieces: dict[str, set[str]] = {}
@@ -182,10 +190,19 @@ class DatasetWriter:
                 if not (names and names[0] in pieces[modality]):
                     runs[modality] += sorted(modality_folder.glob("run-*.parquet"))
                 pieces[modality].update(names)
-        for modality in sorted(runs):
-            if runs[modality]:
-                _merge(self.folder / modality, runs[modality], sorted(pieces[modality]), self.file_bytes)
+        changed = [modality for modality in sorted(runs) if runs[modality]]
+        if len(changed) > 1:
+            # All modalities are looked through before one is changed: a piece is in all of them or in none.
+            for modality in changed:
+                _open_runs(self.folder / modality, runs[modality])
+        for modality in changed:
+            _merge(self.folder / modality, runs[modality], sorted(pieces[modality]), self.file_bytes)
         shutil.rmtree(self._staging)
+
+    def discard(self, names: Sequence[str]) -> None:
+        """Forget the staged piece with these names, as if it had not been written."""
+        shutil.rmtree(self._staging / _slug(names), ignore_errors=True)
+        self._pieces.difference_update(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,12 +218,7 @@ class _Run:
 
 def _merge(catalogue: Path, paths: list[Path], pieces: list[str], file_bytes: int) -> None:
     """Make the catalogue anew from its own files and these runs, beside it, and put it in its place."""
-    _recover(catalogue.with_name(f".{catalogue.name}.new"))
-    old = [ObservationFile.open(*found) for found in catalogue_files(catalogue)] if catalogue.is_dir() else []
-    files = old + [ObservationFile.open(path) for path in paths]
-    runs = [_open_run(file) for file in files if file.num_rows]
-    layout = merge_layouts({run.file.path: run.file.layout for run in runs})
-    _refuse_doubles(runs)
+    files, runs, layout = _open_runs(catalogue, paths)
     new = catalogue.with_name(f".{catalogue.name}.new")
     plan = _plan(files, file_bytes)
     if (new / "plan").is_file() and (new / "plan").read_text(encoding="utf-8") != plan:
@@ -236,6 +248,17 @@ def _merge(catalogue: Path, paths: list[Path], pieces: list[str], file_bytes: in
     _swap(new, catalogue)
 
 
+def _open_runs(catalogue: Path, paths: list[Path]) -> tuple[list[ObservationFile], list[_Run], Layout]:
+    """The catalogue's own files and these, opened, and their common layout. Raises as `DatasetWriter.finish` does."""
+    _recover(catalogue.with_name(f".{catalogue.name}.new"))
+    old = [ObservationFile.open(*found) for found in catalogue_files(catalogue)] if catalogue.is_dir() else []
+    files = old + [ObservationFile.open(path) for path in paths]
+    runs = [_open_run(file) for file in files if file.num_rows]
+    layout = merge_layouts({run.file.path: run.file.layout for run in runs})
+    _refuse_doubles(runs)
+    return files, runs, layout
+
+
 def _open_run(file: ObservationFile) -> _Run:
     table = file.read_identity()
     index = table[INDEX_COLUMN].to_numpy()
@@ -245,7 +268,7 @@ def _open_run(file: ObservationFile) -> _Run:
 
 
 def _refuse_doubles(runs: list[_Run]) -> None:
-    """Raise ObservationError if an object id comes twice; equal hashes are looked up by name."""
+    """Raise DoubledObjectError if an object id comes twice; equal hashes are looked up by name."""
     hashes = np.concatenate([run.hashes for run in runs])
     ordered = np.sort(hashes)
     doubled = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
@@ -256,8 +279,9 @@ def _refuse_doubles(runs: list[_Run]) -> None:
         for name in names:
             if name in seen:
                 modality = run.file.layout.modality.name
-                raise ObservationError(
-                    f"{_origin(run.file.path)}: object {name} of {modality} comes twice; it is also in {seen[name]}"
+                raise DoubledObjectError(
+                    f"{_origin(run.file.path)}: object {name} of {modality} comes twice; it is also in {seen[name]}",
+                    _read_pieces(run.file.path.parents[2]),
                 )
             seen[name] = _origin(run.file.path)
 
