@@ -22,7 +22,7 @@ from ...settings import Settings
 from ..observations import Observation, ObservationError
 from .multimodal_universe_columns import FlagMeaning, Rows, Survey, identify
 from .multimodal_universe_surveys import SURVEYS
-from .nested_columns import column_at, dense, names_at, numbers, padded, selection
+from .nested_columns import column_at, dense, names_at, numbers, padded, selection, texts
 
 CHUNK_BYTES = 32 * 2**20
 """Uncompressed size of the rows that are read at once."""
@@ -148,6 +148,8 @@ def _columns(batch: pa.RecordBatch, survey: Survey, rows: Rows, known: set[str])
         num_axes = _depth(array.type)
         if column.parquet.startswith("spectrum."):
             spectra[ours] = array
+        elif ours == "band":
+            found[ours] = texts(array, rows.error, column.parquet)
         elif num_axes:
             found[ours] = dense(array, num_axes, rows.error, column.parquet)
         else:

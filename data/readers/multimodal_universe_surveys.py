@@ -28,11 +28,10 @@ from ..observations import (
     ObservationError,
     ScalarObservation,
 )
+from .mosaics import HSC_ZERO_POINT
 from .multimodal_universe_columns import MILLIARCSEC_PER_DEGREE, Column, Rows, Survey
 from .multimodal_universe_pixels import images, shaped, spectra
 
-HSC_ZERO_POINT = 27.0
-"""AB magnitude of one count of a Hyper Suprime-Cam coadd (FLUXMAG0 = 6.3e10), which the source keeps."""
 FARTHEST_FROM_SOURCE_ID = 300.0
 """Arcsec from the middle of the HEALPix pixel in a Gaia source_id to its source: 36 to a corner, the rest is motion."""
 

@@ -67,20 +67,16 @@ def dense(array: pa.Array, num_axes: int, error: ErrorAt, name: str) -> np.ndarr
 
     Raises `error` where a list is null, or differs in length from that of the first row; there is at least one row.
     """
-    shape = [len(array)]
-    rows = np.arange(len(array))
-    for _ in range(num_axes):
-        array = _checked_lists(array, rows, num_axes, error, name)
-        lengths = _lengths(array)
-        if lengths.size and (lengths != lengths[0]).any():
-            place = int(np.flatnonzero(lengths != lengths[0])[0])
-            raise error(
-                int(rows[place]), f"lists of {name} must be of one length, found {lengths[place]} and {lengths[0]}"
-            )
-        shape.append(int(lengths[0]) if lengths.size else 0)
-        rows = np.repeat(rows, lengths)
-        array = _plain(array.flatten())
-    return _values(array, rows, error, name).reshape(shape)
+    shape, rows, values = _flat(array, num_axes, error, name)
+    return _values(values, rows, error, name).reshape(shape)
+
+
+def texts(array: pa.Array, error: ErrorAt, name: str) -> np.ndarray:
+    """Lists of text, all of one length, as an array [B, length] of Python strings. Raises `error` as `dense` does."""
+    shape, _, values = _flat(array, 1, error, name)
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise error(0, f"column {name} must hold text, found {values.type}")
+    return np.array(values.to_pylist(), dtype=object).reshape(shape)
 
 
 def padded(
@@ -108,6 +104,24 @@ def padded(
     return found, lengths
 
 
+def _flat(array: pa.Array, num_axes: int, error: ErrorAt, name: str) -> tuple[list[int], np.ndarray, pa.Array]:
+    """Shape, the row that each value belongs to, and all values in one array."""
+    shape = [len(array)]
+    rows = np.arange(len(array))
+    for _ in range(num_axes):
+        array = _checked_lists(array, rows, num_axes, error, name)
+        lengths = _lengths(array)
+        if lengths.size and (lengths != lengths[0]).any():
+            place = int(np.flatnonzero(lengths != lengths[0])[0])
+            raise error(
+                int(rows[place]), f"lists of {name} must be of one length, found {lengths[place]} and {lengths[0]}"
+            )
+        shape.append(int(lengths[0]) if lengths.size else 0)
+        rows = np.repeat(rows, lengths)
+        array = _plain(array.flatten())
+    return shape, rows, array
+
+
 def _checked_lists(array: pa.Array, rows: np.ndarray, num_axes: int, error: ErrorAt, name: str) -> pa.Array:
     if not _is_list(array.type):
         raise error(0, f"column {name} must hold lists nested {num_axes} deep, found {array.type}")
@@ -117,8 +131,6 @@ def _checked_lists(array: pa.Array, rows: np.ndarray, num_axes: int, error: Erro
 
 
 def _values(array: pa.Array, rows: np.ndarray, error: ErrorAt, name: str) -> np.ndarray:
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        return np.array(array.to_pylist(), dtype=object)
     if array.null_count and not pa.types.is_floating(array.type):
         raise error(int(rows[_first_null(array)]), f"{name} holds a null")
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
