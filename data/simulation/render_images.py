@@ -123,14 +123,14 @@ def render_images(
     """
     if max_bytes is None:
         max_bytes = MAX_BYTES.get(psf_fwhm.device.type, MAX_BYTES["cuda"])
-    num_columns, num_bands = sources.flux.shape[1:]
-    num_groups = 0 if knots is None else len(knots.group_sizes)
+    num_bands, num_groups = sources.flux.shape[-1], 0 if knots is None else len(knots.group_sizes)
+    most_lit = int((sources.flux != 0).any(-1).sum(1).max()) if len(sources) else 0
     images = sources.flux.new_empty(len(sources), num_bands, size, size)
     oversampling = (LEAST_FWHM * pixel_scale / psf_fwhm.amin(1)).ceil().clamp(min=1).int()
     for times in oversampling.unique().tolist():
         members = (oversampling == times).nonzero()[:, 0]
         # Complex transforms of sources and bands on half of the padded grid, and as much again while they are made.
-        transforms = 2 * (num_columns + num_groups + 2 * num_bands)
+        transforms = 2 * (most_lit + num_groups + 2 * num_bands)
         step = max(1, max_bytes // (transforms * 8 * (PADDING * size * times) ** 2 // 2))
         for rows in members.split(step):
             chunk = None if knots is None else knots.select(rows)
@@ -226,7 +226,7 @@ def flux_within(
 def _render_chunk(
     sources: Sources, psf_fwhm: Float[Tensor, "B C"], size: int, pixel_scale: float, knots: Knots | None
 ) -> Float[Tensor, "B C H W"]:
-    grid, num_images, (num_columns, num_bands) = size * PADDING, len(sources), sources.flux.shape[1:]
+    grid, num_images, num_bands = size * PADDING, len(sources), sources.flux.shape[-1]
     device = sources.flux.device
     frequency_y = 2 * torch.pi * torch.fft.fftfreq(grid, device=device)
     frequency_x = 2 * torch.pi * torch.fft.rfftfreq(grid, device=device)
@@ -237,15 +237,18 @@ def _render_chunk(
     is_near = ((row - middle).abs() < REACH * size) & ((column - middle).abs() < REACH * size)
     is_lit = is_near & (sources.flux != 0).any(-1)
 
+    # Only what is lit gets a place among the transforms of its image.
+    slot = is_lit.cumsum(1) - 1
+    num_slots, half = int(is_lit.sum(1).max()), len(frequency_x)
     num_groups = 0 if knots is None else len(knots.group_sizes)
-    half = len(frequency_x)
-    transforms = torch.zeros(num_images, num_columns + num_groups, grid, half, dtype=torch.complex64, device=device)
-    flux = sources.flux
+    flux = sources.flux.new_zeros(num_images, num_slots, num_bands)
+    transforms = torch.zeros(num_images, num_slots + num_groups, grid, half, dtype=torch.complex64, device=device)
     beyond: list[tuple[Tensor, Tensor]] = []
     for index in sorted(set(sources.sersic_indices)):
         weights, sigmas = (torch.from_numpy(a).float().to(device) for a in sersic_mixture(index))
         of_kind = torch.tensor([i == index for i in sources.sersic_indices]).to(device)
         image, place = (is_lit & of_kind).nonzero(as_tuple=True)
+        flux[image, slot[image, place]] = sources.flux[image, place]
         sigma = radius[image, place, None] * sigmas  # [N, K] pixels
         is_wide = sigma > WIDEST_IN_FOURIER_SPACE * grid
         phase = (
@@ -256,7 +259,7 @@ def _render_chunk(
                 frequency_x, frequency_y, sources.axis_ratio[image, place], sources.position_angle[image, place]
             )
             phase = phase * _sum_of_gaussians(torch.where(is_wide, 0.0, weights), sigma, quadratic)
-        transforms[image, place] = phase
+        transforms[image, slot[image, place]] = phase
         which, gaussian = is_wide.nonzero(as_tuple=True)
         if len(which):
             rows, places = image[which], place[which]
@@ -269,10 +272,10 @@ def _render_chunk(
                 psf_fwhm[rows] / pixel_scale,
                 size,
             )
-            beyond.append((rows, drawn * (flux[rows, places] * weights[gaussian, None])[..., None, None]))
+            beyond.append((rows, drawn * (sources.flux[rows, places] * weights[gaussian, None])[..., None, None]))
     if knots is not None:
         flux = torch.cat([flux, knots.flux], 1)
-        transforms[:, num_columns:] = _knot_transforms(
+        transforms[:, num_slots:] = _knot_transforms(
             knots,
             radius[:, knots.column],
             sources.axis_ratio[:, knots.column],
