@@ -14,7 +14,7 @@ from scipy.special import ndtr
 
 from ..filters import TABLES_FOLDER, ab_flux
 from ..instruments import Spectrograph
-from .galaxy_spectra import STEP, observed_wavelength
+from .wavelength_grid import STEP, observed_wavelength
 
 FWHM_PER_SIGMA = 2.3548
 SKY_BRIGHTNESS = 21.0

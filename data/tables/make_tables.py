@@ -1,6 +1,7 @@
 """Makes the small tables beside this file from public wheels. Run once; the package reads only what it wrote.
 
     pip download --no-deps -d WHEELS speclite==1.0.0 kcorrect==5.1.9 mirage==2.5.0
+    pip download --no-deps --no-binary :all: -d WHEELS eazy==0.8.7
     python -m armillary.data.tables.make_tables WHEELS
 
 No wheel is installed: the files are read from the archive. The real galaxies and the noise are from `data/real`.
@@ -8,6 +9,7 @@ No wheel is installed: the files are read from the archive. The real galaxies an
 
 import io
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,9 +18,12 @@ from astropy.io import fits
 from astropy.table import Table
 from scipy.optimize import lsq_linear, nnls
 
-from ..filters import filter_curve, flux_to_magnitude, photometry_weights
+from ..filters import filter_curve, flux_to_magnitude, magnitude_to_flux, photometry_weights
 from ..real_files import real_file
-from ..simulation.galaxy_spectra import EMISSION_LINES, component_flux, observed_wavelength
+from ..simulation.cosmology import HUBBLE_CONSTANT, comoving_distance, luminosity_distance
+from ..simulation.galaxy_evolution import passive_brightening
+from ..simulation.galaxy_spectra import EMISSION_LINES, component_flux, templates
+from ..simulation.wavelength_grid import observed_wavelength
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -33,10 +38,19 @@ FILTERS = [
 ]
 
 SPEED_OF_LIGHT_KM_S = 299792.458
-TEMPLATE_RANGE = (1500.0, 12500.0)
+TEMPLATE_RANGE = (700.0, 12500.0)
 TEMPLATE_LINE_DISPERSION = 200.0
 """Velocity dispersion of the emission lines in the templates, km/s: measured on H alpha, H beta and [O III]."""
 TEMPLATES_WITH_LINES = (0, 1, 2)
+
+NIRCAM_BANDS = {"f070w": (6240, 7810), "f090w": (7950, 10050), "f115w": (10130, 12820), "f150w": (13310, 16680)}
+"""Bands (angstrom) of the catalogue's magnitudes, taken as flat in between: the filters are nearly so."""
+
+SDSS_LIMIT = 17.77
+"""r magnitude to which the SDSS took spectra of galaxies (Strauss et al. 2002, AJ 124, 1810)."""
+_H = HUBBLE_CONSTANT / 100
+LUMINOSITY_FUNCTION = {"density": 0.90e-2 * _H**3, "magnitude": -20.73 + 5 * np.log10(_H), "slope": -1.23}
+"""Schechter function of the SDSS in r at z = 0.1, per Mpc^3 (Montero-Dorta & Prada 2009, MNRAS 399, 1106)."""
 
 SDSS_TO_AB = np.array([-0.036, 0.012, 0.010, 0.028, 0.040])
 """AB minus SDSS magnitude in u g r i z (Eisenstein, message sdss-calib/1152, as in kcorrect)."""
@@ -107,7 +121,8 @@ def write_galaxy_mixes(galaxies: Path) -> None:
     """galaxy_mixes.npz: for each real galaxy its redshift, r magnitude and the stellar mass formed in each template.
 
     As kcorrect does (Blanton & Roweis 2007, arXiv astro-ph/0606170): the non-negative mix of the templates, moved
-    to the galaxy's redshift, that fits its model fluxes u g r i z best; scaled to the Petrosian flux in r.
+    to the galaxy's redshift, that fits its model fluxes u g r i z best; scaled to the Petrosian flux in r. Beside them
+    how many galaxies like it there are in each cubic megaparsec.
     """
     table = fits.getdata(galaxies, 1)
     redshift = np.asarray(table["Z"], np.float64)
@@ -132,28 +147,71 @@ def write_galaxy_mixes(galaxies: Path) -> None:
             mixes[row], misfit[row] = mix / scale, residual**2 / usable.sum()
         mixes[rows] *= (total[rows] / flux[rows, 2])[:, None]
     magnitude = flux_to_magnitude(np.maximum(total, 1e-3))
-    good = (misfit < 20) & (redshift > 0.01) & (magnitude < 17.77) & (mixes.sum(1) > 0)
+    good = (misfit < 20) & (redshift > 0.01) & (magnitude < SDSS_LIMIT) & (mixes.sum(1) > 0)
+    near_infrared = np.asarray(table["K_M_EXT"], np.float64)
     np.savez_compressed(
         FOLDER / "galaxy_mixes.npz",
         redshift=redshift[good],
         r_magnitude=np.float32(magnitude[good]),
         mass_formed=np.float32(mixes[good]),
         misfit=np.float32(misfit[good]),
+        density=np.float32(_densities(mixes[good], redshift[good], near_infrared[good])),
     )
 
 
-def write_shapes(wheel: zipfile.ZipFile) -> None:
-    """galaxy_shapes.npz: Sersic fits of 3D-HST/CANDELS in F160W: index, radius (arcsec, major axis), axis ratio."""
+def _densities(mixes: np.ndarray, redshift: np.ndarray, near_infrared: np.ndarray) -> np.ndarray:
+    """Galaxies like each in a comoving Mpc^3: 1 / (volume in which it was seen), scaled to a published density.
+
+    The 5,000 galaxies were all measured by 2MASS, whose extended sources thin out below K = 13 (Vega): the share that
+    is left at each K is what they are fewer than counts that rise as 10^(0.6 K). So a galaxy was seen where r is below
+    SDSS_LIMIT, times that share, with K corrections of -6 log(1 + z) (Kochanek et al. 2001, ApJ 560, 566). As a
+    function of luminosity alone the result is then made to follow that of the whole SDSS (LUMINOSITY_FUNCTION).
+    """
+    bins = np.arange(9.75, 15.3, 0.25)
+    counts = np.histogram(near_infrared, bins)[0] / 10 ** (0.6 * (bins[:-1] + 0.125))
+    complete = counts[(bins[:-1] >= 11.5) & (bins[:-1] < 12.75)].mean()
+    grid = np.geomspace(0.01, 0.6, 300)
+    unit = np.tile(np.eye(5), (len(grid), 1))[:, None]
+    spectra = component_flux(unit, np.zeros((len(unit), 1)), grid.repeat(5), np.full(len(unit), 100.0))[:, 0].numpy()
+    per_mass = (spectra @ photometry_weights([filter_curve("sdss2010-r")], observed_wavelength())[0]).reshape(-1, 5)
+    flux = mixes @ per_mass.T
+    k = near_infrared[:, None] + 5 * np.log10(luminosity_distance(grid) / luminosity_distance(redshift)[:, None])
+    k -= 6 * np.log10((1 + grid) / (1 + redshift[:, None]))
+    share = np.interp(k, bins[:-1] + 0.125, np.minimum(counts / complete, 1), left=1.0, right=0.0)
+    share[k < 12.5] = 1.0
+    is_target = flux > magnitude_to_flux(np.array([SDSS_LIMIT]))
+    volume = (np.gradient(comoving_distance(grid) ** 3) * share * is_target).sum(1)
+    at_tenth = np.array([np.interp(0.1, grid, row) for row in flux])
+    absolute = flux_to_magnitude(at_tenth) - 5 * np.log10(luminosity_distance(np.array([0.1]))[0] * 1e5)
+    absolute += 2.5 * np.log10(1.1)  # the zero point of bands at z = 0.1
+    steps = np.arange(-25.5, -12.0, 0.05)
+    kernel = np.exp(-0.5 * ((steps[:, None] - absolute) / 0.3) ** 2) / (0.3 * np.sqrt(2 * np.pi))
+    x = 10 ** (-0.4 * (steps - LUMINOSITY_FUNCTION["magnitude"]))
+    published = 0.4 * np.log(10) * LUMINOSITY_FUNCTION["density"] * x ** (LUMINOSITY_FUNCTION["slope"] + 1) * np.exp(-x)
+    blur = np.exp(-0.5 * ((steps[:, None] - steps) / 0.3) ** 2)
+    smooth = blur @ published / blur.sum(1)
+    return np.interp(absolute, steps, smooth / (kernel @ (1 / volume))) / volume
+
+
+def write_shapes(wheel: zipfile.ZipFile, kcorrect: zipfile.ZipFile) -> None:
+    """galaxy_shapes.npz: Sersic fits of 3D-HST/CANDELS in F160W: index, radius (arcsec, major axis), axis ratio.
+
+    Beside them the redshift, the magnitude in a red optical band, and the stellar mass and star formation of the mix of
+    the five templates that fits four bands from 0.7 to 1.6 micron: what a shape may be drawn by. And, of all galaxies
+    of that field brighter than r = 24.5, redshift and magnitude: what the deep simulated sky is compared with.
+    """
     lines = wheel.read("mirage/config/goodss_3dhst.v4.1.jwst_galfit.cat").decode().splitlines()
     names = lines[0].lstrip("# ").split()
     values = np.array([line.split() for line in lines[1:] if line.strip()], dtype=np.float64)
     column = {name: values[:, place] for place, name in enumerate(names)}
+    deep = (column["star_flag"] != 1) & (column["z_phot"] > 0.01) & (_r_magnitude(column) < 24.5)
+    deep_redshift, deep_magnitude = column["z_phot"][deep], _r_magnitude(column)[deep]
     good = (
         (column["f"] == 0)
         & (column["star_flag"] == 0)
         & (column["mag_wfc3_f160w"] < 24.0)
         & (column["z_phot"] > 0.1)
-        & (column["z_phot"] < 2.0)
+        & (column["z_phot"] < 3.0)
         & (column["dre"] < 0.15 * column["re"])
         & (column["dn"] < 0.3 * column["n"])
         & (column["dq"] < 0.1)
@@ -162,14 +220,48 @@ def write_shapes(wheel: zipfile.ZipFile) -> None:
         & (column["re"] > 0.06)
         & (column["q"] > 0.05)
     )
+    column = {name: array[good] for name, array in column.items()}
+    mass, rate = _masses(column, kcorrect)
     np.savez_compressed(
         FOLDER / "galaxy_shapes.npz",
-        sersic_index=np.float32(column["n"][good]),
-        radius=np.float32(column["re"][good]),
-        axis_ratio=np.float32(column["q"][good]),
-        redshift=np.float32(column["z_phot"][good]),
-        magnitude=np.float32(column["mag_wfc3_f160w"][good]),
+        sersic_index=np.float32(column["n"]),
+        radius=np.float32(column["re"]),
+        axis_ratio=np.float32(column["q"]),
+        redshift=np.float32(column["z_phot"]),
+        r_magnitude=np.float32(_r_magnitude(column)),
+        log_stellar_mass=np.float32(np.log10(mass)),
+        log_specific_star_formation_rate=np.float32(np.log10(rate / mass + 1e-13)),
+        deep_redshift=np.float32(deep_redshift),
+        deep_r_magnitude=np.float32(deep_magnitude),
     )
+
+
+def _r_magnitude(column: dict[str, np.ndarray]) -> np.ndarray:
+    """r at 6400 A, from the two nearest bands of the catalogue, at 7040 and 9000 A, by a straight line; rough."""
+    return column["mag_nircam-f070w"] + 0.35 * (column["mag_nircam-f070w"] - column["mag_nircam-f090w"])
+
+
+def _masses(column: dict[str, np.ndarray], kcorrect: zipfile.ZipFile) -> tuple[np.ndarray, np.ndarray]:
+    """Stellar mass and star-formation rate of each galaxy of 3D-HST, by the mix of templates that fits NIRCAM_BANDS."""
+    with fits.open(io.BytesIO(kcorrect.read("kcorrect/data/templates/kcorrect-default-v4.fits"))) as file:
+        wavelength, flux = (np.asarray(file["FLUX"].data[name][0], np.float64) for name in ("wave", "flux"))
+    known = templates()
+    mass, rate = np.zeros(len(column["re"])), np.zeros(len(column["re"]))
+    cumulative = np.cumsum(np.gradient(wavelength) * wavelength * flux, axis=1)
+    for row, z in enumerate(column["z_phot"]):
+        dilution = (1e-5 / luminosity_distance(np.array([z]))[0]) ** 2 / (1 + z)
+        design, observed = [], []
+        for band, (low, high) in NIRCAM_BANDS.items():
+            inside = [np.array([np.interp(edge / (1 + z), wavelength, c) for c in cumulative]) for edge in (low, high)]
+            mean = (inside[1] - inside[0]) * (1 + z) ** 2 / ((high**2 - low**2) / 2)  # photon-weighted f_lambda
+            pivot_squared = (high**2 - low**2) / 2 / np.log(high / low)
+            design.append(mean * dilution * pivot_squared / 2.99792458e18 / 3631e-23 * 1e9)
+            observed.append(10 ** (0.4 * (22.5 - column[f"mag_nircam-{band}"][row])))
+        matrix = np.array(design) * passive_brightening(np.array([z]))[0] / np.array(observed)[:, None]
+        scale = matrix.max(0)
+        mix = nnls(matrix / scale, np.ones(len(NIRCAM_BANDS)), maxiter=1000)[0] / scale
+        mass[row], rate[row] = mix @ known.mass_remaining, mix @ known.star_formation_rate
+    return mass, rate
 
 
 def write_sky_noise(coadd: Path) -> None:
@@ -185,13 +277,30 @@ def write_sky_noise(coadd: Path) -> None:
     np.savez_compressed(FOLDER / "sky_noise.npz", wavelength=grid, noise=np.float32(noise / np.median(noise)))
 
 
+def write_intergalactic(source: tarfile.TarFile) -> None:
+    """intergalactic.npz: Table 2 of Inoue et al. 2014: for each Lyman line its wavelength and coefficients."""
+    columns = {}
+    for name in ("LAF", "DLA"):
+        member = source.extractfile(f"eazy-0.8.7/eazy/data/{name}coeff.txt")
+        assert member is not None
+        columns[name] = np.loadtxt(io.BytesIO(member.read()))
+    np.savez_compressed(
+        FOLDER / "intergalactic.npz",
+        wavelength=columns["LAF"][:, 1],
+        forest=columns["LAF"][:, 2:],
+        damped=columns["DLA"][:, 2:],
+    )
+
+
 def main(wheels: Path) -> None:
     """Write all tables, in the order in which they build on each other."""
     opened = {name: zipfile.ZipFile(next(wheels.glob(f"{name}-*.whl"))) for name in ("speclite", "kcorrect", "mirage")}
     write_filters(opened["speclite"])
+    with tarfile.open(wheels / "eazy-0.8.7.tar.gz") as source:
+        write_intergalactic(source)
     write_templates(opened["kcorrect"])
     write_galaxy_mixes(real_file("sdss-galaxies-5000.fits"))
-    write_shapes(opened["mirage"])
+    write_shapes(opened["mirage"], opened["kcorrect"])
     write_sky_noise(real_file("desi-coadd-sv3-dark-26065.fits"))
 
 

@@ -15,7 +15,7 @@ from armillary.data.filters import (
 from armillary.data.instruments import Catalogue, ImagingInstrument, instrument
 from armillary.data.readers.desi import read_desi
 from armillary.data.real_files import real_file
-from armillary.data.simulation.sky import CATALOGUE_FILTERS
+from armillary.data.simulation.observe_scalars import CATALOGUE_FILTERS
 
 GRID = np.arange(2900.0, 11400.0, 1.0)
 

@@ -1,0 +1,68 @@
+"""What a spectrograph records of simulated objects: the light in its fibre, blurred, with noise and bad pixels."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from ..instruments import Spectrograph
+from ..modalities import Modality
+from ..observations import SpectrumObservation
+from .object_random import generators
+from .observe_images import DEPTH_SCATTER, SERSIC_INDICES
+from .render_images import flux_within
+from .sky_objects import SkyObjects
+from .spectrograph_response import noise_curves, response_matrix
+
+FIBER_SEEING = 1.0
+"""FWHM of the PSF on the fibres, arcsec: the convention of the Legacy Surveys' fibre fluxes."""
+
+
+def observe_spectra(objects: SkyObjects, modality: Modality) -> SpectrumObservation:
+    """Spectra through the fibre on the card's own wavelengths, with noise of sky and source and some bad pixels."""
+    flux = noiseless_spectra(objects, modality)
+    card = modality.card
+    assert isinstance(card, Spectrograph)
+    sky, per_flux = noise_curves(card)
+    noise = np.empty(flux.shape, np.float32)
+    mask = np.ones(flux.shape, bool)
+    quality = np.empty((len(objects), 1))
+    for row, rng in enumerate(generators(f"{modality.name} noise", objects.seed, objects.row)):
+        rng.standard_normal(out=noise[row], dtype=np.float32)
+        quality[row] = 10 ** (-0.8 * DEPTH_SCATTER * rng.standard_normal())
+        _spoil_wavelengths(rng, mask[row])
+    variance = quality * (sky + per_flux * flux.clip(0))
+    deviation = np.sqrt(variance).astype(np.float32)
+    return SpectrumObservation(
+        modality,
+        objects.object_id,
+        flux=np.where(mask, flux + noise * deviation, 300 * deviation),
+        wavelength=card.wavelength(),
+        inverse_variance=np.where(mask, 1 / variance, 0.0),
+        mask=mask,
+        ra=objects.ra,
+        dec=objects.dec,
+    )
+
+
+def noiseless_spectra(objects: SkyObjects, modality: Modality) -> Float[np.ndarray, "B L"]:
+    """The spectra of `observe_spectra` before noise and bad pixels, 1e-17 erg/s/cm2/A."""
+    card = modality.card
+    if not isinstance(card, Spectrograph):
+        raise ValueError(f"expected a modality of kind spectrum, found {modality.name}")
+    inside = torch.from_numpy(np.float32(fiber_fractions(objects, card))).to(objects.spectra.device)
+    through_fiber = torch.einsum("bpl,bp->bl", objects.spectra, inside).cpu().numpy()
+    return np.ascontiguousarray((response_matrix(card) @ np.ascontiguousarray(through_fiber.T)).T)
+
+
+def fiber_fractions(objects: SkyObjects, card: Spectrograph) -> Float[np.ndarray, "B P"]:
+    """Share of each component's light that enters the spectrograph's fibre."""
+    return flux_within(card.fiber_diameter / 2, objects.radius, objects.axis_ratio, FIBER_SEEING, SERSIC_INDICES)
+
+
+def _spoil_wavelengths(rng: np.random.Generator, mask: Bool[np.ndarray, " L"]) -> None:
+    """Clear `mask` at three cosmic rays of a few pixels and, in one spectrum of twenty, at a stretch of bad columns."""
+    for start in rng.integers(len(mask), size=rng.poisson(3)):
+        mask[start : start + rng.integers(1, 5)] = False
+    if rng.uniform() < 0.05:
+        start = rng.integers(len(mask))
+        mask[start : start + rng.integers(50, 150)] = False
