@@ -2,7 +2,8 @@
 
 Neighbours are objects of a pool that stands for the sky to some faint limit. They fall on the sky at random, with the
 density of the pool, and are numbered by their distance from the object: so a wider view of an object shows the same
-neighbours and some more, and every camera and fibre sees the same ones. Beyond the close companions they do not cluster.
+neighbours and some more, and every camera and fibre sees the same ones. Only the close ones
+cluster.
 """
 
 import math
@@ -16,8 +17,8 @@ from torch import Tensor
 from .render_images import Sources, flux_within
 
 CLOSE_SEPARATIONS = (0.5, 3.5)
-"""Arcsec, of close companions; the density of pairs falls as separation^-0.8, as galaxies cluster (Davis & Peebles 1983,
-ApJ 267, 465)."""
+"""Arcsec, of close companions; the density of pairs falls as separation^-0.8, as galaxies cluster (Davis &
+Peebles 1983, ApJ 267, 465)."""
 CLOSE_CONTRAST = (-1.0, 2.5)
 """Magnitudes by which a close companion is fainter than its object."""
 _CLUSTERING = 0.8
@@ -128,7 +129,10 @@ def neighbour_sources(neighbours: Neighbours, pool: Pool, flux: Float[Tensor, "M
     """The neighbours as sources beside their objects; `flux` is that of the pool, and decides the device."""
     places = int(np.flatnonzero(neighbours.is_present.any(0)).max(initial=-1)) + 1
     row, is_present = neighbours.row[:, :places], neighbours.is_present[:, :places]
-    on_device = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(flux)  # noqa: E731
+
+    def on_device(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(flux)
+
     index = torch.from_numpy(row).to(flux.device)
     num_components = flux.shape[1]
     shape = (len(neighbours), places, num_components)
@@ -147,20 +151,17 @@ def neighbour_sources(neighbours: Neighbours, pool: Pool, flux: Float[Tensor, "M
 def share_within(neighbours: Neighbours, pool: Pool, aperture: float, psf_fwhm: float) -> Float[np.ndarray, "B K P"]:
     """Share of each neighbour's components that falls within `aperture` arcsec of the object: of a fibre, say.
 
-    Seen through a PSF of `psf_fwhm` arcsec, and with the approximation of `flux_within`: exact for round neighbours,
-    within 6 % of their flux for others. Zero where there is none, and for those so far away that it must be tiny.
+    Seen through a PSF of `psf_fwhm` arcsec. Zero where there is none, and for those so far away that it must be tiny.
     """
     share = np.zeros((*neighbours.row.shape, len(pool.sersic_indices)))
     reach = aperture + 4 * psf_fwhm + 4 * pool.radius.max(1)[neighbours.row]
     objects, places = np.nonzero(neighbours.is_present & (neighbours.distance < reach))
     row = neighbours.row[objects, places]
+    north, east = neighbours.offset[objects, places].T
+    angle = np.radians(pool.position_angle[row] + neighbours.turn[objects, places])
+    offset = np.stack([north * np.cos(angle) + east * np.sin(angle), east * np.cos(angle) - north * np.sin(angle)], 1)
     share[objects, places] = flux_within(
-        aperture,
-        pool.radius[row],
-        pool.axis_ratio[row],
-        psf_fwhm,
-        pool.sersic_indices,
-        neighbours.distance[objects, places],
+        aperture, pool.radius[row], pool.axis_ratio[row], psf_fwhm, pool.sersic_indices, offset
     )
     return share
 
