@@ -48,10 +48,10 @@ class ImportSummary:
     def report(self) -> str:
         """The summary in words, a line for each modality and for each file that was skipped."""
         resumed = f", {self.num_resumed} were there already" if self.num_resumed else ""
-        lines = [f"{self.output}: {self.num_files} files of {self.source} imported{resumed}"]
+        lines = [f"{self.output}: {_files(self.num_files)} of {self.source} imported{resumed}"]
         lines += [f"  {name}: {count} objects" for name, count in sorted(self.num_objects.items())]
         if self.skipped:
-            lines.append(f"{len(self.skipped)} files could not be read and are not in the dataset:")
+            lines.append(f"{_files(len(self.skipped))} could not be read, and nothing of them is in the dataset:")
             lines += [f"  {problem}" for problem in self.skipped.values()]
         return "\n".join(lines)
 
@@ -303,6 +303,10 @@ def _checked_settings(name: str, source: Source, settings: Settings | None) -> S
 def _num_bytes(observation: Observation) -> int:
     values = (getattr(observation, field.name) for field in fields(observation))
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def _progress() -> Progress:

@@ -235,7 +235,7 @@ def _parts(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 def _whole_targets(rows: np.ndarray, target: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Parts of `rows` (sorted by target) of about `size`, of which none divides the exposures of a target."""
-    starts = np.flatnonzero(np.diff(target[rows], prepend=target[rows[:1]] - 1))
+    starts = np.flatnonzero(np.diff(target[rows], prepend=target[rows[:1]] - 1)).tolist()
     begin = 0
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
         if stop - begin > size and start > begin:

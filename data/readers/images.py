@@ -21,7 +21,7 @@ from ..observations import UNITS_OF_FLUX_AT_ZERO_MAGNITUDE, ImageObservation, Ob
 from .image_noise import FWHM_PER_SIGMA, sky_noise
 from .mosaics import Mosaic, open_mosaic, sky_position
 
-TILE, TILE_OVERLAP = 2048, 128
+TILE, TILE_OVERLAP = 1024, 128
 """Pixels: the part of a mosaic in which sources are looked for at once, and what it shares with its neighbours."""
 CUTOUTS_PER_BATCH = 128
 
@@ -168,13 +168,13 @@ def cutout_batches(
         flux, ivar, corner = _read_cutouts(field, center[part], size)
         is_seen = _valid(flux, ivar).any((1, 2, 3))
         if not is_seen.all():
-            names = [object_id[part][row] for row in np.flatnonzero(~is_seen)]
+            names = [object_id[part][row] for row in np.flatnonzero(~is_seen).tolist()]
             _log.warning("%s: no valid pixel around %s; left out", field.name, names)
         if is_seen.any():
             place = {"center": center[part] - corner, "ra": ra[part], "dec": dec[part]}
             yield _observation(
                 field,
-                [object_id[part][row] for row in np.flatnonzero(is_seen)],
+                [object_id[part][row] for row in np.flatnonzero(is_seen).tolist()],
                 flux[is_seen],
                 ivar[is_seen],
                 **{name: value[is_seen] for name, value in place.items()},

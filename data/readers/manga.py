@@ -18,7 +18,7 @@ from astropy.wcs import WCS
 from ..instruments import Spectrograph
 from ..modalities import modality
 from ..observations import ScalarObservation, SpectrumObservation, stack
-from .fits_files import SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits
+from .fits_files import SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits, wrapped_degrees
 
 ROWS_PER_BATCH = 256
 """Spectra held at once: about 100 MB while they are read."""
@@ -108,7 +108,7 @@ def _cube(file: FitsFile, rows_per_batch: int) -> Iterator[SpectrumObservation]:
             power = wavelength / (_FWHM_PER_SIGMA * np.where(sigma > 0, sigma, np.inf))
         sky = wcs.pixel_to_world(x, y).icrs
         names = [f"{name.strip()}-{row}-{column}" for row, column in zip(y.tolist(), x.tolist(), strict=True)]
-        ra, dec = np.asarray(sky.ra.deg % 360.0), np.asarray(sky.dec.deg)
+        ra, dec = wrapped_degrees(np.asarray(sky.ra.deg)), np.asarray(sky.dec.deg)
         yield from _observe(file, names, wavelength, flux, ivar, mask, power, ra, dec)
 
 

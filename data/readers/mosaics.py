@@ -22,13 +22,13 @@ from jaxtyping import Float32, Float64
 from ..instruments import Band, ImagingInstrument
 from ..modalities import Modality, modality
 from ..observations import UNITS_OF_FLUX_AT_ZERO_MAGNITUDE, ObservationError
-from .fits_files import FitsFile, open_fits, parse_unit
+from .fits_files import FitsFile, open_fits, parse_unit, wrapped_degrees
 from .image_noise import point_source_depth, sky_noise
 
 HSC_ZERO_POINT = 27.0
 """AB magnitude of one count of a Hyper Suprime-Cam coadd (FLUXMAG0 = 6.3e10)."""
 
-BLOCK, BLOCKS_PER_SIDE = 512, 4
+BLOCK, BLOCKS_PER_SIDE = 256, 4
 """Pixels, and number along each side, of the blocks on which the noise of a mosaic too large to be held is measured."""
 
 _ARCSEC_PER_DEGREE = 3600.0
@@ -97,7 +97,7 @@ def open_mosaic(
     nanomaggies; it may be left out where BUNIT states a flux (nanomaggy, nJy, ...). `inverse_variance` names files of
     1 / file unit^2. Without them every pixel has the inverse variance of the sky, measured on the field: robust scatter
     about the clipped median, without the noise of the sources' own photons, and too small by 10 to 20 % where a coadd
-    has correlated its neighbours. The depth is measured too (`point_source_depth`). Of a field of more than 2048 x 2048
+    has correlated its neighbours. The depth is measured too (`point_source_depth`). Of a field of more than 1024 x 1024
     pixels, 16 blocks spread over it are measured. `psf_fwhm` (band -> arcsec) replaces the card's. `extension` defaults
     to the first image of each file.
 
@@ -142,7 +142,16 @@ def open_mosaic(
             planes.append(_Plane(file, number, scale, weight, weight_number, sky_weight))
             depth.append(measured if np.isfinite(measured) else typical.depth)
         size = (shape[0], shape[1])
-        yield Mosaic(declared, name, tuple(paths), size, place, np.float32(fwhm), np.float32(depth), tuple(planes))
+        yield Mosaic(
+            declared,
+            name,
+            tuple(paths),
+            size,
+            place,
+            np.array(fwhm, np.float32),
+            np.array(depth, np.float32),
+            tuple(planes),
+        )
 
 
 def sky_position(
@@ -152,7 +161,7 @@ def sky_position(
     if wcs is None:
         return np.full(len(center), np.nan), np.full(len(center), np.nan)
     sky = wcs.pixel_to_world(center[:, 1], center[:, 0]).icrs
-    return np.asarray(sky.ra.deg % 360.0, dtype=np.float64), np.asarray(sky.dec.deg, dtype=np.float64)
+    return wrapped_degrees(np.asarray(sky.ra.deg)), np.asarray(sky.dec.deg, dtype=np.float64)
 
 
 def _band(card: ImagingInstrument, band: str, modality_name: str) -> Band:

@@ -17,7 +17,7 @@ from scipy import ndimage
 from ..instruments import Spectrograph
 from ..modalities import modality
 from ..observations import ArrayLike, ScalarObservation, SpectrumObservation, stack
-from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, number_of, open_fits
+from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, number_of, open_fits, wrapped_degrees
 
 NOISE_WINDOW = 101
 """Pixels over which `estimated_noise` takes a running median."""
@@ -166,7 +166,7 @@ def read_boss_redshifts(path: str | Path) -> ScalarObservation:
         plate, mjd, fibre, ra, dec = file.columns(1, ["PLATE", "MJD", "FIBERID", "PLUG_RA", "PLUG_DEC"])
         redshift, error, warning = file.columns(1, ["Z", "Z_ERR", "ZWARNING"])
     names = [_name(*place) for place in zip(plate.tolist(), mjd.tolist(), fibre.tolist(), strict=True)]
-    return _redshifts(path, names, redshift, error, warning, ra % 360.0, dec)
+    return _redshifts(path, names, redshift, error, warning, wrapped_degrees(ra), dec)
 
 
 def boss_redshift_file(path: str | Path) -> Path | None:
@@ -211,7 +211,7 @@ def _object(file: FitsFile) -> tuple[str, float, float]:
     plate, mjd, fibre, ra, dec = file.columns(2, ["PLATE", "MJD", "FIBERID", "PLUG_RA", "PLUG_DEC"])
     if len(plate) != 1:
         raise file.error(f"extension 2 must hold one object, found {len(plate)}")
-    return _name(int(plate[0]), int(mjd[0]), int(fibre[0])), float(ra[0]) % 360.0, float(dec[0])
+    return _name(int(plate[0]), int(mjd[0]), int(fibre[0])), float(wrapped_degrees(ra)[0]), float(dec[0])
 
 
 def _name(plate: int, mjd: int, fibre: int) -> str:
@@ -236,7 +236,7 @@ def _plugged(
     if "OBJTYPE" in (name.upper() for name in file.column_names(extension)):
         (kind,) = file.columns(extension, ["OBJTYPE"])
         is_target = ~np.isin(np.char.strip(kind.astype(str)), _NO_TARGET)
-    return names, ra % 360.0, dec, is_target
+    return names, wrapped_degrees(ra), dec, is_target
 
 
 def _given_noise(

@@ -6,12 +6,16 @@ import shutil
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
 
 from armillary.data.observations import ObservationError
 from armillary.data.readers.desi import read_desi, read_redrock
 from armillary.data.readers.desi_arms import line_width
-from armillary.data.readers.manga import read_manga, read_manga_redshift
+from armillary.data.readers.fits_sources import PlateSettings, read_plate
+from armillary.data.readers.manga import manga_batches, read_manga, read_manga_redshift
 from armillary.data.readers.sdss import (
+    boss_plate_batches,
     estimated_noise,
     read_boss_plate,
     read_sdss_redshift,
@@ -240,23 +244,100 @@ def test_a_plate_is_read_on_the_grid_of_its_header():
     assert read.ra.isnan().all()
 
 
-def test_a_whole_plate_needs_no_estimate(tmp_path):
-    def complete(hdus):
-        shape = hdus[0].data.shape
-        names = ("FIBERID", "RA", "DEC")
-        plug = [fits.Column(n, f, array=np.arange(20) + 5) for n, f in zip(names, "JDD", strict=True)]
-        masks = [fits.ImageHDU(np.zeros(shape, np.int32)) for _ in range(2)]
-        masks[0].data[7, 100] = 4
-        hdus.extend([fits.ImageHDU(np.full(shape, 3.0, np.float32)), *masks, fits.ImageHDU(np.ones(shape))])
-        hdus.append(fits.BinTableHDU.from_columns(plug, name="PLUGMAP"))
+KINDS = ["GALAXY", "SKY", "NA", "QSO", "SPECTROPHOTO_STD", *["GALAXY"] * 15]
 
-    path = changed(PLATE, tmp_path, complete)
-    read = read_boss_plate(path)
+
+def complete(hdus):
+    """The other planes of the data model behind the real flux: ivar, and mask, or mask, dispersion, plug map, sky."""
+    shape = hdus[0].data.shape
+    and_mask, or_mask, dispersion = np.zeros(shape, np.int32), np.full(shape, 16, np.int32), np.full(shape, 1.1)
+    and_mask[7, 100], dispersion[3, 50] = 4, 0
+    columns = [
+        fits.Column("FIBERID", "J", array=np.arange(20) + 5),
+        fits.Column("RA", "D", array=np.append(-0.9, np.linspace(-1e-17, 1, 19))),
+        fits.Column("DEC", "D", array=np.linspace(-1, 1, 20)),
+        fits.Column("OBJTYPE", "16A", array=KINDS),
+    ]
+    hdus.extend([fits.ImageHDU(np.full(shape, 3.0, np.float32)), fits.ImageHDU(and_mask), fits.ImageHDU(or_mask)])
+    hdus.append(fits.ImageHDU(dispersion.astype(np.float32)))
+    hdus.append(fits.BinTableHDU.from_columns(columns))
+    hdus.append(fits.ImageHDU(np.zeros(shape, np.float32)))
+
+
+@pytest.fixture(scope="module")
+def plate(tmp_path_factory):
+    return changed(PLATE, tmp_path_factory.mktemp("boss"), complete)
+
+
+def test_a_whole_plate_needs_no_estimate(plate):
+    read = read_boss_plate(plate)
     assert read.object_id[7] == "4055-55359-0012"
     assert (~read.mask).nonzero().tolist() == [[7, 100]]
-    assert read.ra[7] == 12
+    assert (read.inverse_variance[read.mask] == 3).all()
     with pytest.raises(ObservationError, match="give neither"):
-        read_boss_plate(path, estimate_noise=True)
+        read_boss_plate(plate, estimate_noise=True)
+
+
+def test_positions_of_a_plate_are_those_of_its_plug_map(plate):
+    read = read_boss_plate(plate)
+    assert read.ra[0].item() == pytest.approx(359.1)
+    assert read.ra[1] == 0
+    assert read.ra[-1].item() == 1
+    assert read.dec[0].item() == -1
+
+
+def test_the_resolving_power_of_a_plate_follows_its_dispersion(plate):
+    """R = lambda / FWHM, and sigma of 1.1 pixels of 1e-4 dex is 1.1e-4 ln(10) lambda."""
+    read = read_boss_plate(plate)
+    assert read.resolving_power[0, 7].item() == pytest.approx(1 / (2.35482 * 1.1e-4 * np.log(10)), rel=1e-5)
+    card = read.card.resolving_power_at(read.wavelength[3].numpy())
+    assert read.resolving_power[3, 50].item() == pytest.approx(card[50], rel=1e-6)
+
+
+def test_fibres_on_sky_and_holes_without_a_fibre_are_left_out_on_request(plate):
+    (batch,) = boss_plate_batches(plate, targets_only=True)
+    assert len(batch) == 18
+    assert not {"4055-55359-0006", "4055-55359-0007"} & set(batch.object_id)
+
+
+def test_a_fibre_without_a_valid_pixel_is_left_out_with_a_warning(tmp_path, caplog):
+    def break_fibre(hdus):
+        complete(hdus)
+        hdus[1].data[4] = 0
+
+    path = changed(PLATE, tmp_path, break_fibre)
+    with caplog.at_level(logging.WARNING):
+        assert len(read_boss_plate(path)) == 19
+    assert "4055-55359-0009" in caplog.text
+    with pytest.raises(ObservationError, match=r"no valid pixel in fibres \['4055-55359-0009'\]"):
+        list(boss_plate_batches(path, empty="raise"))
+
+
+def test_a_fibre_listed_twice_is_an_error(tmp_path):
+    def double(hdus):
+        complete(hdus)
+        hdus[5].data["FIBERID"][9] = 5
+
+    with pytest.raises(ObservationError, match=r"boss-spPlate.*object 4055-55359-0005 comes twice, in rows \[0, 9\]"):
+        read_boss_plate(changed(PLATE, tmp_path, double))
+
+
+@pytest.mark.parametrize("folder", [".", "v5_7_0"])
+def test_redshifts_of_a_plate_are_joined_by_fibre(plate, tmp_path, folder):
+    copy = tmp_path / "spPlate-4055-55359.fits"
+    shutil.copy(plate, copy)
+    fibres = np.array([9, 5, 6])
+    values = {"PLATE": 4055, "MJD": 55359, "FIBERID": fibres, "Z": fibres / 100, "Z_ERR": 1e-4, "ZWARNING": fibres == 9}
+    table = Table({name: np.broadcast_to(value, 3) for name, value in values.items()})
+    table["PLUG_RA"], table["PLUG_DEC"] = 1.0, 2.0
+    (tmp_path / folder).mkdir(exist_ok=True)
+    hdus = fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(table)])
+    hdus.writeto(tmp_path / folder / "spZbest-4055-55359.fits")
+    spectra, redshifts = read_plate(copy, PlateSettings(targets_only=False))
+    assert redshifts.object_id == ("4055-55359-0005", "4055-55359-0006", "4055-55359-0009")
+    assert redshifts.mask.tolist() == [True, True, False]
+    assert redshifts.values[:2].tolist() == pytest.approx([0.05, 0.06])
+    assert redshifts.ra[0] == spectra.ra[0]
 
 
 def test_the_estimated_noise_is_that_of_known_noise_on_a_smooth_spectrum():
@@ -297,36 +378,58 @@ def test_manga_redshifts_are_those_of_nearby_galaxies():
     assert read.error.isnan().all()
 
 
+# ---- datacubes -------------------------------------------------------------------------------------------------------
+
+
+def write_cube(path, unit="1E-17 erg/s/cm^2/Ang/spaxel"):
+    """A small cube in the layout of a MaNGA LOGCUBE (SDSS data model mangaCube, DR17)."""
+    random, shape = np.random.default_rng(0), (40, 5, 4)
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CTYPE3": "WAVE-LOG", "CUNIT3": "Angstrom"})
+    header.update({"CRVAL1": 232.5447, "CRVAL2": 48.690201, "CRVAL3": 3621.596, "CRPIX1": 2.0, "CRPIX2": 3.0})
+    header.update({"CRPIX3": 1, "CD1_1": -0.000138889, "CD2_2": 0.000138889, "CD3_3": 0.8339, "BUNIT": unit})
+    flux, ivar, mask = random.normal(size=shape), random.uniform(1, 2, shape), np.zeros(shape, np.int32)
+    mask[:, 0, 0] = 1027  # DONOTUSE, LOWCOV, NOCOV: a corner that no fibre reaches
+    mask[7, 2, 3], ivar[8, 2, 3] = 1024, 0
+    planes = [
+        ("FLUX", flux, header),
+        ("IVAR", ivar, None),
+        ("MASK", mask, None),
+        ("LSFPOST", np.full(shape, 1.2), None),
+    ]
+    hdus = fits.HDUList([fits.PrimaryHDU(header=fits.Header({"PLATEIFU": "8485-1901"}))])
+    for name, values, own in planes:
+        kind = np.int32 if name == "MASK" else np.float32
+        hdus.append(fits.ImageHDU(values.astype(kind), own, name=name))
+    hdus.append(fits.ImageHDU(3621.596 * 10 ** (1e-4 * np.arange(40)), name="WAVE"))
+    hdus.writeto(path, checksum=True)
+    return path
+
+
+@pytest.mark.parametrize("rows_per_batch", [1, 8, 256])
+def test_each_spaxel_of_a_cube_is_a_spectrum_at_its_place(tmp_path, rows_per_batch):
+    path = write_cube(tmp_path / "manga-8485-1901-LOGCUBE.fits.gz")
+    batches = list(manga_batches(path, rows_per_batch=rows_per_batch))
+    names = [name for batch in batches for name in batch.object_id]
+    assert names == [f"8485-1901-{y}-{x}" for y in range(5) for x in range(4) if (y, x) != (0, 0)]
+    with fits.open(path) as hdus:
+        flux, wcs = hdus["FLUX"].data, WCS(hdus["FLUX"].header).celestial
+    row = names.index("8485-1901-2-3")
+    mask, values = (np.concatenate([getattr(b, n) for b in batches])[row] for n in ("mask", "flux"))
+    assert np.flatnonzero(~mask).tolist() == [7, 8]
+    assert np.array_equal(values[mask], flux[mask, 2, 3])
+    place = wcs.pixel_to_world(3, 2)
+    ra, dec = (np.concatenate([getattr(b, n) for b in batches])[row] for n in ("ra", "dec"))
+    assert (ra, dec) == pytest.approx((place.icrs.ra.deg, place.icrs.dec.deg), abs=1e-9)
+    assert batches[0].resolving_power[0, 0].item() == pytest.approx(3621.596 / 2.35482 / 1.2, rel=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["Jy/spaxel", "1E-16 erg/s/cm^2/Ang/spaxel"])
+def test_a_cube_in_other_units_is_an_error(tmp_path, unit):
+    with pytest.raises(ObservationError, match=r"cube\.fits: BUNIT of extension FLUX, per spaxel, must be"):
+        read_manga(write_cube(tmp_path / "cube.fits", unit))
+
+
 # ---- any file --------------------------------------------------------------------------------------------------------
-
-READERS = {
-    GALAXY: read_desi,
-    FIBRES: read_desi,
-    real_file("desi-redrock-4-80613.fits"): read_redrock,
-    STAR: read_sdss_spec,
-    PLATE: lambda path: read_boss_plate(path, estimate_noise=True),
-    MANGA: read_manga,
-}
-
-
-@pytest.mark.parametrize("path", READERS, ids=lambda path: path.name)
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.97])
-def test_a_truncated_file_is_an_error_that_names_it(tmp_path, path, share):
-    content = path.read_bytes()
-    copy = tmp_path / path.name
-    copy.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ObservationError, match=path.name):
-        READERS[path](copy)
-
-
-@pytest.mark.parametrize("path", READERS, ids=lambda path: path.name)
-def test_a_missing_file_and_one_that_is_no_fits_are_errors_that_name_them(tmp_path, path):
-    with pytest.raises(ObservationError, match=r"nowhere\.fits: no such file"):
-        READERS[path](tmp_path / "nowhere.fits")
-    text = tmp_path / "text.fits"
-    text.write_text("object,redshift\n" * 400)
-    with pytest.raises(ObservationError, match=r"text\.fits: expected a FITS file"):
-        READERS[path](text)
 
 
 def test_a_read_file_may_be_replaced_while_the_observation_lives(tmp_path):
@@ -339,6 +442,6 @@ def test_a_read_file_may_be_replaced_while_the_observation_lives(tmp_path):
 
 
 def test_an_unknown_real_file_names_the_nearest():
-    assert len(real_file_names()) == 11
+    assert len(real_file_names()) == 12
     with pytest.raises(LookupError, match="hsc-10054-g"):
         real_file("hsc-10054-h.fits")
