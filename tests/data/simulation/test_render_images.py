@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.signal import fftconvolve
 from scipy.special import gammaincinv
+from torch import Tensor
 
 from armillary.data.simulation.render_images import (
     MOFFAT_BETA,
@@ -180,6 +181,23 @@ def test_fine_pixels_add_up_to_coarse_ones():
 
 def moved(value, there):
     return dataclasses.replace(value, **{k: there(v) for k, v in vars(value).items() if isinstance(v, torch.Tensor)})
+
+
+def test_single_precision_is_enough():
+    sources, psf_fwhm = two_sources(num_images=3)
+    sources = dataclasses.replace(sources, radius=sources.radius * torch.tensor([[0.3], [1.0], [6.0]]))
+    knots = some_knots(num_images=3, num_bands=2)
+    single = render_images(sources, psf_fwhm, size=SIZE, pixel_scale=SCALE, knots=knots)
+    precise = render_images(
+        moved(sources, Tensor.double),
+        psf_fwhm.double(),
+        size=SIZE,
+        pixel_scale=SCALE,
+        knots=moved(knots, Tensor.double),
+    )
+    assert precise.dtype == torch.float64
+    error = (single - precise).abs().amax((1, 2, 3)) / precise.amax((1, 2, 3))
+    assert error.max() < 2e-6
 
 
 def test_every_constant_follows_the_device_of_the_sources(elsewhere):
