@@ -104,6 +104,11 @@ def galaxy_spectra(galaxies: Galaxies, device: torch.device | str = "cpu") -> Fl
     return component_flux(light, galaxies.attenuation, galaxies.redshift, galaxies.line_dispersion, device)
 
 
+def galaxies_per_square_degree(magnitude_limit: float) -> float:
+    """How many galaxies brighter than `magnitude_limit` in DECam r (AB) there are on a square degree."""
+    return float(_population(magnitude_limit - _MARGIN)[1][-1])
+
+
 def _draw_candidates(purpose: str, seed: int, rows: Int[np.ndarray, " B"], magnitude_limit: float) -> Galaxies:
     choice, place, shape, bulge_roundness = uniforms(purpose, seed, rows, 4)
     scatter = normals(f"{purpose} scatter", seed, rows, 9)
@@ -224,16 +229,19 @@ def _flux_table() -> tuple[Float[np.ndarray, " Z"], Float[np.ndarray, " A"], Flo
     y_grid = np.linspace(-0.5, 2.5, 13)
     redshift = np.expm1(x_grid)
     weights = photometry_weights([filter_curve("decam2014-r")], observed_wavelength())[0]
-    used = np.flatnonzero(weights)
+    # Dust changes little over twenty pixels, which are half a percent in wavelength.
+    first, stop = np.flatnonzero(weights)[[0, -1]] // 20 * 20 + [0, 20]
+    middle = observed_wavelength()[first:stop].reshape(-1, 20).mean(1)
+    curve = np.stack([calzetti_curve(middle / (1 + z)) for z in redshift])
+    dust = 10 ** (-0.4 * y_grid[:, None, None] * curve)
     count = templates().flux.shape[0]
     table = np.empty((count, len(x_grid), len(y_grid)))
     zeros, width = np.zeros((len(x_grid), 1)), np.full(len(x_grid), 100.0)
-    curve = np.stack([calzetti_curve(observed_wavelength()[used] / (1 + z)) for z in redshift])
     for template in range(count):
         unit = np.tile(np.eye(count)[template], (len(x_grid), 1, 1))
-        light = component_flux(unit, zeros, redshift, width)[:, 0, used].double().numpy() * weights[used]
-        dust = 10 ** (-0.4 * y_grid[:, None, None] * curve)
-        flux = np.einsum("zl,azl->za", light, dust) * luminosity_distance(redshift)[:, None] ** 2
+        light = component_flux(unit, zeros, redshift, width)[:, 0, first:stop].double().numpy() * weights[first:stop]
+        binned = light.reshape(len(x_grid), -1, 20).sum(2)
+        flux = np.einsum("zl,azl->za", binned, dust) * luminosity_distance(redshift)[:, None] ** 2
         table[template] = np.log(flux)
     return x_grid, y_grid, table
 
