@@ -322,6 +322,26 @@ def test_a_file_is_read_in_bounded_groups(tmp_path, monkeypatch):
         np.testing.assert_array_equal(by_id[name][0], pixels[0] * scale)
 
 
+def test_a_row_group_larger_than_memory_should_hold_is_read_in_parts(tmp_path, monkeypatch):
+    """One row group, as large as the file: what Arrow holds at once stays far below it."""
+    table = gaia_table()[0]
+    table = pa.concat_tables([table] * 20_000)
+    ids = pa.array((np.int64(1666767135588491904) >> 35 << 35) + np.arange(20_000))
+    table = table.set_column(table.schema.names.index("object_id"), "object_id", ids)
+    path = tmp_path / "Npix=1.parquet"
+    pq.write_table(table, path, row_group_size=len(table), use_dictionary=False)
+    size = pq.ParquetFile(path).metadata.row_group(0).total_byte_size
+    del table
+    monkeypatch.setattr(multimodal_universe_hats, "CHUNK_BYTES", size // 50)
+    pool, count, most = pa.default_memory_pool(), 0, 0
+    before = pool.bytes_allocated()
+    for observation in read_multimodal_universe_hats(path, MultimodalUniverseHatsSettings(survey="gaia")):
+        most = max(most, pool.bytes_allocated() - before)
+        count += len(observation) if observation.modality.kind == "coefficients" else 0
+    assert count == 20_000
+    assert most < size / 4
+
+
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,8 @@ from astropy.nddata import Cutout2D
 from astropy.table import Table, join
 from astropy.wcs import WCS
 
+from armillary.data.dataset import ObservationDataset
+from armillary.data.import_survey import import_survey
 from armillary.data.observations import ObservationError
 from armillary.data.readers import multimodal_universe_v1
 from armillary.data.readers.catalogues import magnitudes
@@ -23,6 +25,7 @@ from armillary.data.readers.multimodal_universe_v1 import read_multimodal_univer
 from armillary.data.readers.sdss import read_sdss_spec
 from armillary.data.readers.survey_sources import SOURCES
 from armillary.data.real_files import real_file
+from armillary.data.validate import validate_dataset
 
 SIZE = 24
 NANOMAGGIES_PER_HSC_COUNT = 10 ** (-0.4 * 4.5)
@@ -636,3 +639,20 @@ def test_a_tile_is_read_in_bounded_groups_and_nothing_is_lost(tmp_path, monkeypa
     assert ids == [str(number) for number in range(count)]
     np.testing.assert_allclose(flux, columns["image_array"][:, 0, 8, 8] * NANOMAGGIES_PER_HSC_COUNT, rtol=1e-5)
     assert peak < count * row_bytes
+
+
+# ---- into a dataset --------------------------------------------------------------------------------------------------
+
+
+def test_surveys_with_columns_of_one_name_share_a_dataset_and_overwrite_nothing(tmp_path, sdss, desi, gaia):
+    """Z of SDSS and of DESI are one modality of different objects; the source's own join keeps the last."""
+    for name, path in (("sdss", sdss), ("desi", desi), ("gaia", gaia)):
+        import_survey(f"mmu-v1-{name}", [path], tmp_path / "dataset")
+    assert validate_dataset(tmp_path / "dataset") == []
+    dataset = ObservationDataset(tmp_path / "dataset")
+    redshift = dataset.scalars(["scalar/redshift"])["scalar/redshift"]
+    assert redshift == pytest.approx({"299489677444933632": 0.1, "39633345008634465": 0.36874355}, abs=1e-6)
+    assert dataset.num_objects("scalar/redshift") == 4
+    spectrum = dataset.read("spectrum/desi", ["39633345008634465"])
+    np.testing.assert_array_equal(spectrum.flux, read(desi, "desi")["spectrum/desi"].select([0]).flux)
+    assert dataset.num_objects("coefficients/gaia_bp_rp") == 10
