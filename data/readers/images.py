@@ -130,7 +130,10 @@ def read_image(
         extension=extension,
         name=object_id,
     ) as mosaic:
-        return _frame(mosaic, (0, mosaic.shape[0]), (0, mosaic.shape[1]))
+        frame = _frame(mosaic, slice(0, mosaic.shape[0]), slice(0, mosaic.shape[1]))
+    if frame is None:
+        raise ObservationError(f"{[str(path) for path in paths.values()]}: no valid pixel in any band")
+    return frame
 
 
 def cut_out(
@@ -264,10 +267,9 @@ def sources_by_tile(
         for left in range(0, mosaic.shape[1], tile):
             core = np.array([[top, left], [min(top + tile, mosaic.shape[0]), min(left + tile, mosaic.shape[1])]])
             low, high = np.maximum(core[0] - overlap, 0), np.minimum(core[1] + overlap, mosaic.shape)
-            _, ivar = mosaic.pixels(slice(low[0], high[0]), slice(low[1], high[1]))
-            if not (ivar > 0).any():
+            frame = _frame(mosaic, slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
+            if frame is None:
                 continue
-            frame = _frame(mosaic, (low[0], high[0]), (low[1], high[1]))
             found = find_sources(frame, threshold, min_pixels=min_pixels)
             found = Sources(found.center + low, found.flux, found.num_pixels)
             # Two tiles place a source on their border a little differently: both may have it, and one must.
@@ -285,10 +287,12 @@ def sources_by_tile(
                 yield kept
 
 
-def _frame(mosaic: Mosaic, rows: tuple[int, int], columns: tuple[int, int]) -> Frame:
-    """A part of a mosaic, held in memory."""
-    flux, ivar = mosaic.pixels(slice(*rows), slice(*columns))
-    wcs = None if mosaic.wcs is None else mosaic.wcs.slice((slice(*rows), slice(*columns)))
+def _frame(mosaic: Mosaic, rows: slice, columns: slice) -> Frame | None:
+    """A part of a mosaic, held in memory; None if it has no valid pixel."""
+    flux, ivar = mosaic.pixels(rows, columns)
+    if not _valid(flux[None], ivar[None]).any():
+        return None
+    wcs = None if mosaic.wcs is None else mosaic.wcs.slice((rows, columns))
     return Frame(_observation(mosaic, [mosaic.name], flux[None], ivar[None]), wcs)
 
 
