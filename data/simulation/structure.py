@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from scipy.special import expit, gammaincinv, logit, ndtri
 
+from .galaxy_shapes import quiescence
 from .render_images import Knots, Sources
 
 GROUPS = ("bar", "arms", "clumps")
@@ -80,13 +81,16 @@ def draw_structure(
     """The structure of B galaxies: each is a function of its row of `uniform` and its properties alone.
 
     `uniform` holds NUM_UNIFORMS random numbers in [0, 1) for each. Mass in solar masses, rate per year, inclination in
-    degrees. Raises ValueError if `uniform` has another width.
+    degrees; where one of them is NaN, as for a star, there is no structure. Raises ValueError if `uniform` has another
+    width.
     """
     if uniform.shape[1] != NUM_UNIFORMS:
         raise ValueError(f"uniform must hold {NUM_UNIFORMS} numbers for each galaxy, found {uniform.shape[1]}")
     draws = _Draws(uniform)
-    rate = log_specific_star_formation_rate
-    is_forming = expit((rate + 11.0) / 0.25)
+    properties = (log_stellar_mass, log_specific_star_formation_rate, redshift, bulge_fraction, inclination)
+    has_disc = np.isfinite(np.stack(properties)).all(0)
+    log_stellar_mass, rate, redshift, bulge_fraction, inclination = (np.where(has_disc, p, 0.0) for p in properties)
+    is_forming = np.where(has_disc, 1 - quiescence(rate, redshift), 0.0)
     activity = np.clip(rate + 10.0, -1.0, 1.0)
     # Low-mass galaxies have no arms; at z > 1 about half of the star-forming are clumpy (Guo et al. 2015, ApJ 800, 39).
     irregular = expit((9.3 - log_stellar_mass) / 0.25) + 0.6 * expit((redshift - 1.2) / 0.2)
@@ -96,7 +100,7 @@ def draw_structure(
     in_clumps = 0.3 + 0.15 * activity + 0.2 * np.minimum(redshift, 1.5) + 0.3 * is_irregular + 0.1 * draws.normal()
     in_clumps = np.clip(in_clumps, 0.1, 0.85)
 
-    has_bar = (draws.one() < 0.29) & ~is_irregular  # Masters et al. 2011, MNRAS 411, 2026
+    has_bar = (draws.one() < 0.29) & ~is_irregular & has_disc  # Masters et al. 2011, MNRAS 411, 2026
     bar_length = draws.between(0.35, 0.75)
     bar_angle = draws.between(0.0, math.pi)
     bar_share = np.where(has_bar, draws.between(0.1, 0.28), 0.0)

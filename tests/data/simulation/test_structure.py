@@ -152,6 +152,15 @@ def test_dust_lane_darkens_the_middle_of_an_edge_on_disc():
     assert (ratio[:, 64 - 16] > 1).all()  # what the lane takes is given back
 
 
+def test_what_is_no_galaxy_has_no_structure():
+    structure = structures(4, rate=np.nan)
+    smooth, groups, lane = group_shares(structure, np.tile(WAVELENGTHS, (4, 1)))
+    np.testing.assert_allclose(smooth, 1)
+    np.testing.assert_allclose(groups, 0, atol=1e-6)
+    assert (lane == 0).all()
+    assert torch.isfinite(disc_image(structure)).all()
+
+
 def test_wrong_number_of_random_numbers_is_refused():
     with pytest.raises(ValueError, match=f"must hold {NUM_UNIFORMS} numbers"):
         draw_structure(np.zeros((2, 10)), **{name: np.zeros(2) for name in _PROPERTIES})
