@@ -7,9 +7,11 @@ from jaxtyping import Bool, Float
 from ..instruments import Spectrograph
 from ..modalities import Modality
 from ..observations import SpectrumObservation
+from .neighbour_pool import SERSIC_INDICES, light_within
 from .object_random import generators
-from .observe_images import DEPTH_SCATTER, SERSIC_INDICES
+from .observe_images import DEPTH_SCATTER
 from .render_images import flux_within
+from .scene import Neighbours
 from .sky_objects import SkyObjects
 from .spectrograph_response import noise_curves, response_matrix
 
@@ -17,9 +19,14 @@ FIBER_SEEING = 1.0
 """FWHM of the PSF on the fibres, arcsec: the convention of the Legacy Surveys' fibre fluxes."""
 
 
-def observe_spectra(objects: SkyObjects, modality: Modality) -> SpectrumObservation:
-    """Spectra through the fibre on the card's own wavelengths, with noise of sky and source and some bad pixels."""
-    flux = noiseless_spectra(objects, modality)
+def observe_spectra(
+    objects: SkyObjects, modality: Modality, neighbours: Neighbours | None = None
+) -> SpectrumObservation:
+    """Spectra through the fibre on the card's own wavelengths, with noise of sky and source and some bad pixels.
+
+    What light of neighbours falls into the fibre is in the spectrum.
+    """
+    flux = noiseless_spectra(objects, modality, neighbours)
     card = modality.card
     assert isinstance(card, Spectrograph)
     sky, per_flux = noise_curves(card)
@@ -44,14 +51,18 @@ def observe_spectra(objects: SkyObjects, modality: Modality) -> SpectrumObservat
     )
 
 
-def noiseless_spectra(objects: SkyObjects, modality: Modality) -> Float[np.ndarray, "B L"]:
+def noiseless_spectra(
+    objects: SkyObjects, modality: Modality, neighbours: Neighbours | None = None
+) -> Float[np.ndarray, "B L"]:
     """The spectra of `observe_spectra` before noise and bad pixels, 1e-17 erg/s/cm2/A."""
     card = modality.card
     if not isinstance(card, Spectrograph):
         raise ValueError(f"expected a modality of kind spectrum, found {modality.name}")
     inside = torch.from_numpy(np.float32(fiber_fractions(objects, card))).to(objects.spectra.device)
-    through_fiber = torch.einsum("bpl,bp->bl", objects.spectra, inside).cpu().numpy()
-    return np.ascontiguousarray((response_matrix(card) @ np.ascontiguousarray(through_fiber.T)).T)
+    through_fiber = torch.einsum("bpl,bp->bl", objects.spectra, inside)
+    if neighbours is not None:
+        through_fiber += light_within(neighbours, card.fiber_diameter / 2, FIBER_SEEING, objects.spectra.device)
+    return np.ascontiguousarray((response_matrix(card) @ np.ascontiguousarray(through_fiber.cpu().numpy().T)).T)
 
 
 def fiber_fractions(objects: SkyObjects, card: Spectrograph) -> Float[np.ndarray, "B P"]:

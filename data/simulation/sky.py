@@ -6,6 +6,7 @@ batches of any rows, in any order, are parts of the same sky (up to rounding), s
 parallel or be a source of training examples without a disk.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
@@ -14,13 +15,17 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from ...settings import Settings
+from ..filters import flux_to_magnitude
+from ..instruments import ImagingInstrument, Spectrograph
 from ..modalities import Modality, modality
 from ..observations import Observation
 from .galaxies import MAGNITUDE_LIMITS
-from .observe_images import observe_images
+from .neighbour_pool import neighbours_of
+from .observe_images import band_flux, observe_images
 from .observe_scalars import LATENTS, is_simulated, observe_scalars
 from .observe_spectra import observe_spectra
-from .sky_objects import Population, SkyObjects, draw_objects
+from .scene import Neighbours
+from .sky_objects import CLASSES, Population, SkyObjects, draw_objects
 
 DEFAULT_MODALITIES = (
     "image/legacysurvey",
@@ -31,6 +36,8 @@ DEFAULT_MODALITIES = (
     *(f"scalar/legacysurvey_{band}" for band in "grz"),
     *(f"scalar/sdss_{band}" for band in "ugriz"),
 )
+FIELD_MARGIN = 3.0
+"""Arcsec beyond an image's corners and a fibre's edge in which a neighbour still matters."""
 DEFAULT_IMAGE_SIZES = {"image/legacysurvey": 48, "image/hsc": 64}
 
 
@@ -50,6 +57,12 @@ class SkySettings(Settings):
     """Objects of one HEALPix pixel, which is one file of each modality."""
     healpix_order: Annotated[int, Field(ge=0, le=12)] = 5
     """Of that pixel; 5 is 1.8 degrees."""
+    neighbours: bool = True
+    """Whether other galaxies, to r = 24, lie in images and fibres; catalogue numbers are those of the object alone."""
+    close_companions: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of galaxies with a companion within 3.5 arcsec, besides those that chance puts there."""
+    real_background: bool = False
+    """Whether HSC images have noise of real sky, in the bands of which some is shipped (g, r, i), or white noise."""
 
     @field_validator("modalities")
     @classmethod
@@ -107,11 +120,26 @@ class SimulatedSky:
     def observe(self, objects: SkyObjects, modality_name: str) -> Observation:
         """What one modality measures of `objects`."""
         declared = modality(modality_name)
-        if declared.kind == "image":
-            return observe_images(objects, declared, self.settings.image_sizes[modality_name])
-        if declared.kind == "spectrum":
-            return observe_spectra(objects, declared)
+        if isinstance(declared.card, ImagingInstrument):
+            size = self.settings.image_sizes[modality_name]
+            neighbours = self.neighbours(objects, size * declared.card.pixel_scale / math.sqrt(2) + FIELD_MARGIN)
+            return observe_images(objects, declared, size, neighbours, real_background=self.settings.real_background)
+        if isinstance(declared.card, Spectrograph):
+            neighbours = self.neighbours(objects, declared.card.fiber_diameter / 2 + FIELD_MARGIN)
+            return observe_spectra(objects, declared, neighbours)
         return observe_scalars(objects, declared)
+
+    def neighbours(self, objects: SkyObjects, field_radius: float) -> Neighbours | None:
+        """What lies within `field_radius` arcsec of the objects, the same for any radius; None if the sky has none.
+
+        With `scene.share_within`, it tells how much of an image's or a fibre's light is not the object's.
+        """
+        if not self.settings.neighbours:
+            return None
+        magnitude = flux_to_magnitude(band_flux(objects, ("decam2014-r",)).sum(1)[:, 0].double().cpu().numpy())
+        # Stars have no companions, and quasars are too few to matter.
+        magnitude = np.where(objects.object_class == CLASSES.index("galaxy"), magnitude, np.nan)
+        return neighbours_of(self.settings.seed, objects.row, magnitude, field_radius, self.settings.close_companions)
 
 
 def simulate_sky(settings: SkySettings, batch_size: int = 256) -> Iterator[list[Observation]]:
