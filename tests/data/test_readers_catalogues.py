@@ -194,3 +194,91 @@ def test_other_files_and_unknown_modalities_are_refused(tmp_path):
         read_scalar_table(tmp_path / "table.txt", {"scalar/redshfit": "z"}, object_id="id")
     with pytest.raises(ObservationError, match="errors are given for"):
         read_scalar_table(tmp_path / "table.txt", COLUMNS, object_id="id", errors={"scalar/sdss_g": "z"})
+
+
+# ---- what a table may do wrong ---------------------------------------------------------------------------------------
+
+
+def write_with_units(path, **units):
+    table = Table({"id": [1, 2], "z": [0.1, 0.2], "ra": [1.0, 2.0], "dec": [0.0, 0.0], "m": [10.0, 11.0]})
+    table.write(path)
+    for column, unit in units.items():
+        fits.setval(path, f"TUNIT{table.colnames.index(column) + 1}", value=unit, ext=1)
+    return path
+
+
+@pytest.mark.parametrize(
+    "column, unit, name",
+    [
+        ("ra", "rad", "scalar/redshift"),
+        ("dec", "arcsec", "scalar/redshift"),
+        ("z", "km / s", "scalar/redshift"),
+        ("m", "solMass", "scalar/stellar_mass"),
+        ("m", "nmgy", "scalar/sdss_r"),
+        ("m", "mag(AB)", "scalar/twomass_j"),
+    ],
+)
+def test_a_stated_unit_that_is_another_is_an_error(tmp_path, column, unit, name):
+    path = write_with_units(tmp_path / "t.fits", **{column: unit})
+    values = "z" if name == "scalar/redshift" else "m"
+    with pytest.raises(ObservationError, match=rf"t\.fits: column {column} must be in .*, found the unit"):
+        read_scalar_table(path, {name: values}, object_id="id", ra="ra", dec="dec")
+
+
+@pytest.mark.parametrize("unit, name", [("dex(solMass)", "scalar/stellar_mass"), ("mag", "scalar/sdss_r")])
+def test_a_stated_unit_that_is_the_same_is_accepted(tmp_path, unit, name):
+    path = write_with_units(tmp_path / "t.fits", m=unit, ra="deg", dec="degree")
+    (read,) = read_scalar_table(path, {name: "m"}, object_id="id", ra="ra", dec="dec")
+    assert read.values.tolist() == [10, 11]
+
+
+@pytest.mark.parametrize("kind", ["fits", "parquet", "csv", "ecsv"])
+def test_an_object_that_comes_twice_is_named_with_its_rows(tmp_path, kind):
+    path = write_table(tmp_path, kind, {"id": [7, 8, 7], "z": [0.1, 0.2, 0.3]})
+    with pytest.raises(ObservationError, match=rf"table\.{kind}: object 7 comes twice, in rows 0 and 2"):
+        read_scalar_table(path, {"scalar/redshift": "z"}, object_id="id")
+
+
+@pytest.mark.parametrize("kind", ["fits", "parquet", "csv"])
+def test_half_a_position_is_an_error_and_none_at_all_is_unknown(tmp_path, kind):
+    content = {"id": ["a", "b"], "z": [0.1, 0.2], "alpha": [np.nan, np.nan], "delta": [np.nan, 3.0]}
+    path = write_table(tmp_path, kind, content)
+    with pytest.raises(ObservationError, match=rf"table\.{kind}: object b: ra and dec must both be known"):
+        read_scalar_table(path, {"scalar/redshift": "z"}, object_id="id", ra="alpha", dec="delta")
+
+
+def test_objects_without_a_name_are_errors(tmp_path):
+    content = {"id": pa.array([1, None], pa.int64()), "z": [0.1, 0.2]}
+    with pytest.raises(ObservationError, match=r"column id must name every object, and does not in row 1"):
+        read_scalar_table(write_table(tmp_path, "parquet", content), {"scalar/redshift": "z"}, object_id="id")
+    with pytest.raises(ObservationError, match=r"column z must hold whole numbers or text"):
+        read_scalar_table(write_table(tmp_path, "fits"), {"scalar/redshift": "z"}, object_id="z")
+
+
+@pytest.mark.parametrize("kind", ["fits", "parquet", "csv"])
+def test_long_ids_keep_every_digit(tmp_path, kind):
+    names = [39633345008634465, 39633345008634466]
+    path = write_table(tmp_path, kind, {"id": names, "z": [0.1, 0.2]})
+    (read,) = read_scalar_table(path, {"scalar/redshift": "z"}, object_id="id")
+    assert read.object_id == tuple(map(str, names))
+
+
+def test_null_values_of_fits_integers_are_missing(tmp_path):
+    columns = [fits.Column("id", "K", array=[1, 2]), fits.Column("z", "J", null=-99, array=[1, -99])]
+    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns)]).writeto(tmp_path / "t.fits")
+    (read,) = read_scalar_table(tmp_path / "t.fits", {"scalar/redshift": "z"}, object_id="id")
+    assert read.mask.tolist() == [True, False]
+
+
+def test_a_table_without_rows_is_an_error(tmp_path):
+    path = write_table(tmp_path, "parquet", {"id": pa.array([], pa.int64()), "z": pa.array([], pa.float64())})
+    with pytest.raises(ObservationError, match=r"expected at least one object"):
+        read_scalar_table(path, {"scalar/redshift": "z"}, object_id="id")
+
+
+def test_text_of_csv_is_read_as_people_write_it(tmp_path):
+    (tmp_path / "t.csv").write_text("id,name,z\n001, x ,0.5\n002,y, 1e-1 \n003,z,\n004,w,nan\n")
+    (read,) = read_scalar_table(tmp_path / "t.csv", {"scalar/redshift": "z"}, object_id="id")
+    assert read.object_id == ("001", "002", "003", "004")
+    assert read.values[:2].tolist() == pytest.approx([0.5, 0.1])
+    assert read.mask.tolist() == [True, True, False, False]
