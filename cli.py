@@ -97,6 +97,8 @@ def _data_verbs(verbs: Any) -> None:
     importing.add_argument("paths", nargs="+", type=Path, help="files or folders of the survey")
     importing.add_argument("output", type=Path, help="dataset folder to write, or to add to")
     importing.add_argument("--settings", type=Path, metavar="FILE", help="settings of the source (YAML)")
+    importing.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    importing.add_argument("--allow-unplaced", action="store_true", help="keep objects without a position")
     importing.add_argument("--skip-errors", action="store_true", help="leave out files that cannot be read; status 1")
     importing.set_defaults(run=_import)
 
@@ -198,11 +200,17 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from .data.import_survey import import_survey
+    from .data.import_survey import import_survey, source_settings
 
-    on_error = "skip" if options.skip_errors else "stop"
-    summary = import_survey(options.source, options.paths, options.output, options.settings, on_error=on_error)
-    print(summary)  # noqa: T201
+    summary = import_survey(
+        options.source,
+        options.paths,
+        options.output,
+        source_settings(options.source, options.settings, options.set),
+        on_error="skip" if options.skip_errors else "stop",
+        allow_unplaced=options.allow_unplaced,
+    )
+    print(summary.report())  # noqa: T201
     return 1 if summary.skipped else 0
 
 

@@ -179,7 +179,7 @@ def test_two_surveys_are_imported_matched_and_joined(tmp_path, capsys):
     assert cli.main(["data", "validate", joined]) == 0
     wrong = ["--set", "places.rra=RA"]
     assert cli.main(["data", "crossmatch", desi, str(tmp_path / "places.csv"), str(tmp_path / "x"), *wrong]) == 2
-    assert "places.rra: unknown key; did you mean 'ra'" in capsys.readouterr().err
+    assert "rra: unknown key; did you mean 'ra'" in capsys.readouterr().err
 
 
 def test_survey_formats_are_listed(capsys):

@@ -3,7 +3,8 @@
 Only ids, positions and proper motions are read here, never the heavy columns.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import create_model
 
+from ...settings import Settings, SettingsError, load_settings
 from ..dataset import ObservationDataset, catalogues
 from ..hats_catalogue import DATASET_FOLDER, PROPERTIES, read_properties
 from ..observations import ObservationError
@@ -54,6 +57,26 @@ class SkySource:
     def is_dataset(self) -> bool:
         """Whether it is a dataset of Armillary, with modalities to be joined."""
         return Path(self.path).is_dir() and bool(catalogues(Path(self.path)))
+
+
+def parse_sources(words: Sequence[str], settings: Sequence[str] = ()) -> list[SkySource]:
+    """Sources as a command line names them: `PATH` or `NAME=PATH`, and `NAME.KEY=VALUE` for their other fields.
+
+    Raises SettingsError on a setting of no source, an unknown key, or a value of the wrong type.
+    """
+    sources = []
+    for word in words:
+        name, named, path = word.partition("=")
+        sources.append(SkySource(path, name) if named and "/" not in name else SkySource(word))
+    given: dict[str, list[str]] = {source.survey: [] for source in sources}
+    for setting in settings:
+        name, _, override = setting.partition(".")
+        if name not in given:
+            raise SettingsError(f"{setting}: expected NAME.KEY=VALUE, and NAME to be one of {list(given)}")
+        given[name].append(override)
+    columns = {field.name: (field.type, field.default) for field in fields(SkySource)[2:]}
+    model: Any = create_model("SkySourceSettings", __base__=Settings, **columns)
+    return [replace(source, **load_settings(model, None, given[source.survey]).model_dump()) for source in sources]
 
 
 def read_sky_table(source: SkySource | str | Path) -> SkyTable:
