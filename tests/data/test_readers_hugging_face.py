@@ -197,6 +197,23 @@ def test_errors_become_inverse_variances_in_our_unit(tmp_path):
     assert np.isnan(found.ra.item())
 
 
+def test_inverse_variances_come_in_the_inverse_square_of_the_flux_unit(tmp_path):
+    dataset, flux, mask = images_dataset()
+    folder = write(dataset, tmp_path / "data", "disk")
+    (image,) = read(folder, settings(images=[IMAGE | {"zero_point": 31.4}]))["image/legacysurvey"]
+    nanomaggies_per_nanojansky = 10 ** (0.4 * (22.5 - 31.4))
+    np.testing.assert_allclose(image.flux[image.mask], flux[mask] * nanomaggies_per_nanojansky, rtol=1e-5)
+    np.testing.assert_allclose(image.inverse_variance[image.mask], 4 / nanomaggies_per_nanojansky**2, rtol=1e-5)
+
+
+def test_pixels_without_a_wavelength_are_padding(tmp_path):
+    (tmp_path / "data").mkdir()
+    padded = [[4000.0, 4001.0], [4000.0, 0.0], [4000.0, -1.0]]
+    pq.write_table(table(w=padded), tmp_path / "data/train.parquet")
+    (spectrum,) = read(tmp_path / "data", settings(spectra=[FLAT]))["spectrum/desi"]
+    assert spectrum.mask.tolist() == [[True, True], [True, False], [True, False]]
+
+
 def test_wavelengths_in_air_are_refused():
     with pytest.raises(SettingsError, match="is_vacuum"):
         settings(spectra=[SPECTRUM | {"is_vacuum": False}])

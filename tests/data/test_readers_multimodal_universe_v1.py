@@ -384,6 +384,14 @@ def test_padding_by_wavelength_minus_one_is_no_pixel(sdss):
     np.testing.assert_allclose(spectrum.resolving_power[0, valid], expected.resolving_power[0, valid], rtol=1e-3)
 
 
+def test_wavelength_minus_one_is_no_pixel_even_where_mask_and_noise_say_nothing(sdss):
+    def forget(file):
+        file["spectrum_mask"][1, -30:] = False
+        file["spectrum_ivar"][1, -30:] = 1.0
+
+    assert not read(edit(sdss, forget), "sdss")["spectrum/sdss"].mask[1, -30:].any()
+
+
 def test_padding_that_all_spectra_have_is_cut_off(sdss):
     def shorten(file):
         file["spectrum_lambda"][0, -50:] = -1
@@ -470,6 +478,17 @@ def test_positions_in_32_bits_are_kept_and_their_rounding_told(tmp_path, caplog)
     true_offset = (position.ra.numpy() - exact["ra"]) * np.cos(np.radians(exact["dec"])) * 3.6e6
     assert 10 < np.sqrt(np.mean(true_offset[1:] ** 2)) < 60  # mas
     np.testing.assert_allclose(error[1:], 2.0**-15 / math.sqrt(12) * 3.6e6, rtol=0.02)
+
+
+def test_64_bit_positions_are_preferred_where_a_file_has_both(tmp_path, caplog):
+    exact, columns = gaia_columns(num_objects=3), gaia_columns(np.float32, num_objects=3)
+    columns |= {"RA": exact["ra"]}
+    path = write(tmp_path / "gaia/healpix=1/001-of-001.hdf5", columns)
+    with caplog.at_level(logging.WARNING):
+        position = read(path, "gaia")["coefficients/gaia_bp_rp"]
+    np.testing.assert_array_equal(position.ra, exact["ra"])
+    np.testing.assert_array_equal(position.dec, columns["dec"].astype(np.float64))
+    assert "32-bit" in caplog.text  # dec, of three objects
 
 
 def test_32_bit_numbers_in_64_bit_columns_are_noticed_and_true_64_bit_ones_are_not(tmp_path, gaia, caplog):
