@@ -1,33 +1,45 @@
-"""Tokens on disk: stored once as int16, memory-mapped, read as whole batches.
+"""Tokens on disk: objects registered once, and for each modality the tokens of those that have it, by shard.
 
-`<store>/<kind>/<survey>/shard-00000/` holds one shard of one modality: `codes.npy` [B, N] int16, `mask.npy` [B, N],
-`positions.npy` [B, N, P] (or [1, N, P] where all objects share them), `instrument.npy` likewise, `sky.npy` [B, 2] (ra
-and dec in degrees), and `shard.json` with ids, modality and the tokenizer's hash. Each modality stands alone, so that
-adding one rewrites nothing. Which objects exist, and which modalities each has, follows from the ids.
+    <store>/manifest.json                    what is complete: objects, modalities, tokenizer hashes, counts, sources
+    <store>/objects/shard-00000/             who the objects of the shard are, shared by all modalities
+    <store>/<kind>/<survey>/shard-00000/     tokens of the same objects in one modality
+
+Rows of a batch are aligned by object number, never by comparing ids. A modality that comes later adds its own folders,
+and new objects add shards at the end: no file but the manifest is ever written twice. token_shards.py has the files of
+a shard, token_plan.py who goes where.
 """
 
 import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int64, Integer
 
 from .modalities import Modality
+from .token_manifest import MANIFEST, check_sizes, describe_unfinished, manifest_entries, read_manifest, verify_store
+from .token_shards import (
+    OBJECTS,
+    ObjectShard,
+    TokenShard,
+    TokenStoreError,
+    object_keys,
+    open_object_shard,
+    open_token_shard,
+    shard_path,
+)
 
-FORMAT_VERSION = 1
-_ARRAYS = ("codes", "mask", "positions", "instrument", "sky")
-_SHAREABLE = ("positions", "instrument")
+VERIFIED_BYTES = 2**30
+"""Stores up to this size are read and checked byte by byte when they are opened, unless told otherwise."""
+MAX_OPEN_SHARDS = 2048
+"""Shards kept memory-mapped at once: a process may map some 65,000 files."""
 
-
-class TokenStoreError(ValueError):
-    """A token store is incomplete or damaged; the message names the shard, what was expected and what was found."""
+_Shard = TypeVar("_Shard", ObjectShard, TokenShard)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,167 +47,175 @@ class TokenRows:
     """Tokens of one modality for some rows of a batch: numpy arrays as `TokenGrid` has them, and their rows."""
 
     modality: Modality
-    rows: Int[np.ndarray, " R"]
+    rows: Int64[np.ndarray, " R"]
     codes: np.ndarray
     mask: np.ndarray
     positions: np.ndarray
     instrument: np.ndarray
-    sky: np.ndarray
-
-
-def shard_path(store: str | Path, modality: Modality, index: int) -> Path:
-    """Folder of one shard."""
-    return Path(store).joinpath(*modality.name.split("/")) / f"shard-{index:05d}"
-
-
-def write_token_shard(
-    store: str | Path,
-    modality: Modality,
-    index: int,
-    object_id: Sequence[str],
-    arrays: dict[str, np.ndarray],
-    tokenizer_hash: str,
-) -> Path:
-    """Write one shard of `object_id`: the arrays of a `TokenGrid`, and `sky`; it appears whole or not at all.
-
-    Raises TokenStoreError if it exists already or codes do not fit int16.
-    """
-    final = shard_path(store, modality, index)
-    if final.exists():
-        raise TokenStoreError(f"{final}: exists already, and shards are never overwritten")
-    codes = arrays["codes"]
-    if codes.size and (codes.min() < 0 or codes.max() > np.iinfo(np.int16).max):
-        raise TokenStoreError(f"{final}: codes must lie in [0, 32767], found [{codes.min()}, {codes.max()}]")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    try:
-        checksums = {}
-        for name in _ARRAYS:
-            array = arrays[name].astype(np.int16) if name == "codes" else arrays[name]
-            shared = name in _SHAREABLE and bool((array == array[:1]).all())
-            path = temporary / f"{name}.npy"
-            with path.open("wb") as file:
-                np.save(file, array[:1] if shared else array, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-            checksums[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        content = {
-            "format": FORMAT_VERSION,
-            **modality.record(),
-            "tokenizer_hash": tokenizer_hash,
-            "object_id": list(object_id),
-            "sha256": checksums,
-        }
-        (temporary / "shard.json").write_text(json.dumps(content), encoding="utf-8")
-        temporary.chmod(0o755)
-        temporary.rename(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return final
 
 
 class TokenStore:
-    """A token store opened for reading: its objects, its modalities, and batches of tokens.
+    """A token store opened for reading: its objects, its modalities, and the tokens of any of them.
 
-    Objects are all ids of any modality, sorted, so that their order does not depend on how shards were written. Raises
-    TokenStoreError for a missing or damaged shard, or shards of one modality made by different tokenizers.
+    Objects are numbered in the order of their shards. Opening compares the sizes of all files with the manifest, and if
+    `verify` (by default, for stores of less than VERIFIED_BYTES) their checksums too. Raises TokenStoreError if the
+    store is not finished, and for a missing or damaged shard.
     """
 
-    def __init__(self, folder: str | Path, verify: bool = True):
+    def __init__(self, folder: str | Path, verify: bool | None = None):
         self.folder = Path(folder)
-        shards = [folder / "shard.json" for folder in sorted(self.folder.glob("*/*/shard-*"))]
-        if not shards:
-            raise TokenStoreError(f"{self.folder}: expected token shards <kind>/<survey>/shard-*, found none")
-        self._modalities: dict[str, Modality] = {}
-        self.tokenizer_hashes: dict[str, str] = {}
-        self._arrays: dict[str, list[dict[str, np.ndarray]]] = {}
-        places: dict[str, dict[str, tuple[int, int]]] = {}
-        for path in shards:
-            self._open(path, places, verify)
-        self.modalities = tuple(self._modalities.values())
-        self.object_id = tuple(sorted({i for ids in places.values() for i in ids}))
-        absent = (-1, -1)
-        self._places = {
-            name: np.array([ids.get(i, absent) for i in self.object_id], dtype=np.int64) for name, ids in places.items()
-        }
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            raise TokenStoreError(describe_unfinished(self.folder))
+        self._entries = dict(manifest_entries(manifest))
+        objects = self._entries[OBJECTS]
+        self.starts: Int64[np.ndarray, " edges"] = np.cumsum([0, *objects["num_objects"]], dtype=np.int64)
+        """Number of the first object of each shard, and of all objects."""
+        self.digest = hashlib.sha256(":".join(objects["digests"]).encode()).hexdigest()[:16]
+        """Names the objects and their order."""
+        self.modalities = tuple(
+            Modality.from_record(entry, str(self.folder / MANIFEST)) for entry in manifest["modalities"]
+        )
+        self.tokenizer_hashes = {m.name: str(self._entries[m.name]["tokenizer_hash"]) for m in self.modalities}
+        check_sizes(self.folder, manifest)
+        size = sum(sum(entry["bytes"]) for entry in self._entries.values())
+        if verify or (verify is None and size <= VERIFIED_BYTES):
+            verify_store(self.folder)
+        self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self.object_id)
-
-    def has(self, name: str) -> np.ndarray:
-        """Whether each object has this modality [objects]."""
-        return self._places[name][:, 0] >= 0
-
-    def sky(self) -> Float64[np.ndarray, "objects 2"]:
-        """Ra and dec of each object, degrees; NaN where no modality knows them."""
-        found = np.full((len(self), 2), np.nan)
-        for modality in self.modalities:
-            rows = self.read(modality.name, np.arange(len(self)))
-            found[rows.rows] = np.where(np.isnan(rows.sky), found[rows.rows], rows.sky)
-        return found
-
-    def read(self, name: str, objects: Int[np.ndarray, " B"]) -> TokenRows:
-        """Tokens of one modality for those of `objects` (indices into `object_id`) that have it."""
-        places = self._places[name][objects]
-        rows = np.flatnonzero(places[:, 0] >= 0)
-        parts: dict[str, list[np.ndarray]] = {array: [] for array in _ARRAYS}
-        order = []
-        for shard in np.unique(places[rows, 0]):
-            here = rows[places[rows, 0] == shard]
-            order.append(here)
-            for array in _ARRAYS:
-                stored = self._arrays[name][shard][array]
-                shared = len(stored) == 1 and array in _SHAREABLE
-                chosen = np.repeat(stored, len(here), 0) if shared else stored[places[here, 1]]
-                parts[array].append(chosen)
-        first = self._arrays[name][0]
-        joined = {
-            array: np.concatenate(chunks) if chunks else np.array(first[array][:0]) for array, chunks in parts.items()
-        }
-        return TokenRows(self._modalities[name], np.concatenate(order) if order else rows, **joined)
+        return int(self.starts[-1])
 
     def num_tokens(self, name: str) -> int:
         """Tokens of one object in this modality, padding included."""
-        return self._arrays[name][0]["codes"].shape[1]
+        return int(self._entry(name)["num_tokens"])
 
-    def _open(self, path: Path, places: dict[str, dict[str, tuple[int, int]]], verify: bool) -> None:
-        folder = path.parent
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            modality = Modality.from_record(content, str(path))
-            checksums, ids = content["sha256"], content["object_id"]
-            if content["format"] != FORMAT_VERSION:
-                raise TokenStoreError(f"{path}: expected format {FORMAT_VERSION}, found {content['format']}")
-            arrays = {}
-            for name in _ARRAYS:
-                file = folder / f"{name}.npy"
-                if verify and hashlib.sha256(file.read_bytes()).hexdigest() != checksums[name]:
-                    raise TokenStoreError(f"{file}: the content does not match the checksum in shard.json")
-                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise TokenStoreError(f"{folder}: expected a whole token shard, found {error!r}") from None
-        if arrays["codes"].shape[0] != len(ids):
-            raise TokenStoreError(f"{folder}: expected codes of {len(ids)} objects, found {arrays['codes'].shape[0]}")
-        known = self.tokenizer_hashes.setdefault(modality.name, content["tokenizer_hash"])
-        if known != content["tokenizer_hash"]:
-            raise TokenStoreError(
-                f"{folder}: its tokens were made by tokenizer {content['tokenizer_hash']}, those before it by {known}"
-            )
-        self._modalities[modality.name] = modality
-        of_modality = self._arrays.setdefault(modality.name, [])
-        if of_modality and arrays["codes"].shape[1] != of_modality[0]["codes"].shape[1]:
-            expected, found = of_modality[0]["codes"].shape[1], arrays["codes"].shape[1]
-            raise TokenStoreError(
-                f"{folder}: expected {expected} tokens of {modality.name} for each object, as in the shards before it, "
-                f"found {found}. Images of several sizes? Crop them to one."
-            )
-        rows = places.setdefault(modality.name, {})
-        for row, object_id in enumerate(ids):
-            if object_id in rows:
-                raise TokenStoreError(f"{folder}: object {object_id} stands in two shards of {modality.name}")
-            rows[object_id] = (len(of_modality), row)
-        of_modality.append(arrays)
+    def num_rows(self, name: str) -> int:
+        """How many objects have this modality."""
+        return sum(self._entry(name)["num_rows"])
+
+    def has(self, name: str) -> Bool[np.ndarray, " objects"]:
+        """Whether each object has this modality."""
+        found = np.zeros(len(self), dtype=bool)
+        for index, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
+            if self._entry(name)["num_rows"][index] == stop - start:
+                found[start:stop] = True
+            elif (shard := self.token_shard(name, index)) is not None:
+                found[start:stop] = shard.rows >= 0
+        return found
+
+    def object_ids(self, objects: Int64[np.ndarray, " B"] | None = None) -> list[str]:
+        """Ids of these objects, by default of all."""
+        return list(self._identity(objects, object, (), lambda shard, rows: shard.object_id.take(rows).to_pylist()))
+
+    def keys(self, objects: Int64[np.ndarray, " B"] | None = None) -> Int64[np.ndarray, " B"]:
+        """The `object_key` of these objects, by default of all."""
+        return self._identity(objects, np.int64, (), lambda shard, rows: shard.key[rows])
+
+    def sky(self, objects: Int64[np.ndarray, " B"] | None = None) -> Float64[np.ndarray, "B 2"]:
+        """Ra and dec in degrees of these objects, by default of all; NaN where unknown."""
+        return self._identity(objects, np.float64, (2,), lambda shard, rows: shard.sky[rows])
+
+    @cached_property
+    def _by_key(self) -> tuple[Int64[np.ndarray, " objects"], Int64[np.ndarray, " objects"]]:
+        """All keys in order, and their objects."""
+        keys = self.keys()
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
+
+    def find(self, object_id: Sequence[str]) -> Int64[np.ndarray, " B"]:
+        """Numbers of the objects with these ids, -1 where the store has none. Keeps 16 bytes for each object."""
+        keys, objects = self._by_key
+        wanted = object_keys(object_id)
+        found = np.full(len(wanted), -1, dtype=np.int64)
+        place = np.searchsorted(keys, wanted)
+        waiting = np.arange(len(wanted))
+        while len(waiting):  # a second round only where two ids share 63 bits of SHA-256
+            waiting = waiting[place[waiting] < len(keys)]
+            waiting = waiting[keys[place[waiting]] == wanted[waiting]]
+            candidates = objects[place[waiting]]
+            names = self.object_ids(candidates)
+            same = np.array([object_id[i] == name for i, name in zip(waiting, names, strict=True)], dtype=bool)
+            found[waiting[same]] = candidates[same]
+            waiting = waiting[~same]
+            place[waiting] += 1
+        return found
+
+    def read(self, name: str, objects: Int64[np.ndarray, " B"]) -> TokenRows:
+        """Tokens of one modality for those of `objects` that have it; codes are 0 where the mask is False."""
+        rows, parts = [np.empty(0, np.int64)], []
+        for index, places, local in self._by_shard(objects):
+            shard = self.token_shard(name, index)
+            if shard is not None:
+                stored = shard.rows[local]
+                rows.append(places[stored >= 0])
+                parts.append(_read(shard, stored[stored >= 0]))
+        if not parts:
+            filled = np.flatnonzero(self._entry(name)["num_rows"])
+            shard = self.token_shard(name, int(filled[0]))
+            assert shard is not None
+            parts.append(_read(shard, np.empty(0, np.int64)))
+        modality = next(m for m in self.modalities if m.name == name)
+        return TokenRows(modality, np.concatenate(rows), *map(np.concatenate, zip(*parts, strict=True)))
+
+    def object_shard(self, index: int) -> ObjectShard:
+        """One shard of objects, memory-mapped. Raises TokenStoreError if it is damaged."""
+        return self._shard(OBJECTS, index, open_object_shard)
+
+    def token_shard(self, name: str, index: int) -> TokenShard | None:
+        """One shard of tokens, memory-mapped, or None if no object of it has them. Raises TokenStoreError on damage."""
+        if not self._entry(name)["num_rows"][index]:
+            return None
+        return self._shard(name, index, open_token_shard)
+
+    def _shard(self, name: str, index: int, open_shard: Callable[[Path], _Shard]) -> _Shard:
+        found: _Shard | None = self._open.pop((name, index), None)
+        if found is None:
+            found = open_shard(shard_path(self.folder, name, index))
+        self._open[name, index] = found
+        while len(self._open) > MAX_OPEN_SHARDS:
+            self._open.popitem(last=False)
+        return found
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        if name not in self._entries:
+            raise TokenStoreError(f"{self.folder}: no tokens of {name!r}; it holds {[m.name for m in self.modalities]}")
+        return self._entries[name]
+
+    def _by_shard(
+        self, objects: Int64[np.ndarray, " B"]
+    ) -> Iterator[tuple[int, Int64[np.ndarray, " R"], Int64[np.ndarray, " R"]]]:
+        """Each shard that holds some of `objects`, their places in `objects`, and their rows in the shard."""
+        owner = np.searchsorted(self.starts, objects, side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        edges = np.flatnonzero(np.diff(owner[order])) + 1
+        for places in np.split(order, edges):
+            if len(places):
+                index = int(owner[places[0]])
+                yield index, places, objects[places] - self.starts[index]
+
+    def _identity(
+        self,
+        objects: Int64[np.ndarray, " B"] | None,
+        dtype: Any,
+        shape: tuple[int, ...],
+        read: Callable[[ObjectShard, Any], Any],
+    ) -> np.ndarray:
+        chosen = np.arange(len(self)) if objects is None else objects
+        found = np.empty((len(chosen), *shape), dtype=dtype)
+        for index, places, rows in self._by_shard(chosen):
+            found[places] = read(self.object_shard(index), rows)
+        return found
+
+
+def _read(shard: TokenShard, rows: Integer[np.ndarray, " R"]) -> tuple[np.ndarray, ...]:
+    """Codes, mask, positions and instrument numbers of some rows of a shard."""
+    codes = shard.codes[rows]
+    others = [
+        array[:1].repeat(len(rows), 0) if len(array) == 1 else array[rows]
+        for array in (shard.positions, shard.instrument)
+    ]
+    return np.maximum(codes, 0), codes >= 0, *others
 
 
 def as_tensors(rows: TokenRows) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from ..settings import Settings, to_yaml
 from .example_order import ExampleOrder
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 from .mask_sampler import hashed_uniform, smallest
-from .pretrain import check_tokens, object_key, read_batch, read_ids
+from .pretrain import check_tokens, read_batch, read_ids
 from .records import describe_versions
 
 
@@ -51,10 +51,11 @@ class AlignObjective(nn.Module):
         # In a list, so that the frozen transformer is neither trained nor saved with the state of the run.
         self._frozen = [model.transformer.eval().requires_grad_(False)]
         self.modalities = {view: tuple(m for m in store.modalities if m.kind == view) for view in settings.views}
-        held_out = read_ids(settings.held_out)
+        excluded = store.find(sorted(read_ids(settings.held_out)))
         has = [np.any([store.has(m.name) for m in of_view], 0) for of_view in self.modalities.values() if of_view]
         in_all = np.all(has, 0) if len(has) == len(settings.views) else np.zeros(len(store), bool)
-        self.objects = np.array([row for row in np.flatnonzero(in_all) if store.object_id[row] not in held_out])
+        in_all[excluded[excluded >= 0]] = False
+        self.objects = np.flatnonzero(in_all)
         if len(self.objects) < 2:
             raise ValueError(
                 f"{store.folder}: expected objects with views of {settings.views}, found {len(self.objects)}"
@@ -63,7 +64,7 @@ class AlignObjective(nn.Module):
             view: tuple(m for m in of_view if store.has(m.name)[self.objects].any())
             for view, of_view in self.modalities.items()
         }
-        self.keys = torch.tensor([object_key(store.object_id[row]) for row in self.objects])
+        self.keys = torch.from_numpy(store.keys(self.objects))
         self.order = ExampleOrder([len(self.objects)], settings.loop.seed)
 
     def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> tuple[list[TokenBatch], Tensor, int]:

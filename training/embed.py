@@ -12,7 +12,7 @@ from ..models.embeddings import write_embedding_shard
 from ..models.foundation import FoundationModel
 from ..settings import Settings
 from .loop import console
-from .pretrain import check_tokens, read_grids
+from .pretrain import check_tokens, read_grid
 
 
 class EmbedSettings(Settings):
@@ -48,16 +48,14 @@ def embed(settings: EmbedSettings) -> int:
             path = Path(settings.embeddings) / f"{modality.name.replace('/', '-')}-{index:05d}.parquet"
             if not path.exists():
                 work.append((path, modality, objects[index * settings.shard_size : (index + 1) * settings.shard_size]))
-    sky = store.sky() if work else np.empty((0, 2))
     num_written = 0
     for path, modality, objects in track(work, description="embed", console=console):
-        grid = read_grids(store, objects, (modality,))[0]
+        grid, rows = read_grid(store, objects, modality)
         known = grid.mask.any(1).nonzero()[:, 0]
         if not len(known):
             continue
         embeddings = model.embed_grids([grid.select(known)], settings.space)
-        row_of = {store.object_id[row]: row for row in objects}
-        rows = [row_of[i] for i in embeddings.object_id]
+        sky = store.sky(objects[rows[known.numpy()]])
         write_embedding_shard(
             path,
             embeddings.object_id,
@@ -65,8 +63,8 @@ def embed(settings: EmbedSettings) -> int:
             embeddings.vectors,
             model_id=model.model_id,
             space=settings.space,
-            ra=sky[rows, 0],
-            dec=sky[rows, 1],
+            ra=sky[:, 0],
+            dec=sky[:, 1],
         )
         num_written += 1
     return num_written

@@ -1,6 +1,5 @@
 """Pretraining: predict masked tokens from visible ones, over a token store."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -58,10 +57,12 @@ class PretrainObjective(nn.Module):
         unknown = sorted(set(settings.modality_weights) - {m.name for m in store.modalities})
         if unknown:
             raise ValueError(f"modality_weights names {unknown}; the store has {[m.name for m in store.modalities]}")
-        is_seen = np.array([i not in held_out for i in store.object_id])
+        has = np.stack([store.has(m.name) for m in store.modalities], 1)
+        is_seen = has.any(1)
+        excluded = store.find(sorted(held_out))
+        is_seen[excluded[excluded >= 0]] = False
         if not is_seen.any():
             raise ValueError(f"{store.folder}: every one of its {len(store)} objects is held out")
-        has = np.stack([store.has(m.name) for m in store.modalities], 1)
         patterns, pattern_of = np.unique(has[is_seen], axis=0, return_inverse=True)
         seen = np.flatnonzero(is_seen)
         self.groups = [seen[pattern_of == index] for index in range(len(patterns))]
@@ -73,7 +74,7 @@ class PretrainObjective(nn.Module):
         group = self.order.group(step)
         objects, modalities = self.groups[group][rows], self.modalities[group]
         batch = read_batch(self.store, objects, self.transformer.vocabulary_index, modalities)
-        keys = torch.tensor([object_key(self.store.object_id[row]) for row in objects])
+        keys = torch.from_numpy(self.store.keys(objects))
         names = [modality.name for modality in modalities]
         weights = torch.tensor([self.settings.modality_weights.get(name, 1.0) for name in names])
         return batch, keys, weights, step, names
@@ -100,34 +101,21 @@ def read_batch(
     vocabularies: Mapping[str, int],
     modalities: tuple[Modality, ...] | None = None,
 ) -> TokenBatch:
-    """All tokens of these objects (indices into the store), one slot for each of `modalities`, by default all."""
-    # Named by their place in the batch: where one epoch ends and the next begins, an object may stand in it twice.
-    grids = [_grid(store, objects, modality)[0] for modality in modalities or store.modalities]
+    """All tokens of these objects (numbers in the store), one slot for each of `modalities`, by default all."""
+    grids = []
+    for modality in modalities or store.modalities:
+        grid, rows = read_grid(store, objects, modality)
+        # Named by their place in the batch: where one epoch ends and the next begins, an object may stand in it twice.
+        grids.append(replace(grid, object_id=tuple(map(str, rows))))
     return join_grids(grids, vocabularies, [str(row) for row in range(len(objects))])[0]
 
 
-def read_grids(
-    store: TokenStore, objects: Int[np.ndarray, " B"], modalities: tuple[Modality, ...] | None = None
-) -> list[TokenGrid]:
-    """Token grids of these objects, one for each of `modalities`, with those objects that have it."""
-    grids = []
-    for modality in modalities or store.modalities:
-        grid, rows = _grid(store, objects, modality)
-        grids.append(replace(grid, object_id=tuple(store.object_id[objects[row]] for row in rows)))
-    return grids
-
-
-def _grid(
+def read_grid(
     store: TokenStore, objects: Int[np.ndarray, " B"], modality: Modality
 ) -> tuple[TokenGrid, Int[np.ndarray, " R"]]:
-    """Tokens of those rows of `objects` that have the modality, named by their row; and the rows."""
+    """Tokens of those of `objects` that have the modality, and their places in `objects`."""
     rows = store.read(modality.name, objects)
-    return TokenGrid(modality, tuple(str(row) for row in rows.rows), **as_tensors(rows)), rows.rows
-
-
-def object_key(object_id: str) -> int:
-    """An integer that names an object for all time: 63 bits of the SHA-256 of its id."""
-    return int.from_bytes(hashlib.sha256(object_id.encode()).digest()[:8], "big") >> 1
+    return TokenGrid(modality, tuple(store.object_ids(objects[rows.rows])), **as_tensors(rows)), rows.rows
 
 
 def check_tokens(store: TokenStore, tokenizers: Mapping[str, Tokenizer]) -> None:

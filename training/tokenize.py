@@ -1,17 +1,39 @@
-"""`armillary tokenize`: a dataset of observations becomes a store of tokens, shard by shard, and can be resumed."""
+"""`armillary tokenize`: a dataset of observations becomes a store of tokens, shard by shard.
 
+One process does all of it, or the tasks of a Slurm array each do a part; they agree on the shards by computing the same
+plan, and never wait for each other. Killed at any point, the same command goes on with the shards that are missing.
+"""
+
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
+from pydantic import NonNegativeInt, PositiveInt
+from rich.progress import Progress
 
 from ..data.dataset import ObservationDataset
-from ..data.token_store import shard_path, write_token_shard
+from ..data.modalities import Modality
+from ..data.token_manifest import finish_store, missing_shards, read_manifest
+from ..data.token_plan import PlannedShard, plan_shards
+from ..data.token_shards import (
+    OBJECTS,
+    TokenStoreError,
+    check_shard,
+    open_object_shard,
+    open_token_shard,
+    shard_path,
+    write_object_shard,
+    write_token_shard,
+)
+from ..data.token_store import TokenStore
 from ..settings import Settings
 from ..tokenizers.token_grid import Tokenizer
 from .loop import console
 from .tokenizers import load_tokenizers, tokenizer_hash
+
+_NO_TOKENS = {"codes": np.empty((0, 0), np.int16), "mask": np.empty((0, 0), bool)}
 
 
 class TokenizeSettings(Settings):
@@ -22,16 +44,26 @@ class TokenizeSettings(Settings):
     tokenizers: str
     """Folder with the tokenizers, by kind."""
     tokens: str
-    """Token store to write."""
+    """Token store to write, or to add to."""
     modalities: tuple[str, ...] = ()
     """Modalities to tokenize; by default all for whose kind there is a tokenizer."""
-    shard_size: int = 2000
-    """Objects of one shard."""
-    batch_size: int = 100
+    shard_size: PositiveInt = 16_384
+    """Objects of one shard. A process that is killed loses one shard of one modality at most."""
+    batch_size: PositiveInt = 100
+    device: str = "cpu"
+    """Where the tokenizers run: cpu, cuda, cuda:1, ..."""
+    num_parts: PositiveInt | None = None
+    """Into how many parts the work is divided; by default the number of tasks of the Slurm array, or one."""
+    part: NonNegativeInt | None = None
+    """Which part this process does, from 0; by default the number of its task in the Slurm array."""
 
 
 def tokenize(settings: TokenizeSettings) -> int:
-    """Tokenize a dataset; shards that stand already are left alone. Returns the number of shards written."""
+    """Tokenize this process's part of a dataset; shards that stand are left alone. Returns the number written.
+
+    Raises ValueError for modalities without data or tokenizer, and TokenStoreError if shards that stand do not fit.
+    """
+    part, num_parts = choose_part(settings, os.environ)
     dataset = ObservationDataset(settings.data)
     tokenizers = load_tokenizers(settings.tokenizers)
     known = [m for m in dataset.modalities if m.kind in tokenizers]
@@ -39,30 +71,127 @@ def tokenize(settings: TokenizeSettings) -> int:
     unknown = sorted(set(settings.modalities) - {m.name for m in chosen})
     if unknown:
         raise ValueError(f"no data or no tokenizer for {unknown}; there are both for {[m.name for m in known]}")
-    work = []
-    for modality in chosen:
-        ids = dataset.object_ids(modality.name)
-        for index in range(0, -(-len(ids) // settings.shard_size)):
-            if not shard_path(settings.tokens, modality, index).exists():
-                work.append((modality, index, ids[index * settings.shard_size : (index + 1) * settings.shard_size]))
-    for modality, index, ids in track(work, description="tokenize", console=console):
-        arrays = _encode(dataset, tokenizers[modality.kind], modality.name, ids, settings.batch_size)
-        found = tokenizer_hash(tokenizers[modality.kind])
-        write_token_shard(Path(settings.tokens), modality, index, ids, arrays, found)
-    return len(work)
+    hashes = {m.name: tokenizer_hash(tokenizers[m.kind]) for m in chosen}
+    for tokenizer in tokenizers.values():
+        tokenizer.to(settings.device)
+    store = Path(settings.tokens)
+    before = None if read_manifest(store) is None else TokenStore(store, verify=False)
+    plan = plan_shards(dataset, before, settings.shard_size, part, num_parts)
+    # Objects that are new have none of the modalities that the store has and the dataset has not.
+    absent = (
+        [] if before is None else [m for m in before.modalities if m.name not in {k.name for k in dataset.modalities}]
+    )
+    num_written = 0
+    with Progress(console=console) as progress:
+        total = sum(len(shard.members[m.name][0]) for shard in plan.shards for m in chosen)
+        task = progress.add_task("tokenize", total=total)
+        for shard in plan.shards:
+            objects = _register(store, shard, plan.num_shards)
+            for modality in chosen:
+                num_rows = len(shard.members[modality.name][0])
+                if _stands(store, modality, shard, hashes[modality.name], objects):
+                    progress.advance(task, num_rows)
+                    continue
+                tokenizer = tokenizers[modality.kind]
+                arrays = _encode(
+                    dataset, tokenizer, modality, shard, settings.batch_size, lambda n: progress.advance(task, n)
+                )
+                names = {"tokenizer_hash": hashes[modality.name], "objects": objects}
+                num_written += write_token_shard(
+                    store, modality, shard.index, shard.rows(modality.name), arrays, **names
+                )
+            for modality in absent if shard.object_id is not None else []:
+                assert before is not None
+                names = {"tokenizer_hash": before.tokenizer_hashes[modality.name], "objects": objects}
+                nobody = np.full(shard.num_objects, -1)
+                num_written += write_token_shard(store, modality, shard.index, nobody, _NO_TOKENS, **names)
+    counts = {m.name: dataset.num_objects(m.name) for m in dataset.modalities}
+    if not finish_store(store, str(Path(settings.data).resolve()), counts):
+        waiting = ", ".join(f"{len(shards)} of {name}" for name, shards in missing_shards(store).items())
+        console.print(f"tokenize: part {part} of {num_parts} is done; shards still to come: {waiting}")
+    return num_written
+
+
+def choose_part(settings: TokenizeSettings, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which part of how many this process does: by the settings, else by its place in a Slurm array, else all.
+
+    Raises ValueError if there is no such part, or if an array of some tasks does not say of how many.
+    """
+    part, num_parts = settings.part, settings.num_parts
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        first, last = int(environment["SLURM_ARRAY_TASK_MIN"]), int(environment["SLURM_ARRAY_TASK_MAX"])
+        count = int(environment["SLURM_ARRAY_TASK_COUNT"])
+        if num_parts is None:
+            if (first, last) != (0, count - 1):
+                raise ValueError(
+                    f"the Slurm array has {count} tasks, {first} to {last}, and not 0 to {count - 1}: say num_parts, "
+                    "of how many parts these are"
+                )
+            num_parts = count
+        if part is None:
+            part = int(environment["SLURM_ARRAY_TASK_ID"])
+    part, num_parts = part or 0, num_parts or 1
+    if part >= num_parts:
+        raise ValueError(f"part must lie in [0, {num_parts - 1}], for num_parts is {num_parts}; found {part}")
+    return part, num_parts
+
+
+def _register(store: Path, shard: PlannedShard, num_shards: int) -> str:
+    """The hash of the shard's objects, which are registered first if they are new."""
+    if shard.object_id is not None and shard.sky is not None:
+        return write_object_shard(store, shard.index, num_shards, shard.object_id, shard.sky)
+    return str(check_shard(shard_path(store, OBJECTS, shard.index), checksums=False)["objects"])
+
+
+def _stands(store: Path, modality: Modality, shard: PlannedShard, expected_hash: str, objects: str) -> bool:
+    """Whether the tokens of a shard stand. Raises TokenStoreError if they are not those that would be made now."""
+    folder = shard_path(store, modality.name, shard.index)
+    if not folder.exists():
+        return False
+    found = check_shard(folder, checksums=False)
+    if found["tokenizer_hash"] != expected_hash:
+        raise TokenStoreError(
+            f"{folder}: its tokens were made by tokenizer {found['tokenizer_hash']}, expected {expected_hash}. "
+            "Tokenize to another store."
+        )
+    if found["objects"] != objects:
+        raise TokenStoreError(f"{folder}: its tokens are of other objects than those registered under its number")
+    places = shard.members[modality.name][0]
+    has = open_token_shard(folder).rows >= 0 if found["num_rows"] else np.zeros(shard.num_objects, bool)
+    if not has[places].all():
+        name = open_object_shard(shard_path(store, OBJECTS, shard.index)).object_id[int(places[~has[places]][0])]
+        raise TokenStoreError(
+            f"{folder}: object {name} has {modality.name} now, and had none when the shard was written. Shards are "
+            "never rewritten: tokenize to another store."
+        )
+    return True
 
 
 def _encode(
-    dataset: ObservationDataset, tokenizer: Tokenizer, name: str, ids: list[str], batch_size: int
+    dataset: ObservationDataset,
+    tokenizer: Tokenizer,
+    modality: Modality,
+    shard: PlannedShard,
+    batch_size: int,
+    advance: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
-    grids, sky = [], []
-    for start in range(0, len(ids), batch_size):
-        observation = dataset.read(name, ids[start : start + batch_size])
-        grids.append(tokenizer.encode(observation))
-        sky.append(torch.stack([observation.ra, observation.dec], 1).numpy())
+    """Tokens of the shard's objects that have the modality, in the order of their places."""
+    places, rows = shard.members[modality.name]
+    if not len(rows):
+        return _NO_TOKENS
+    # Read along the disk, at least a row group at a time: a part of one costs as much as all of it.
+    num_read = max(batch_size, *(max(file.row_group_sizes) for file in dataset.files(modality.name)))
+    grids = []
+    for start in range(0, len(rows), num_read):
+        observation = dataset.read(modality.name, rows[start : start + num_read])
+        for first in range(0, len(observation), batch_size):
+            grids.append(tokenizer.encode(observation.select(slice(first, first + batch_size))))
+            advance(len(grids[-1]))
     sizes = {grid.num_tokens for grid in grids}
     if len(sizes) > 1:
-        raise ValueError(f"{dataset.folder}: {name} gives {sorted(sizes)} tokens; one shard needs images of one size")
+        raise ValueError(
+            f"{dataset.folder}: {modality.name} gives {sorted(sizes)} tokens; one shard needs images of one size"
+        )
+    order = torch.from_numpy(np.argsort(places))
     fields = ("codes", "mask", "positions", "instrument")
-    arrays = {field: torch.cat([getattr(grid, field) for grid in grids]).numpy() for field in fields}
-    return {**arrays, "sky": np.concatenate(sky)}
+    return {field: torch.cat([getattr(grid, field) for grid in grids])[order].numpy() for field in fields}

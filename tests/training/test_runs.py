@@ -157,7 +157,7 @@ def test_alignment_and_embedding_follow_from_a_checkpoint(whole, tokens, tmp_pat
     assert len(table.object_id) == 20 + 20
     assert table.model_id == after.model_id
     store = TokenStore(tokens)
-    assert set(table.object_id) == set(store.object_id)
+    assert set(table.object_id) == set(store.object_ids())
     assert set(table.modality) == {"image/legacysurvey", "spectrum/desi"}
     with pytest.raises(ValueError, match=r"no tokens of \['image/hsc'\]; it holds"):
         embed(wanted.model_copy(update={"modalities": ("image/hsc",)}))
