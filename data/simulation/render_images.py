@@ -277,13 +277,14 @@ def _render_chunk(
             beyond.append((rows, drawn * (sources.flux[rows, places] * weights[gaussian, None])[..., None, None]))
     if knots is not None:
         flux = torch.cat([flux, knots.flux], 1)
-        transforms[:, num_slots:] = _knot_transforms(
-            knots,
-            radius[:, knots.column],
-            sources.axis_ratio[:, knots.column],
-            sources.position_angle[:, knots.column],
-            row[:, knots.column],
-            column[:, knots.column],
+        lit = (knots.flux != 0).flatten(1).any(1).nonzero()[:, 0]
+        transforms[lit, num_slots:] = _knot_transforms(
+            knots.select(lit),
+            radius[lit, knots.column],
+            sources.axis_ratio[lit, knots.column],
+            sources.position_angle[lit, knots.column],
+            row[lit, knots.column],
+            column[lit, knots.column],
             frequency_x,
             frequency_y,
             size,

@@ -140,8 +140,7 @@ def group_shares(
     Smooth and groups sum to 1. What the lane takes is given back to the smooth disc.
     """
     ratio = np.clip(rest_wavelength, 1500, 15000) / REFERENCE_WAVELENGTH
-    bounded = np.clip(structure.young, 1e-9, 1 - 1e-9)
-    young = expit(logit(bounded)[:, None] - YOUNG_SLOPE * np.log(ratio))[:, None]
+    young = expit(logit(structure.young)[:, None] - YOUNG_SLOPE * np.log(ratio))[:, None]
     groups = young * structure.young_share[..., None] + (1 - young) * structure.old_share[..., None]
     smooth = 1 - groups.sum(1)
     return smooth, groups, smooth * np.minimum(structure.lane[:, None] / ratio, DEEPEST_LANE)
@@ -165,10 +164,10 @@ def with_structure(
     lanes = Sources(
         (sources.sersic_indices[column],),
         -(flux * lane)[:, None],
-        sources.radius[:, [column]],
-        LANE_THICKNESS * sources.axis_ratio[:, [column]],
-        sources.position_angle[:, [column]],
-        sources.offset[:, [column]] + across[:, None],
+        sources.radius[:, column : column + 1],
+        LANE_THICKNESS * sources.axis_ratio[:, column : column + 1],
+        sources.position_angle[:, column : column + 1],
+        sources.offset[:, column : column + 1] + across[:, None],
     )
     knots = Knots(
         column,
