@@ -143,6 +143,9 @@ def _begin(
     asked = [{**asdict(source), "path": str(Path(source.path).resolve())} for source in sources]
     content = {**settings, "sources": asked, "modalities": dict(chosen)}
     path = output / SETTINGS
+    for name in (SETTINGS, ASSOCIATIONS):
+        for leftover in output.glob(f".{name}.*.tmp"):  # of a process that died
+            leftover.unlink()
     if path.is_file():
         begun = json.loads(path.read_text(encoding="utf-8"))
         differing = [name for name in content if begun.get(name) != content[name]]

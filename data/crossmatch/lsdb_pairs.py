@@ -9,6 +9,7 @@ with zstd level 1, where LSDB's own writer would take level 15.
 
 import contextlib
 import csv
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ _RESOLUTION_AT_ORDER_0 = np.degrees(np.sqrt(np.pi / 3)) * 3600
 """Square root of a base pixel's area, arcsec."""
 _NARROWEST = 0.5
 """Pixels of one order that do not touch are further apart than this times their resolution (the least seen: 0.69)."""
+_ROWS_AT_ONCE = 500_000
+"""When margins are sought: eight neighbours of each are held."""
 _INDEX_COLUMN = "_healpix_29"
 _SCHEMA = pa.schema([(_INDEX_COLUMN, pa.int64()), ("row", pa.int64()), ("ra", pa.float64()), ("dec", pa.float64())])
 
@@ -72,17 +75,18 @@ def close_pairs_by_lsdb(
     """Rows of the left and the right of all pairs within `radius`, arcsec, as `close_pairs` finds them.
 
     The catalogues lie in a temporary folder within `work_folder`, which the workers of the cluster at `scheduler` must
-    see; by default in the system's. Raises ObservationError if the scheduler cannot be reached.
+    see; by default in the system's. Raises ObservationError if the scheduler cannot be reached, or they do not see it.
     """
     if not len(left_ra) or not len(right_ra):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if work_folder is not None:
-        Path(work_folder).mkdir(parents=True, exist_ok=True)
+        work_folder = Path(work_folder).resolve()
+        work_folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".crossmatch-", dir=work_folder))
     try:
         if not _write_catalogues(folder, (left_ra, left_dec), (right_ra, right_dec), radius):
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        with _dask(scheduler):
+        with _dask(scheduler, folder):
             left = lsdb.open_catalog(folder / "left")
             right = lsdb.open_catalog(folder / "right", margin_cache=folder / "margin")
             matched = left.crossmatch(
@@ -91,20 +95,15 @@ def close_pairs_by_lsdb(
                 suffixes=("_left", "_right"),
                 suffix_method="all_columns",
             )
-            try:
-                frame = matched[["row_left", "row_right"]].compute(progress_bar=False)
-            except FileNotFoundError as error:
-                raise ObservationError(
-                    f"the workers of {scheduler} do not see {folder}; pass a work folder on a file system they share"
-                ) from error
+            frame = matched[["row_left", "row_right"]].compute(progress_bar=False)
         return frame["row_left"].to_numpy(dtype=np.int64), frame["row_right"].to_numpy(dtype=np.int64)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _dask(scheduler: str | None) -> Iterator[None]:
-    """Dask on this machine's threads, or on the cluster at an address."""
+def _dask(scheduler: str | None, folder: Path) -> Iterator[None]:
+    """Dask on this machine's threads, or on the cluster at an address, whose workers must see the folder."""
     if scheduler is None:
         with dask.config.set(scheduler="threads"):
             yield
@@ -114,6 +113,12 @@ def _dask(scheduler: str | None) -> Iterator[None]:
     except (OSError, ValueError, TimeoutError) as error:
         raise ObservationError(f"no Dask scheduler answers at {scheduler} ({error})") from None
     with client:
+        blind = [worker for worker, sees in client.run(os.path.isdir, str(folder)).items() if not sees]
+        if blind:
+            raise ObservationError(
+                f"{folder}: the worker {blind[0]} of {scheduler} does not see it; choose a work folder on a file "
+                "system that all workers share"
+            )
         yield
 
 
@@ -124,27 +129,21 @@ def _write_catalogues(folder: Path, left: _Position, right: _Position, radius: f
     """Write `left`, `right` and the `margin` of right; returns whether any right object can have a match."""
     left_table, left_index = _table(*left)
     right_table, right_index = _table(*right)
-    both = np.sort(np.concatenate([left_index, right_index]))
     deepest = _margin_order(radius)
-    pixels = sorted(
-        {
-            Pixel(min(pixel.order, deepest), pixel.number >> 2 * max(0, pixel.order - deepest))
-            for pixel in partition(both, PARTITION_ROWS)
-        },
-        key=lambda pixel: pixel.first,
-    )
-    # Where there is no left object there is no pair.
-    starts, stops = _ranges(left_index, pixels)
-    pixels = [pixel for pixel, start, stop in zip(pixels, starts, stops, strict=True) if start < stop]
-    whole = {
-        pixel: np.arange(start, stop) for pixel, start, stop in zip(pixels, *_ranges(left_index, pixels), strict=True)
+    pixels = {
+        Pixel(min(pixel.order, deepest), pixel.number >> 2 * max(0, pixel.order - deepest))
+        for pixel in partition(np.sort(np.concatenate([left_index, right_index])), PARTITION_ROWS)
     }
+    ordered = sorted(pixels, key=lambda pixel: pixel.first)
+    whole = {pixel: rows for pixel, rows in _rows_in(left_index, ordered).items() if len(rows)}
+    # Where there is no left object there is no pair.
+    inside = _rows_in(right_index, list(whole))
+    margin = _margins(right_index, list(whole), deepest)
+    inside = {pixel: rows for pixel, rows in inside.items() if len(rows) or pixel in margin}
     _write_catalogue(folder / "left", left_table, whole)
-    inside = {p: np.arange(start, stop) for p, start, stop in zip(pixels, *_ranges(right_index, pixels), strict=True)}
-    margin = _margins(right_index, pixels, deepest)
-    _write_catalogue(folder / "right", right_table, {p: rows for p, rows in inside.items() if len(rows) or p in margin})
+    _write_catalogue(folder / "right", right_table, inside)
     _write_catalogue(folder / "margin", right_table, margin, margin_of="right", radius=radius)
-    return any(map(len, inside.values())) or bool(margin)
+    return bool(inside)
 
 
 def _table(ra: np.ndarray, dec: np.ndarray) -> tuple[Any, Int64[np.ndarray, " N"]]:
@@ -155,10 +154,10 @@ def _table(ra: np.ndarray, dec: np.ndarray) -> tuple[Any, Int64[np.ndarray, " N"
     return pa.table([pa.array(column) for column in columns], schema=_SCHEMA), index[order]
 
 
-def _ranges(index: Int64[np.ndarray, " N"], pixels: list[Pixel]) -> tuple[list[int], list[int]]:
-    """First row, and one past the last, of each pixel."""
-    edges = np.searchsorted(index, [[pixel.first for pixel in pixels], [pixel.stop for pixel in pixels]])
-    return edges[0].tolist(), edges[1].tolist()
+def _rows_in(index: Int64[np.ndarray, " N"], pixels: list[Pixel]) -> dict[Pixel, np.ndarray]:
+    """The rows of each pixel, by the sorted index."""
+    edges = np.searchsorted(index, [[pixel.first, pixel.stop] for pixel in pixels])
+    return {pixel: np.arange(start, stop) for pixel, (start, stop) in zip(pixels, edges, strict=True)}
 
 
 def _margin_order(radius: float) -> int:
@@ -173,13 +172,14 @@ def _margins(index: Int64[np.ndarray, " N"], pixels: list[Pixel], order: int) ->
     """
     first = np.array([pixel.first for pixel in pixels])
     stop = np.array([pixel.stop for pixel in pixels])
-    around = neighbors(2**order, pixel_of(index, order), nest=True)
-    own = _pixel_holding(index, first, stop)
-    found: list[np.ndarray] = []
-    for neighbour in around.T:
-        holder = _pixel_holding(np.where(neighbour < 0, -1, neighbour << 2 * (ORDER - order)), first, stop)
-        rows = np.flatnonzero((holder >= 0) & (holder != own))
-        found.append(np.stack([holder[rows], rows], 1))
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    for start in range(0, len(index), _ROWS_AT_ONCE):
+        part = index[start : start + _ROWS_AT_ONCE]
+        own = _pixel_holding(part, first, stop)
+        for neighbour in neighbors(2**order, pixel_of(part, order), nest=True).T:
+            holder = _pixel_holding(np.where(neighbour < 0, -1, neighbour << 2 * (ORDER - order)), first, stop)
+            rows = np.flatnonzero((holder >= 0) & (holder != own))
+            found.append(np.stack([holder[rows], rows + start], 1))
     holder, rows = np.unique(np.concatenate(found), axis=0).T
     edges = np.searchsorted(holder, np.arange(len(pixels) + 1))
     return {
@@ -204,7 +204,9 @@ def _write_catalogue(
     for pixel, chosen in rows.items():
         path = dataset / pixel.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.take(pa.array(chosen)), path, compression="zstd", compression_level=1)
+        pq.write_table(
+            table.take(pa.array(chosen)), path, compression="zstd", compression_level=1, use_dictionary=False
+        )
     pq.write_metadata(_SCHEMA, dataset / "_common_metadata")
     properties: dict[str, object] = {
         "obs_collection": folder.name,

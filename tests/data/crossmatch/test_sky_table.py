@@ -25,6 +25,7 @@ def table(name="gaia", **columns):
         ({"dec": [10.0, 90.01, 30.0]}, r"gaia, object b: dec must lie in \[-90, 90\] degrees; found 90.01"),
         ({"dec": [10.0, np.inf, 30.0]}, "gaia, object b: dec must lie"),
         ({"object_id": ["a", "b", "a"]}, r"gaia: object a comes twice \(1 such ids"),
+        ({"object_id": [5, 7, 5]}, "gaia: object 5 comes twice"),
         ({"object_id": ["a", None, "c"]}, "gaia: the object id of row 1 is missing"),
         ({"object_id": [1.0, 2.0, 3.0]}, "gaia: object ids must be strings or whole numbers"),
         ({"ra": [10.0, 20.0]}, r"gaia: ra must hold one number for each of 3 objects, found shape \[2\]"),
@@ -53,6 +54,10 @@ def test_two_objects_at_one_place_are_an_error_unless_allowed(ra, dec):
     assert len(table(ra=ra, dec=dec, allow_duplicates=True)) == 3
 
 
+def test_ids_are_text_even_where_they_look_like_numbers():
+    assert table(object_id=["1", "01", "+1"]).object_id.to_pylist() == ["1", "01", "+1"]
+
+
 def test_places_that_share_one_coordinate_are_not_one_place():
     assert len(table(ra=[10.0, 10.0, 30.0], dec=[5.0, -5.0, 5.0])) == 3
 
@@ -60,8 +65,9 @@ def test_places_that_share_one_coordinate_are_not_one_place():
 def test_columns_of_any_library_are_taken_and_left_as_they_are():
     ra = np.array([10.0, 20.0, 30.0], dtype=">f8")
     ra.flags.writeable = False
-    made = table(object_id=pa.array([7, 8, 9]), ra=ra, dec=torch.tensor([1.0, 2.0, 3.0]))
+    made = table(object_id=np.array([7, 8, 9], dtype=">i8"), ra=ra, dec=torch.tensor([1.0, 2.0, 3.0]))
     assert made.object_id.to_pylist() == ["7", "8", "9"]
+    assert table(object_id=pa.chunked_array([["x"], ["y", "z"]])).object_id.to_pylist() == ["x", "y", "z"]
     assert made.ra.tolist() == [10.0, 20.0, 30.0]
     assert made.dec.tolist() == [1.0, 2.0, 3.0]
 
