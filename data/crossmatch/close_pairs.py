@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
+from rich.console import Console
+from rich.progress import track
 from scipy.spatial import cKDTree
 
 from .sphere import chord_of, separations, unit_vectors
@@ -32,6 +34,7 @@ def close_pairs(
     radius: float,
     *,
     best_only: bool = False,
+    show_progress: bool = False,
 ) -> _Pairs:
     """Rows of the left and of the right, and separations in arcsec, of all pairs no further apart than `radius`.
 
@@ -39,7 +42,7 @@ def close_pairs(
     that are nearest for neither of their objects, so that there are at most about L + R of them, however wide the
     radius; those nearest for a left object, or for a right one, are all there, ties included.
     """
-    parts = list(_strips(left_ra, left_dec, right_ra, right_dec, radius, best_only))
+    parts = list(_strips(left_ra, left_dec, right_ra, right_dec, radius, best_only, show_progress))
     if not parts:
         none = np.zeros(0, dtype=np.int64)
         return none, none, np.zeros(0)
@@ -54,11 +57,14 @@ def _strips(
     right_dec: Float64[np.ndarray, " R"],
     radius: float,
     best_only: bool,
+    show_progress: bool,
 ) -> Iterator[_Pairs]:
     left_order, right_order = np.argsort(left_dec), np.argsort(right_dec)
     right_sorted = right_dec[right_order]
     reach = radius * _DEGREES_PER_ARCSEC * (1 + 1e-9) + 1e-12
-    for start in range(0, len(left_order), STRIP_ROWS):
+    starts = range(0, len(left_order), STRIP_ROWS)
+    console = Console(stderr=True)
+    for start in track(starts, "match", console=console, transient=True, disable=not show_progress):
         strip = left_order[start : start + STRIP_ROWS]
         low, high = np.searchsorted(right_sorted, [left_dec[strip[0]] - reach, left_dec[strip[-1]] + reach])
         if low == high:

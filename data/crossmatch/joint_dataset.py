@@ -24,6 +24,7 @@ from ..dataset import ObservationDataset
 from ..dataset_writer import DatasetWriter
 from ..observations import Observation, ObservationError
 from ..parquet_files import ObservationFile, replacing
+from ..sky_partition import healpix_index
 from .match import Engine, Mode, check_arguments, crossmatch
 from .object_groups import ObjectGroups, group_objects
 from .sky_sources import SkySource, read_sky_table
@@ -67,8 +68,8 @@ def crossmatch_datasets(
     object_id, ra, dec and num_surveys, and for each survey its own `<survey>_object_id`, `_ra`, `_dec` (as the source
     has them) and `_separation` (arcsec from the group's position). `output` itself becomes a dataset with all
     modalities of those sources that are datasets, or those that `modalities` names by survey; all carry the group's
-    object_id, ra and dec. `nearest` and `all` match two sources, and write the pairs alone: an object with several
-    partners has no one id.
+    object_id, ra and dec (of its reference, at the common epoch). `nearest` and `all` match two sources, and write the
+    pairs alone: an object with several partners has no one id.
 
     Everything is compressed with zstd level 1. A run that was interrupted goes on where it stood. Raises
     ObservationError if two sources bring the same modality, if `output` was begun with other settings, and as
@@ -146,15 +147,15 @@ def _begin(
     for name in (SETTINGS, ASSOCIATIONS):
         for leftover in output.glob(f".{name}.*.tmp"):  # of a process that died
             leftover.unlink()
-    if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+    if (output / ASSOCIATIONS).is_file():
+        begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         differing = [name for name in content if begun.get(name) != content[name]]
         if differing:
             raise ObservationError(
                 f"{output}: was begun with other {', '.join(differing)}; choose another output, or delete it"
             )
         return
-    if output.is_dir() and any(output.iterdir()):
+    if output.is_dir() and {entry.name for entry in output.iterdir()} - {SETTINGS, _WORK_FOLDER}:
         raise ObservationError(f"{output}: expected an empty or new folder")
     output.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
@@ -211,23 +212,35 @@ def _join(output: Path, sources: Sequence[SkySource], chosen: Mapping[str, Seque
             if not names:
                 continue
             dataset = ObservationDataset(source.path)
-            own_id = associations[f"{source.survey}_object_id"].combine_chunks()
-            members = associations.filter(pc.is_valid(own_id)).combine_chunks()
-            own_id = members[f"{source.survey}_object_id"].combine_chunks()
-            files = [(name, file) for name in names for file in dataset.files(name)]
+            members, index = _members_along_the_sky(associations, source.survey)
+            files = [(name, file) for name in names for file in dataset.files(name) if file.pixel is not None]
             for name, file in track(
                 files, description=f"join {source.survey}", console=Console(stderr=True), transient=True
             ):
                 piece = f"{source.survey}/{name}/{file.path.relative_to(dataset.folder).as_posix()}"
                 if writer.has_piece(piece):
                     continue
+                assert file.pixel is not None
+                low, high = np.searchsorted(index, [file.pixel.first, file.pixel.stop])
                 with writer.piece(piece):
-                    for observation in _members_in(file, own_id, members):
+                    for observation in _members_in(file, members.slice(low, high - low)):
                         writer.write(observation)
 
 
-def _members_in(file: ObservationFile, own_id: Any, members: Any) -> Iterator[Observation]:
+def _members_along_the_sky(associations: Any, survey: str) -> tuple[Any, Int64[np.ndarray, " M"]]:
+    """The groups with a member of this survey, as `own_id`, object_id, ra, dec; and the index of the member's place."""
+    columns = ["object_id", "ra", "dec", *(f"{survey}_{name}" for name in ("object_id", "ra", "dec"))]
+    present = associations.select(columns).filter(pc.is_valid(associations[f"{survey}_object_id"]))
+    index = healpix_index(present[f"{survey}_ra"].to_numpy(), present[f"{survey}_dec"].to_numpy())
+    order = np.argsort(index, kind="stable")
+    members = present.take(pa.array(order)).combine_chunks()
+    own_id = members[f"{survey}_object_id"]
+    return members.select(["object_id", "ra", "dec"]).append_column("own_id", own_id), index[order]
+
+
+def _members_in(file: ObservationFile, members: Any) -> Iterator[Observation]:
     """The observations of a file that belong to a group, under its id and position, some row groups at a time."""
+    own_id = members["own_id"].combine_chunks()
     place = pc.index_in(file.read_identity()["object_id"].cast(own_id.type), own_id).combine_chunks()
     rows = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
     group = place.drop_null().to_numpy()

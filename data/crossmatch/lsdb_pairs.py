@@ -95,7 +95,9 @@ def close_pairs_by_lsdb(
                 suffixes=("_left", "_right"),
                 suffix_method="all_columns",
             )
-            frame = matched[["row_left", "row_right"]].compute(progress_bar=False)
+            frame = matched[["row_left", "row_right"]].compute(
+                progress_bar=len(left_ra) + len(right_ra) > 2 * PARTITION_ROWS
+            )
         return frame["row_left"].to_numpy(dtype=np.int64), frame["row_right"].to_numpy(dtype=np.int64)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -80,7 +80,10 @@ def crossmatch(
         inside = separation <= radius
         left_row, right_row, separation = left_row[inside], right_row[inside], separation[inside]
     else:
-        left_row, right_row, separation = close_pairs(*columns, radius, best_only=best_only)
+        show_progress = len(left) > _ROWS_AT_ONCE
+        left_row, right_row, separation = close_pairs(
+            *columns, radius, best_only=best_only, show_progress=show_progress
+        )
     return _choose(Matches(left_row, right_row, separation), left, right, mode)
 
 

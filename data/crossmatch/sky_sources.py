@@ -74,7 +74,7 @@ def parse_sources(words: Sequence[str], settings: Sequence[str] = ()) -> list[Sk
         if name not in given:
             raise SettingsError(f"{setting}: expected NAME.KEY=VALUE, and NAME to be one of {list(given)}")
         given[name].append(override)
-    columns = {field.name: (field.type, field.default) for field in fields(SkySource)[2:]}
+    columns: dict[str, Any] = {field.name: (field.type, field.default) for field in fields(SkySource)[2:]}
     model: Any = create_model("SkySourceSettings", __base__=Settings, **columns)
     return [replace(source, **load_settings(model, None, given[source.survey]).model_dump()) for source in sources]
 

@@ -145,9 +145,9 @@ def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 whole, begun = joint_dataset._members_in, []
-def die_at_the_second_file(file, own_id, members):
+def die_at_the_second_file(file, members):
     begun.append(file)
-    yield from (die() if len(begun) == 2 else whole(file, own_id, members))
+    yield from (die() if len(begun) == 2 else whole(file, members))
 
 step, folder = sys.argv[1:]
 if step == "associations":
@@ -183,9 +183,9 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(surveys, mo
     read = []
     whole = joint_dataset._members_in
 
-    def counted(file, *arguments):
+    def counted(file, members):
         read.append(file)
-        return whole(file, *arguments)
+        return whole(file, members)
 
     monkeypatch.setattr(joint_dataset, "_members_in", counted)
     summary = crossmatch_datasets(sources(surveys), surveys / "joint", 1.0)
@@ -209,6 +209,16 @@ def test_an_output_begun_with_other_settings_is_refused(surveys):
         crossmatch_datasets(sources(surveys), surveys / "full", 1.0)
     with pytest.raises(ObservationError, match="must lie apart from the source"):
         crossmatch_datasets(sources(surveys), surveys / "hsc" / "joint", 1.0)
+
+
+def test_a_source_that_was_refused_may_be_described_anew(surveys):
+    lines = "object_id,ra,dec\n1,150.0,-30.0\n2,150.0,-30.0\n"
+    (surveys / "doubled.csv").write_text(lines)
+    output = surveys / "joint"
+    with pytest.raises(ObservationError, match="doubled: objects 1 and 2 are at exactly one place"):
+        crossmatch_datasets([surveys / "hsc", surveys / "doubled.csv"], output, 1.0)
+    allowed = SkySource(surveys / "doubled.csv", allow_duplicates=True)
+    assert crossmatch_datasets([surveys / "hsc", allowed], output, 1.0).num_objects == 1
 
 
 def test_groups_do_not_depend_on_the_engine(surveys):
