@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from armillary.data.modalities import modality
+from armillary.data.simulation.light_profiles import MOFFAT_BETA, TRUNCATION
 from armillary.data.simulation.neighbour_pool import neighbour_pool
 from armillary.data.simulation.observe_images import band_flux, noiseless_images
-from armillary.data.simulation.render_images import MOFFAT_BETA, TRUNCATION, Sources, render_images
+from armillary.data.simulation.render_images import Sources, render_images
 from armillary.data.simulation.sky import SimulatedSky, SkySettings
 from armillary.data.simulation.sky_objects import SkyObjects
 

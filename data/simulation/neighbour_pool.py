@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..filters import filter_curve, photometry_weights
 from .galaxies import MAGNITUDE_LIMITS, Galaxies, draw_galaxies, galaxies_per_square_degree, galaxy_spectra
+from .light_profiles import POINT
 from .object_random import uniforms
-from .render_images import POINT
 from .scene import Neighbours, Pool, draw_neighbours, num_uniforms, share_within
 from .wavelength_grid import observed_wavelength
 

@@ -7,10 +7,10 @@ from jaxtyping import Bool, Float
 from ..instruments import Spectrograph
 from ..modalities import Modality
 from ..observations import SpectrumObservation
+from .light_profiles import flux_within
 from .neighbour_pool import SERSIC_INDICES, light_within
 from .object_random import generators
 from .observe_images import DEPTH_SCATTER
-from .render_images import flux_within
 from .scene import Neighbours
 from .sky_objects import SkyObjects
 from .spectrograph_response import noise_curves, response_matrix

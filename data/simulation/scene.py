@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .render_images import Sources, flux_within
+from .light_profiles import flux_within
+from .render_images import Sources
 
 CLOSE_SEPARATIONS = (0.5, 3.5)
 """Arcsec, of close companions; the density of pairs falls as separation^-0.8, as galaxies cluster (Davis &

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from armillary.data.simulation.render_images import MOFFAT_BETA, POINT, TRUNCATION, Knots, Sources, render_images
+from armillary.data.simulation.light_profiles import MOFFAT_BETA, POINT, TRUNCATION
+from armillary.data.simulation.render_images import Knots, Sources, render_images
 
 CAMERAS = {"decam": (48, 0.262, 1.2), "hsc": (64, 0.168, 0.5), "undersampled": (40, 0.4, 0.6)}
 """Pixels, arcsec of a pixel, FWHM of the PSF in arcsec; HSC in its best seeing."""

@@ -10,17 +10,15 @@ from scipy.signal import fftconvolve
 from scipy.special import gammaincinv
 from torch import Tensor
 
-from armillary.data.simulation.render_images import (
+from armillary.data.simulation.light_profiles import (
     MOFFAT_BETA,
     POINT,
     TRUNCATION,
-    Knots,
-    Sources,
     flux_within,
     moffat_mixture,
-    render_images,
     sersic_mixture,
 )
+from armillary.data.simulation.render_images import Knots, Sources, render_images
 
 SIZE, SCALE = 48, 0.25
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from armillary.data.simulation.render_images import POINT, Sources, render_images
+from armillary.data.simulation.light_profiles import POINT
+from armillary.data.simulation.render_images import Sources, render_images
 from armillary.data.simulation.scene import (
     CLOSE_CONTRAST,
     CLOSE_SEPARATIONS,
