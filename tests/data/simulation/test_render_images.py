@@ -134,6 +134,27 @@ def test_chunks_do_not_change_images():
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
+def test_sharp_and_blurred_images_may_share_a_batch():
+    """A PSF that the pixels do not sample is rendered in finer ones; each image comes out as if alone."""
+    sources, _ = two_sources(num_images=3)
+    psf_fwhm = torch.tensor([[1.2, 0.9], [0.3, 0.9], [1.0, 0.8]])
+    together = render_images(sources, psf_fwhm, size=SIZE, pixel_scale=SCALE)
+    for row in range(3):
+        alone = render_images(
+            sources.select(slice(row, row + 1)), psf_fwhm[row : row + 1], size=SIZE, pixel_scale=SCALE
+        )
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-5, atol=1e-5)
+    assert together[1, 0].amin() > -1e-3 * together[1, 0].amax()  # no ringing
+
+
+def test_no_images_and_no_light_are_rendered_as_such():
+    sources, psf_fwhm = two_sources(num_images=2)
+    none = render_images(sources.select(slice(0, 0)), psf_fwhm[:0], size=SIZE, pixel_scale=SCALE)
+    assert none.shape == (0, 2, SIZE, SIZE)
+    dark = dataclasses.replace(sources, flux=torch.zeros_like(sources.flux))
+    assert not render_images(dark, psf_fwhm, size=SIZE, pixel_scale=SCALE).any()
+
+
 def test_offset_moves_up_and_left():
     rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     image = render(POINT, 0.0, offset=(2.0, 1.5))
