@@ -31,11 +31,11 @@ def transmission(redshift: Float[np.ndarray, " B"]) -> Float[Tensor, "B L"]:
         row = int(np.flatnonzero(outside)[0])
         raise ValueError(f"redshift must lie in [0, {MAX_REDSHIFT}]; row {row} has {redshift[row]}")
     observed = observed_wavelength()
-    reach = int(np.searchsorted(observed, LYMAN_ALPHA * (1 + redshift.max(initial=0.0))))
-    share = np.ones((len(redshift), len(observed)), np.float32)
-    if reach:
-        share[:, :reach] = np.exp(-_series_depth(redshift, reach) - _continuum_depth(redshift, observed[:reach]))
-    return torch.from_numpy(share)
+    series, limit = np.searchsorted(observed, np.array([LYMAN_ALPHA, LYMAN_LIMIT]) * (1 + redshift.max(initial=0.0)))
+    depth = np.zeros((len(redshift), len(observed)), np.float32)
+    depth[:, :series] = _series_depth(redshift, int(series))
+    depth[:, :limit] += _continuum_depth(redshift, observed[:limit])
+    return torch.exp(-torch.from_numpy(depth))
 
 
 def _series_depth(redshift: np.ndarray, reach: int) -> Float[np.ndarray, "B reach"]:

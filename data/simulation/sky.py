@@ -47,7 +47,10 @@ class SkySettings(Settings):
     num_objects: Annotated[int, Field(gt=0)] = 3000
     seed: Annotated[int, Field(ge=0)] = 0
     magnitude_limit: Annotated[float, Field(ge=MAGNITUDE_LIMITS[0], le=MAGNITUDE_LIMITS[1])] = 19.8
-    """Faintest DECam r magnitude, AB."""
+    """Faintest DECam r magnitude, AB: of galaxies, stars, and the nuclei of quasars."""
+    star_fraction: Annotated[float, Field(ge=0, le=1)] = 0.06
+    quasar_fraction: Annotated[float, Field(ge=0, le=1)] = 0.04
+    """Of all objects; the rest are galaxies."""
     modalities: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_MODALITIES
     image_sizes: dict[str, Annotated[int, Field(ge=8, le=1024)]] = Field(
         default_factory=lambda: dict(DEFAULT_IMAGE_SIZES)
@@ -81,6 +84,11 @@ class SkySettings(Settings):
         missing = [n for n in self.modalities if modality(n).kind == "image" and n not in self.image_sizes]
         if missing:
             raise ValueError(f"image_sizes must name every image modality; it lacks {missing}")
+        if self.star_fraction + self.quasar_fraction > 1:
+            raise ValueError(
+                f"star_fraction and quasar_fraction must not exceed 1 together, found {self.star_fraction} and "
+                f"{self.quasar_fraction}"
+            )
         if self.num_objects > self.population.num_rows:
             raise ValueError(
                 f"num_objects must be at most {self.population.num_rows}, shard_size for each pixel of healpix_order"
@@ -90,7 +98,14 @@ class SkySettings(Settings):
     @property
     def population(self) -> Population:
         """What decides which object a row is."""
-        return Population(self.seed, self.magnitude_limit, self.shard_size, self.healpix_order)
+        return Population(
+            seed=self.seed,
+            magnitude_limit=self.magnitude_limit,
+            star_fraction=self.star_fraction,
+            quasar_fraction=self.quasar_fraction,
+            shard_size=self.shard_size,
+            healpix_order=self.healpix_order,
+        )
 
 
 class SimulatedSky:

@@ -16,10 +16,18 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..sky_partition import ORDER, Pixel
-from .galaxies import Galaxies, draw_galaxies, galaxy_spectra
+from .cosmology import SPEED_OF_LIGHT_KM_S
+from .galaxies import draw_galaxies, galaxy_spectra
 from .object_random import uniforms
+from .quasars import draw_quasars, quasar_spectra
+from .stars import draw_stars, star_spectra
+from .wavelength_grid import observed_wavelength
+
+Rows = Int[np.ndarray, " b"]
+Degrees = Float[np.ndarray, " b"]
 
 CLASSES = ("galaxy", "star", "quasar")
 COMPONENTS = ("bulge", "disc", "point")
@@ -27,10 +35,15 @@ TRUTHS = (
     "redshift",
     "log_stellar_mass",
     "log_specific_star_formation_rate",
-    "inclination",
     "bulge_fraction",
+    "inclination",
+    "parallax",
+    "pm_ra",
+    "pm_dec",
+    "radial_velocity",
 )
-"""What is known of an object beyond its light; NaN where an object of its class has no such thing."""
+"""What is known of an object beyond its light, in the units of `Galaxies`, `Stars` and `Quasars`; NaN where an object
+of its class has no such thing. The redshift of a star is its radial velocity over that of light."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +97,9 @@ class Population:
 
     seed: int
     magnitude_limit: float
-    """Faintest galaxy, DECam r, AB."""
+    """Faintest galaxy, star and nucleus of a quasar, DECam r, AB."""
+    star_fraction: float
+    quasar_fraction: float
     shard_size: int
     """Objects of consecutive rows that lie in one HEALPix pixel."""
     healpix_order: int
@@ -109,21 +124,76 @@ def draw_objects(population: Population, rows: Int[np.ndarray, " B"], device: to
     """
     if len(rows) and not 0 <= rows.min() <= rows.max() < population.num_rows:
         raise ValueError(f"rows must lie in [0, {population.num_rows}), found {rows.min()} to {rows.max()}")
-    galaxies = draw_galaxies(rows, population.seed, population.magnitude_limit)
     ra, dec = positions(population, rows)
-    (angle,) = uniforms("orientation", population.seed, rows, 1)
-    spectra = galaxy_spectra(galaxies, device)
+    choice, angle = uniforms("class and orientation", population.seed, rows, 2)
+    edges = np.cumsum([1 - population.star_fraction - population.quasar_fraction, population.star_fraction])
+    object_class = np.searchsorted(edges, choice, side="right")
+    radius, axis_ratio = np.zeros((len(rows), 3)), np.ones((len(rows), 3))
+    spectra = torch.zeros(len(rows), 3, len(observed_wavelength()), device=device)
+    truth = {name: np.full(len(rows), np.nan) for name in TRUTHS}
+    for index, draw in enumerate((_galaxies, _stars, _quasars)):
+        chosen = np.flatnonzero(object_class == index)
+        if len(chosen):
+            part = draw(population, rows[chosen], ra[chosen], dec[chosen], device)
+            radius[chosen], axis_ratio[chosen] = part.radius, part.axis_ratio
+            spectra[torch.from_numpy(chosen)] = part.spectra
+            for name, values in part.truth.items():
+                truth[name][chosen] = values
     return SkyObjects(
         seed=population.seed,
         row=rows,
         ra=ra,
         dec=dec,
-        object_class=np.zeros(len(rows), np.int64),
+        object_class=object_class,
+        radius=radius,
+        axis_ratio=axis_ratio,
+        position_angle=180 * angle,
+        spectra=spectra,
+        truth=truth,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The objects of one class."""
+
+    radius: Float[np.ndarray, "b P"]
+    axis_ratio: Float[np.ndarray, "b P"]
+    spectra: Float[Tensor, "b P L"]
+    truth: dict[str, Float[np.ndarray, " b"]]
+
+
+def _galaxies(population: Population, rows: Rows, ra: Degrees, dec: Degrees, device: torch.device | str) -> _Part:
+    galaxies = draw_galaxies(rows, population.seed, population.magnitude_limit)
+    known = ("redshift", "log_stellar_mass", "log_specific_star_formation_rate", "bulge_fraction", "inclination")
+    return _Part(
         radius=np.pad(galaxies.radius, ((0, 0), (0, 1))),
         axis_ratio=np.pad(galaxies.axis_ratio, ((0, 0), (0, 1)), constant_values=1.0),
-        position_angle=180 * angle,
-        spectra=torch.nn.functional.pad(spectra, (0, 0, 0, 1)),
-        truth=_truth(galaxies),
+        spectra=pad(galaxy_spectra(galaxies, device), (0, 0, 0, 1)),
+        truth={name: getattr(galaxies, name) for name in known},
+    )
+
+
+def _stars(population: Population, rows: Rows, ra: Degrees, dec: Degrees, device: torch.device | str) -> _Part:
+    stars = draw_stars(rows, population.seed, ra, dec, population.magnitude_limit)
+    known = ("parallax", "pm_ra", "pm_dec", "radial_velocity")
+    truth = {name: getattr(stars, name) for name in known}
+    return _Part(
+        radius=np.zeros((len(rows), 3)),
+        axis_ratio=np.ones((len(rows), 3)),
+        spectra=pad(star_spectra(stars, device)[:, None], (0, 0, 2, 0)),
+        truth=truth | {"redshift": stars.radial_velocity / SPEED_OF_LIGHT_KM_S},
+    )
+
+
+def _quasars(population: Population, rows: Rows, ra: Degrees, dec: Degrees, device: torch.device | str) -> _Part:
+    quasars = draw_quasars(rows, population.seed, population.magnitude_limit)
+    flattened = np.stack([np.ones(len(rows)), quasars.host_axis_ratio, np.ones(len(rows))], 1)
+    return _Part(
+        radius=np.pad(quasars.host_radius, ((0, 0), (0, 1))),
+        axis_ratio=flattened,
+        spectra=quasar_spectra(quasars, device),
+        truth={"redshift": quasars.redshift},
     )
 
 
@@ -138,10 +208,6 @@ def positions(
     index = first[inverse] + np.minimum((place * width).astype(np.int64), width - 1)
     ra, dec = hpgeom.pixel_to_angle(2**ORDER, index, nest=True)
     return ra % 360, dec
-
-
-def _truth(galaxies: Galaxies) -> dict[str, Float[np.ndarray, " B"]]:
-    return {name: getattr(galaxies, name) for name in TRUTHS}
 
 
 _STREAM = zlib.crc32(b"shards")

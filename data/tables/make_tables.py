@@ -1,12 +1,13 @@
 """Makes the small tables beside this file from public wheels. Run once; the package reads only what it wrote.
 
-    pip download --no-deps -d WHEELS speclite==1.0.0 kcorrect==5.1.9 mirage==2.5.0
+    pip download --no-deps -d WHEELS speclite==1.0.0 kcorrect==5.1.9 mirage==2.5.0 sdss-mangadap==4.5.0
     pip download --no-deps --no-binary :all: -d WHEELS eazy==0.8.7
     python -m armillary.data.tables.make_tables WHEELS
 
 No wheel is installed: the files are read from the archive. The real galaxies and the noise are from `data/real`.
 """
 
+import gzip
 import io
 import sys
 import tarfile
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from scipy.optimize import lsq_linear, nnls
+from scipy.optimize import brentq, lsq_linear, nnls
 
 from ..filters import filter_curve, flux_to_magnitude, magnitude_to_flux, photometry_weights
 from ..real_files import real_file
@@ -35,6 +36,7 @@ FILTERS = [
     ),
     "MzLS-z",
     *(f"hsc2017-{band}" for band in "grizy"),
+    *(f"gaiadr3-{band}" for band in ("G", "BP", "RP")),
 ]
 
 SPEED_OF_LIGHT_KM_S = 299792.458
@@ -42,6 +44,21 @@ TEMPLATE_RANGE = (700.0, 12500.0)
 TEMPLATE_LINE_DISPERSION = 200.0
 """Velocity dispersion of the emission lines in the templates, km/s: measured on H alpha, H beta and [O III]."""
 TEMPLATES_WITH_LINES = (0, 1, 2)
+
+STAR_SEQUENCES = {
+    "dwarf": (81, 80, 84, 86, 36, 33, 40, 39, 42, 49, 48, 47, 58, 57, 19, 17, 23, 22, 3, 2),
+    "metal_poor": (35, 44, 45, 43, 51, 56, 60, 59),
+    "giant": (56, 60, 59, 11, 15, 14, 12, 26),
+    "white_dwarf": (74,),
+}
+"""Clusters of MaStar by number, from blue to red. They were told apart by eye and by their lines at one colour: dwarfs have
+strong Na I 8190, metal-poor stars weak Ca II K and Mg b. Clusters of few or odd stars, and of extreme giants, are left
+out."""
+STAR_RANGE = (2940.0, 11400.0)
+BALMER_CONTINUUM_SLOPE = -0.83
+"""d ln f_lambda / d ln lambda of Vega from 3000 to 3600 A (Kurucz 1991, lcbvega.ori of kcorrect)."""
+STELLAR_LOCUS = (1.0636113, -1.6267818, 4.9389572, -3.2809081, 0.8725109, -0.0828035)
+"""u - g of stars as a polynomial in g - i, for 0.3 < g - i < 4 (Covey et al. 2007, AJ 134, 2398, Table 4)."""
 
 NIRCAM_BANDS = {"f070w": (6240, 7810), "f090w": (7950, 10050), "f115w": (10130, 12820), "f150w": (13310, 16680)}
 """Bands (angstrom) of the catalogue's magnitudes, taken as flat in between: the filters are nearly so."""
@@ -277,6 +294,54 @@ def write_sky_noise(coadd: Path) -> None:
     np.savez_compressed(FOLDER / "sky_noise.npz", wavelength=grid, noise=np.float32(noise / np.median(noise)))
 
 
+def write_stars(wheel: zipfile.ZipFile) -> None:
+    """star_templates.npz: mean spectra of kinds of real stars (MaStar, Yan et al. 2019, ApJ 883, 175), without dust.
+
+    The spectra reach from 3632 to 10323 A. They go on redwards as they end, as a power law that does not rise. Bluewards
+    they go on as a power law too: with the slope of Vega's Balmer continuum for stars bluer than g - i = 0.2, and with
+    the slope that gives the u - g of the stellar locus for the others, for whose lines there it stands.
+    """
+    folder = "mangadap/data/spectral_templates/mastarhc_v2"
+    numbers = sorted({number for sequence in STAR_SEQUENCES.values() for number in sequence})
+    observed = 10 ** (3.5601 + 1e-4 * np.arange(4538))
+    wavelength = np.exp(np.arange(np.log(STAR_RANGE[0]), np.log(STAR_RANGE[1]), 1e-4 * np.log(10)))
+    weights = photometry_weights([filter_curve(f"sdss2010-{band}") for band in "ugi"], wavelength)
+    spectra = np.zeros((len(numbers), len(wavelength)))
+    for row, number in enumerate(numbers):
+        content = gzip.decompress(wheel.read(f"{folder}/MaStarHC_{number:02d}.fits.gz"))
+        with fits.open(io.BytesIO(content)) as file:
+            good = file["IVAR"].data > 0
+            known, flux = observed[good], np.maximum(np.asarray(file[0].data[good], np.float64), 0)
+        end = known > 9800
+        slope = np.polyfit(np.log(known[end]), np.log(np.maximum(flux[end], 1e-3)), 1)[0]
+        level = np.median(flux[end] * (known[end] / 1e4) ** -slope) * (known[-1] / 1e4) ** slope
+        red = level * (wavelength / known[-1]) ** min(slope, 0.0)
+        spectrum = np.where(wavelength > known[-1], red, np.interp(wavelength, known, flux))
+        beginning = np.median(flux[known < known[0] + 15])
+        is_blue = wavelength < known[0]
+
+        def extended(power: float) -> np.ndarray:
+            return np.where(is_blue, beginning * (wavelength / known[0]) ** power, spectrum)  # noqa: B023
+
+        _, g, i = flux_to_magnitude(weights @ extended(BALMER_CONTINUUM_SLOPE))
+        power = BALMER_CONTINUUM_SLOPE
+        if g - i > 0.2:
+            wanted = np.polynomial.polynomial.polyval(g - i, STELLAR_LOCUS)
+            power = brentq(lambda p: _color(weights[:2] @ extended(p)) - wanted, -15, 40)  # noqa: B023
+        spectra[row] = extended(power) / np.median(spectrum)
+    np.savez_compressed(
+        FOLDER / "star_templates.npz",
+        wavelength=wavelength,
+        flux=np.float16(spectra),
+        allow_pickle=False,
+        **{name: np.array([numbers.index(n) for n in sequence]) for name, sequence in STAR_SEQUENCES.items()},
+    )
+
+
+def _color(flux: np.ndarray) -> float:
+    return float(-2.5 * np.log10(flux[0] / flux[1]))
+
+
 def write_intergalactic(source: tarfile.TarFile) -> None:
     """intergalactic.npz: Table 2 of Inoue et al. 2014: for each Lyman line its wavelength and coefficients."""
     columns = {}
@@ -294,13 +359,17 @@ def write_intergalactic(source: tarfile.TarFile) -> None:
 
 def main(wheels: Path) -> None:
     """Write all tables, in the order in which they build on each other."""
-    opened = {name: zipfile.ZipFile(next(wheels.glob(f"{name}-*.whl"))) for name in ("speclite", "kcorrect", "mirage")}
+    opened = {
+        name: zipfile.ZipFile(next(wheels.glob(f"{name}-*.whl")))
+        for name in ("speclite", "kcorrect", "mirage", "sdss_mangadap")
+    }
     write_filters(opened["speclite"])
     with tarfile.open(wheels / "eazy-0.8.7.tar.gz") as source:
         write_intergalactic(source)
     write_templates(opened["kcorrect"])
     write_galaxy_mixes(real_file("sdss-galaxies-5000.fits"))
     write_shapes(opened["mirage"], opened["kcorrect"])
+    write_stars(opened["sdss_mangadap"])
     write_sky_noise(real_file("desi-coadd-sv3-dark-26065.fits"))
 
 

@@ -15,7 +15,8 @@ LEGACY, HSC = modality("image/legacysurvey"), modality("image/hsc")
 
 @pytest.fixture(scope="module")
 def objects() -> SkyObjects:
-    return draw_objects(Population(seed=11, magnitude_limit=19.8, shard_size=100, healpix_order=1), np.arange(64))
+    population = Population(11, 19.8, star_fraction=0.1, quasar_fraction=0.1, shard_size=100, healpix_order=1)
+    return draw_objects(population, np.arange(64))
 
 
 def median_ratio(first, second):

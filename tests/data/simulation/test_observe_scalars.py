@@ -13,7 +13,9 @@ from armillary.data.simulation.wavelength_grid import observed_wavelength
 
 @pytest.fixture(scope="module")
 def objects() -> SkyObjects:
-    return draw_objects(Population(seed=2, magnitude_limit=19.8, shard_size=1000, healpix_order=1), np.arange(400))
+    return draw_objects(
+        Population(2, 19.8, star_fraction=0.1, quasar_fraction=0.1, shard_size=1000, healpix_order=1), np.arange(400)
+    )
 
 
 def test_latents_are_given_as_they_are(objects):

@@ -17,7 +17,8 @@ DESI, SDSS = modality("spectrum/desi"), modality("spectrum/sdss")
 
 @pytest.fixture(scope="module")
 def objects() -> SkyObjects:
-    return draw_objects(Population(seed=11, magnitude_limit=19.8, shard_size=100, healpix_order=1), np.arange(64))
+    population = Population(11, 19.8, star_fraction=0.1, quasar_fraction=0.1, shard_size=100, healpix_order=1)
+    return draw_objects(population, np.arange(64))
 
 
 def test_spectrum_is_the_photometry_through_the_fibre(objects):

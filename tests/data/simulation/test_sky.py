@@ -60,6 +60,7 @@ def test_shipped_settings_are_the_defaults():
         ("num_object=3", "num_objects"),
         ("healpix_order=0", "at most 6000"),
         ("magnitude_limit=25", "magnitude_limit"),
+        ("star_fraction=0.97", "must not exceed 1"),
     ],
 )
 def test_wrong_settings_are_explained(override, message):
