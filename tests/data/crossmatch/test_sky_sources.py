@@ -6,11 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
-from armillary.data.crossmatch.sky_sources import SkySource, read_sky_table
+from armillary.data.crossmatch.sky_sources import SkySource, parse_sources, read_sky_table
 from armillary.data.dataset_writer import DatasetWriter, write_dataset
 from armillary.data.modalities import modality
 from armillary.data.observations import ObservationError, ScalarObservation
 from armillary.data.real_files import real_file
+from armillary.settings import SettingsError
 
 RA, DEC = np.array([10.0, 20.0, 359.5]), np.array([-5.0, 0.0, 89.0])
 
@@ -143,3 +144,15 @@ def test_what_is_neither_dataset_nor_catalogue_nor_table_is_an_error(tmp_path):
     (tmp_path / "hats.properties").write_text("hats_col_ra=ra\nhats_col_dec=dec\n")
     with pytest.raises(ObservationError, match="expected files dataset/Norder=K"):
         read_sky_table(tmp_path)
+
+
+def test_a_command_line_names_sources_and_their_columns():
+    words, settings = ["sdss=/data/a.fits", "/data/gaia"], ["sdss.object_id=null", "sdss.ra=RA", "gaia.epoch=2016"]
+    assert parse_sources(words, settings) == [
+        SkySource("/data/a.fits", "sdss", object_id=None, ra="RA"),
+        SkySource("/data/gaia", epoch=2016.0),
+    ]
+    with pytest.raises(SettingsError, match=r"twomass\.ra=RA: expected NAME\.KEY=VALUE"):
+        parse_sources(words, ["twomass.ra=RA"])
+    with pytest.raises(SettingsError, match="object_id"):
+        parse_sources(words, ["sdss.objectid=x"])
