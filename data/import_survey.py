@@ -163,9 +163,10 @@ class _Import:
                 if len(files) == 1:
                     with self._skipping(files[0]):
                         raise
-                # Which of the files it is, shows once each is a piece of its own.
-                for file in files:
-                    self._add_file(file)
+                else:
+                    # Which of the files it is, shows once each is a piece of its own.
+                    for file in files:
+                        self._add_file(file)
 
     def _add_file(self, file: Path) -> None:
         name = self.names[file]
