@@ -32,8 +32,8 @@ from .hugging_face_columns import (
     WavelengthGrid,
     WithNoise,
 )
-from .multimodal_universe_columns import Rows, identify, naming
 from .nested_columns import column_at, dense, names_at, numbers, padded
+from .survey_rows import Rows, identify, naming
 
 SPECTRUM_FLUX_UNIT = 1e-17
 """Our unit of flux, in erg / s / cm2 / A."""
@@ -68,20 +68,23 @@ def read_hugging_face(path: str | Path, settings: HuggingFaceSettings) -> Iterat
     `hf://datasets/<owner>/<name>`. Raises ObservationError, with the path and, where there is one, the object, on a
     dataset that cannot be loaded, missing columns, lists of wrong length, nulls, ids that come twice and whatever an
     observation refuses. Without a mask column, values that are not finite are masked; with one they must be masked by
-    it. Images must have one size within `settings.batch_size` rows.
+    it. Objects without a valid pixel are left out with a warning that names them. Images must have one size within
+    `settings.batch_size` rows.
     """
     path = Path(path)
     seen: set[str] = set()
     for table in _tables(path, settings):
         with naming(path):
             rows = _rows(path, table, settings)
-            for name in rows.object_id:
+            if not seen:
+                rows.warn_of_rounding()
+            for row, name in enumerate(rows.object_id):
                 if name in seen:
-                    raise rows.error(rows.object_id.index(name), "comes twice")
+                    raise rows.error(row, "comes twice")
                 seen.add(name)
             found: list[Observation] = [
-                *(_image(table, rows, image) for image in settings.images),
-                *(_spectrum(table, rows, spectrum) for spectrum in settings.spectra),
+                *(o for image in settings.images for o in _images(table, rows, image)),
+                *(o for spectrum in settings.spectra for o in _spectra(table, rows, spectrum)),
                 *(_coefficients(table, rows, coefficients) for coefficients in settings.coefficients),
                 *(_scalar(table, rows, scalar) for scalar in settings.scalars),
             ]
@@ -141,9 +144,7 @@ def _hub_id(path: Path) -> str:
 def _rows(path: Path, table: pa.Table, settings: HuggingFaceSettings) -> Rows:
     ids = column_at(table, settings.object_id).to_pylist()
     if settings.ra is None or settings.dec is None:
-        placed = identify(path, ids, np.zeros(len(ids)), np.zeros(len(ids)))
-        unknown = np.full(len(ids), np.nan)
-        return Rows(path, placed.object_id, unknown, unknown, {}, np.zeros((len(ids), 2)))
+        return identify(path, ids, None, None)
 
     def error(row: int, problem: str) -> ObservationError:
         return ObservationError(f"{path}, object {ids[row]}: {problem}")
@@ -152,7 +153,7 @@ def _rows(path: Path, table: pa.Table, settings: HuggingFaceSettings) -> Rows:
     return identify(path, ids, ra, dec)
 
 
-def _image(table: pa.Table, rows: Rows, columns: ImageColumns) -> ImageObservation:
+def _images(table: pa.Table, rows: Rows, columns: ImageColumns) -> list[ImageObservation]:
     if isinstance(columns.flux, tuple):
         flux = np.stack([dense(column_at(table, name), 2, rows.error, name) for name in columns.flux], axis=1)
     else:
@@ -165,25 +166,31 @@ def _image(table: pa.Table, rows: Rows, columns: ImageColumns) -> ImageObservati
 
     ivar = _inverse_variance(columns, pixels, float(unit))
     mask = _mask(columns, pixels)
+    valid = np.isfinite(flux) if mask is None else mask
+    if mask is None and ivar is not None:
+        valid &= np.isfinite(ivar)
     psf_fwhm = None
     if columns.psf_fwhm is not None:
         psf_fwhm = dense(column_at(table, columns.psf_fwhm), 1, rows.error, columns.psf_fwhm)
-    if mask is None:
-        mask = np.isfinite(flux)
-    return ImageObservation(
-        modality(columns.modality),
-        rows.object_id,
-        flux * unit,
-        columns.bands,
-        ivar,
-        mask,
-        psf_fwhm=psf_fwhm,
-        ra=rows.ra,
-        dec=rows.dec,
-    )
+    kept = rows.with_light(valid if ivar is None else valid & ~(ivar <= 0), columns.modality)
+    if not kept.any():
+        return []
+    return [
+        ImageObservation(
+            modality(columns.modality),
+            rows.chosen(kept),
+            flux[kept] * unit,
+            columns.bands,
+            None if ivar is None else ivar[kept],
+            valid[kept],
+            psf_fwhm=None if psf_fwhm is None else psf_fwhm[kept],
+            ra=rows.ra[kept],
+            dec=rows.dec[kept],
+        )
+    ]
 
 
-def _spectrum(table: pa.Table, rows: Rows, columns: SpectrumColumns) -> SpectrumObservation:
+def _spectra(table: pa.Table, rows: Rows, columns: SpectrumColumns) -> list[SpectrumObservation]:
     names = [name for name in (columns.flux, columns.ivar, columns.error, columns.wavelength) if isinstance(name, str)]
     fills: list[float | bool] = [0.0] * len(names)
     if columns.mask is not None:
@@ -203,19 +210,22 @@ def _spectrum(table: pa.Table, rows: Rows, columns: SpectrumColumns) -> Spectrum
     ivar = _inverse_variance(columns, found.__getitem__, scale)
     assert ivar is not None  # the settings have seen to it
     mask = _mask(columns, found.__getitem__)
-    valid = is_there if mask is None else is_there & mask
-    if mask is None:
-        valid = valid & np.isfinite(flux) & np.isfinite(ivar)
-    return SpectrumObservation(
-        modality(columns.modality),
-        rows.object_id,
-        (flux * scale).astype(np.float32),
-        wavelength,
-        ivar.astype(np.float32),
-        valid,
-        ra=rows.ra,
-        dec=rows.dec,
-    )
+    valid = is_there & (np.isfinite(flux) & np.isfinite(ivar) if mask is None else mask)
+    kept = rows.with_light(valid & ~(ivar <= 0), columns.modality)
+    if not kept.any():
+        return []
+    return [
+        SpectrumObservation(
+            modality(columns.modality),
+            rows.chosen(kept),
+            (flux[kept] * scale).astype(np.float32),
+            wavelength[kept] if wavelength.ndim == 2 else wavelength,
+            ivar[kept].astype(np.float32),
+            valid[kept],
+            ra=rows.ra[kept],
+            dec=rows.dec[kept],
+        )
+    ]
 
 
 def _grid(grid: WavelengthGrid, length: int) -> np.ndarray:

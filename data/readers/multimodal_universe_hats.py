@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from ...settings import Settings
 from ..observations import Observation, ObservationError
-from .multimodal_universe_columns import FlagMeaning, Rows, Survey, identify
+from .multimodal_universe_columns import FlagMeaning, Survey
 from .multimodal_universe_surveys import SURVEYS
 from .nested_columns import column_at, dense, names_at, numbers, padded, selection, texts
+from .survey_rows import Rows, identify
 
 CHUNK_BYTES = 32 * 2**20
 """Uncompressed size of the rows that are read at once."""
@@ -91,7 +92,6 @@ def read_multimodal_universe_hats(
     settings = settings or MultimodalUniverseHatsSettings()
     properties = _properties_above(path)
     survey = SURVEYS[settings.survey or _survey_name(path, properties)]
-    true_means = survey.flag_true_means or settings.flag_true_means
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         known = _names(path, file)
@@ -99,6 +99,7 @@ def read_multimodal_universe_hats(
         if missing:
             raise ObservationError(f"{path}: columns {missing} of {survey.name} are missing; found {sorted(known)}")
         everything = _everything(path, file, survey, properties, known)
+        everything.warn_of_rounding()
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         row_bytes = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
         names = [selection(file.schema_arrow, c.parquet) for c in survey.columns.values() if c.parquet in known]
@@ -106,7 +107,7 @@ def read_multimodal_universe_hats(
         for batch in file.iter_batches(batch_size=max(1, int(CHUNK_BYTES // max(1.0, row_bytes))), columns=names):
             stop = start + len(batch)
             columns = _columns(batch, survey, everything.part(start, stop, {}), known)
-            yield from survey.observations(everything.part(start, stop, columns, true_means))
+            yield from survey.observations(everything.part(start, stop, columns), settings.flag_true_means)
             start = stop
     except (pa.ArrowException, OSError) as error:
         raise ObservationError(f"{path}: cannot be read as Parquet, cut short or damaged ({error})") from None

@@ -6,7 +6,6 @@ below and left of the middle (to half a pixel); HSC's inverse variance is `nan_t
 variance is 0, and its PSF is 0 where it was not measured; `lsf_sigma` is in pixels.
 """
 
-import logging
 import math
 
 import numpy as np
@@ -21,7 +20,7 @@ from ..observations import (
     ObservationError,
     SpectrumObservation,
 )
-from .multimodal_universe_columns import Rows
+from .survey_rows import Rows
 
 LARGEST_INVERSE_VARIANCE = 1e30
 """An inverse variance beyond it stands for a variance of 0."""
@@ -30,8 +29,6 @@ OBJECT_FROM_MIDDLE = -1.0
 
 _FWHM_PER_SIGMA = 2.354820045
 _SCALE_TOLERANCE = 1e-3
-
-_log = logging.getLogger(__name__)
 
 
 def images(rows: Rows, modality_name: str, band_prefix: str, zero_point: float) -> list[Observation]:
@@ -52,12 +49,12 @@ def images(rows: Rows, modality_name: str, band_prefix: str, zero_point: float) 
         raise ObservationError(
             f"{rows.path}: images must have shape [objects, bands = {len(bands)}, height, width], found {list(shape)}"
         )
-    ivar = shaped(rows, "ivar", shape)
+    ivar = rows.shaped("ivar", shape)
     mask = rows.columns["mask"]
-    mask = shaped(rows, "mask", shape) if mask.ndim == 4 else shaped(rows, "mask", (shape[0], *shape[2:]))[:, None]
+    mask = rows.shaped("mask", shape) if mask.ndim == 4 else rows.shaped("mask", (shape[0], *shape[2:]))[:, None]
     if mask.dtype.kind not in "bu":
         raise ObservationError(f"{rows.path}: mask must hold booleans (True = good), found {mask.dtype}")
-    scale = shaped(rows, "scale", shape[:2])
+    scale = rows.shaped("scale", shape[:2])
     wrong = ~(np.abs(scale - card.pixel_scale) <= _SCALE_TOLERANCE)
     if wrong.any():
         row, band = np.argwhere(wrong)[0].tolist()
@@ -65,20 +62,20 @@ def images(rows: Rows, modality_name: str, band_prefix: str, zero_point: float) 
             row, f"pixel scale must be {card.pixel_scale} arcsec, found {scale[row, band]} in {bands[band]}"
         )
     typical = np.array([card.band(name).psf_fwhm for name in bands])
-    psf_fwhm = shaped(rows, "psf_fwhm", shape[:2]).astype(np.float64)
+    psf_fwhm = rows.shaped("psf_fwhm", shape[:2]).astype(np.float64)
     psf_fwhm = np.where((psf_fwhm > 0) & np.isfinite(psf_fwhm), psf_fwhm, typical)
 
     unit = np.float32(10 ** (0.4 * (UNITS_OF_FLUX_AT_ZERO_MAGNITUDE - zero_point)))
     valid = mask.astype(bool) & np.isfinite(flux) & (ivar > 0) & (ivar < LARGEST_INVERSE_VARIANCE)
     ivar = np.where(valid, ivar, 0).astype(np.float32) / unit**2
-    kept = _with_light(rows, valid, modality_name)
+    kept = rows.with_light(valid, modality_name)
     if not kept.any():
         return []
     middle = np.array([(shape[2] - 1) / 2, (shape[3] - 1) / 2]) + OBJECT_FROM_MIDDLE
     return [
         ImageObservation(
             declared,
-            _chosen(rows, kept),
+            rows.chosen(kept),
             flux[kept].astype(np.float32) * unit,
             bands,
             ivar[kept],
@@ -143,14 +140,14 @@ def spectra(rows: Rows, modality_name: str) -> list[Observation]:
     flux = rows.columns["flux"]
     if flux.ndim != 2 or 0 in flux.shape:
         raise ObservationError(f"{rows.path}: spectra must have shape [objects, pixels], found {list(flux.shape)}")
-    ivar, wavelength, mask = (shaped(rows, name, flux.shape) for name in ("ivar", "wavelength", "mask"))
+    ivar, wavelength, mask = (rows.shaped(name, flux.shape) for name in ("ivar", "wavelength", "mask"))
     if mask.dtype.kind != "b":
         raise ObservationError(f"{rows.path}: mask must hold booleans (True = bad), found {mask.dtype}")
     wavelength = wavelength.astype(np.float64)
     is_there = (wavelength > 0) & np.isfinite(wavelength)
     valid = ~mask & is_there & np.isfinite(flux) & (ivar > 0) & (ivar < LARGEST_INVERSE_VARIANCE)
     wavelength = np.where(is_there, wavelength, 0.0)
-    kept = _with_light(rows, valid, modality_name)
+    kept = rows.with_light(valid, modality_name)
     if not kept.any():
         return []
     longest = int(np.flatnonzero(is_there[kept].any(0))[-1]) + 1
@@ -160,7 +157,7 @@ def spectra(rows: Rows, modality_name: str) -> list[Observation]:
     return [
         SpectrumObservation(
             declared,
-            _chosen(rows, kept),
+            rows.chosen(kept),
             *pixels[:4],
             resolving_power=pixels[4],
             ra=rows.ra[kept],
@@ -175,29 +172,8 @@ def _resolving_power(rows: Rows, card: Spectrograph, wavelength: Float[np.ndarra
     sigma = rows.columns.get("lsf_sigma")
     if sigma is None:
         return typical
-    sigma = (sigma[:, None] if sigma.ndim == 1 else shaped(rows, "lsf_sigma", wavelength.shape)).astype(np.float64)
+    sigma = (sigma[:, None] if sigma.ndim == 1 else rows.shaped("lsf_sigma", wavelength.shape)).astype(np.float64)
     is_known = np.isfinite(sigma) & (sigma > 0)
     fwhm = _FWHM_PER_SIGMA * np.where(is_known, sigma, 1.0) * card.step
     measured = wavelength / fwhm if card.sampling == "linear" else 1 / (fwhm * math.log(10)) * np.ones_like(wavelength)
     return np.where(is_known & (measured > 0), measured, typical)
-
-
-def shaped(rows: Rows, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A column that must have this shape. Raises ObservationError."""
-    values = rows.columns[name]
-    if values.shape != shape:
-        raise ObservationError(f"{rows.path}: {name} must have shape {list(shape)}, found {list(values.shape)}")
-    return values
-
-
-def _with_light(rows: Rows, valid: np.ndarray, modality_name: str) -> Bool[np.ndarray, " B"]:
-    """Which objects have a valid pixel; the others are no observation, and a warning names them."""
-    kept = np.asarray(valid.reshape(len(valid), -1).any(1))
-    if not kept.all():
-        names = _chosen(rows, ~kept)
-        _log.warning("%s: no valid pixel in %s of objects %s; left out", rows.path, modality_name, names)
-    return kept
-
-
-def _chosen(rows: Rows, kept: Bool[np.ndarray, " B"]) -> list[str]:
-    return [name for name, is_kept in zip(rows.object_id, kept.tolist(), strict=True) if is_kept]

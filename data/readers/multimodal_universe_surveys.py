@@ -29,8 +29,9 @@ from ..observations import (
     ScalarObservation,
 )
 from .mosaics import HSC_ZERO_POINT
-from .multimodal_universe_columns import MILLIARCSEC_PER_DEGREE, Column, Rows, Survey
-from .multimodal_universe_pixels import images, shaped, spectra
+from .multimodal_universe_columns import Column, FlagMeaning, Survey, is_good
+from .multimodal_universe_pixels import images, spectra
+from .survey_rows import MILLIARCSEC_PER_DEGREE, Rows
 
 FARTHEST_FROM_SOURCE_ID = 300.0
 """Arcsec from the middle of the HEALPix pixel in a Gaia source_id to its source: 36 to a corner, the rest is motion."""
@@ -40,7 +41,7 @@ _GAIA_PIXEL_SHIFT = 35
 _GAIA_NSIDE = 2**12
 
 
-def _gaia(rows: Rows) -> list[Observation]:
+def _gaia(rows: Rows, _: FlagMeaning | None) -> list[Observation]:
     _check_source_ids(rows)
     declared = modality("coefficients/gaia_bp_rp")
     values = rows.columns["coeff"]
@@ -48,7 +49,7 @@ def _gaia(rows: Rows) -> list[Observation]:
         raise ObservationError(
             f"{rows.path}: coeff must have shape [objects, coefficients], found {list(values.shape)}"
         )
-    error = shaped(rows, "coeff_error", values.shape).astype(np.float64)
+    error = rows.shaped("coeff_error", values.shape).astype(np.float64)
     valid = np.isfinite(values)
     error = np.where(valid & (error >= 0) & np.isfinite(error), error, np.nan)
     coefficients = CoefficientsObservation(declared, rows.object_id, values, valid, error, ra=rows.ra, dec=rows.dec)
@@ -105,15 +106,15 @@ def _separation(
     return np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1))))
 
 
-def _redshifts(rows: Rows, flag: str) -> list[Observation]:
+def _redshifts(rows: Rows, flag: str, true_means: FlagMeaning | None) -> list[Observation]:
     redshift, error = rows.numbers("redshift"), rows.numbers("redshift_error")
     assert redshift is not None
     assert error is not None
-    valid = rows.is_good(flag) & np.isfinite(error) & (error > 0)
+    valid = is_good(rows, flag, true_means) & np.isfinite(error) & (error > 0)
     return _scalar(rows, "scalar/redshift", redshift, error, valid)
 
 
-def _legacysurvey(rows: Rows) -> list[Observation]:
+def _legacysurvey(rows: Rows, _: FlagMeaning | None) -> list[Observation]:
     found = images(rows, "image/legacysurvey", "des-", UNITS_OF_FLUX_AT_ZERO_MAGNITUDE)
     found += _photometry(rows, ("g", "r", "i", "z", "w1", "w2"))
     radius = rows.numbers("half_light_radius")
@@ -124,19 +125,19 @@ def _legacysurvey(rows: Rows) -> list[Observation]:
     return found
 
 
-def _hsc(rows: Rows) -> list[Observation]:
+def _hsc(rows: Rows, _: FlagMeaning | None) -> list[Observation]:
     found = images(rows, "image/hsc", "hsc-", HSC_ZERO_POINT)
     for band in "grizy":
         found += _scalar(rows, f"scalar/hsc_{band}", rows.numbers(f"mag_{band}"), rows.numbers(f"mag_error_{band}"))
     return found
 
 
-def _sdss(rows: Rows) -> list[Observation]:
-    return spectra(rows, "spectrum/sdss") + _redshifts(rows, "ZWARNING")
+def _sdss(rows: Rows, true_means: FlagMeaning | None) -> list[Observation]:
+    return spectra(rows, "spectrum/sdss") + _redshifts(rows, "ZWARNING", true_means)
 
 
-def _desi(rows: Rows) -> list[Observation]:
-    return spectra(rows, "spectrum/desi") + _redshifts(rows, "ZWARN") + _photometry(rows, ("g", "r", "z"))
+def _desi(rows: Rows, true_means: FlagMeaning | None) -> list[Observation]:
+    return spectra(rows, "spectrum/desi") + _redshifts(rows, "ZWARN", true_means) + _photometry(rows, ("g", "r", "z"))
 
 
 def _photometry(rows: Rows, bands: tuple[str, ...]) -> list[Observation]:

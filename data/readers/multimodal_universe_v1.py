@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 
 from ..observations import Observation, ObservationError
-from .multimodal_universe_columns import Column, identify
+from .multimodal_universe_columns import Column
 from .multimodal_universe_surveys import SURVEYS
+from .survey_rows import identify
 
 CHUNK_BYTES = 32 * 2**20
 """Decompressed size of the rows that are read at once."""
@@ -67,11 +68,12 @@ def read_multimodal_universe_tile(path: str | Path, survey_name: str) -> Iterato
                 )
         ra, dec = _coordinate(file, path, _RA), _coordinate(file, path, _DEC)
         everything = identify(path, ids[()], ra, dec)
+        everything.warn_of_rounding()
         step = _rows_at_once(list(datasets.values()))
         for start in range(0, len(ids), step):
             stop = min(start + step, len(ids))
             columns = {ours: dataset[start:stop] for ours, dataset in datasets.items()}
-            yield from survey.observations(everything.part(start, stop, columns, survey.flag_true_means))
+            yield from survey.observations(everything.part(start, stop, columns))
 
 
 @contextmanager

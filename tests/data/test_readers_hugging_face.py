@@ -1,5 +1,8 @@
 """Hugging Face datasets, local ones only and with the network off: Parquet folders, files, and `save_to_disk`."""
 
+import logging
+import textwrap
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -8,11 +11,12 @@ import pytest
 
 from armillary.data.observations import ObservationError
 from armillary.data.readers.desi import read_desi
+from armillary.data.readers import hugging_face_columns
 from armillary.data.readers.hugging_face import hugging_face_files, read_hugging_face
 from armillary.data.readers.hugging_face_columns import HuggingFaceSettings
 from armillary.data.readers.survey_sources import SOURCES
 from armillary.data.real_files import real_file
-from armillary.settings import SettingsError, load_settings, validate_settings
+from armillary.settings import SettingsError, load_settings, parse_yaml, validate_settings
 
 SIZE = 5
 SPECTRUM = {
@@ -214,6 +218,15 @@ def test_pixels_without_a_wavelength_are_padding(tmp_path):
     assert spectrum.mask.tolist() == [[True, True], [True, False], [True, False]]
 
 
+def test_objects_without_a_valid_pixel_are_left_out_with_a_warning_that_names_them(tmp_path, caplog):
+    (tmp_path / "data").mkdir()
+    pq.write_table(table(i=[[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]), tmp_path / "data/train.parquet")
+    with caplog.at_level(logging.WARNING):
+        (spectrum,) = read(tmp_path / "data", settings(spectra=[FLAT]))["spectrum/desi"]
+    assert spectrum.object_id == ("1", "3")
+    assert "no valid pixel in spectrum/desi of objects ['2']" in caplog.text
+
+
 def test_wavelengths_in_air_are_refused():
     with pytest.raises(SettingsError, match="is_vacuum"):
         settings(spectra=[SPECTRUM | {"is_vacuum": False}])
@@ -253,6 +266,13 @@ def test_settings_come_from_yaml(tmp_path):
     assert {o.modality.name for o in source.read(piece, mapping)} == {"spectrum/desi", "scalar/redshift"}
     with pytest.raises(SettingsError, match="needs settings"):
         source.read(piece, None)
+
+
+def test_the_example_in_the_documentation_is_a_mapping():
+    example = textwrap.dedent("".join(hugging_face_columns.__doc__.partition("    object_id")[1:]))
+    mapping = validate_settings(HuggingFaceSettings, parse_yaml(example), "example")
+    assert mapping.columns()[:3] == ["targetid", "ra", "dec"]
+    assert mapping.spectra[0].unit == 1e-17
 
 
 def test_a_stream_reads_no_further_than_it_is_asked(tmp_path):
