@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from armillary.data.observations import ObservationError
-from armillary.data.readers.desi import read_desi
 from armillary.data.readers import hugging_face_columns
+from armillary.data.readers.desi import read_desi
 from armillary.data.readers.hugging_face import hugging_face_files, read_hugging_face
 from armillary.data.readers.hugging_face_columns import HuggingFaceSettings
 from armillary.data.readers.survey_sources import SOURCES
