@@ -1,8 +1,8 @@
 """Positions as unit vectors: separations and motions that hold at the poles and across right ascension zero.
 
-Angles in degrees, ICRS; separations in arcsec. A double of right ascension near 360 is itself rounded to 2e-10 arcsec;
-a chord between unit vectors is good to 5e-11 arcsec, so that nothing is lost by taking it, however close two places
-are.
+Angles in degrees, ICRS; separations in arcsec. A chord between unit vectors is good to 2e-10 arcsec (against 80-bit
+haversines), which is what the rounding of a right ascension near 360 is worth: nothing is lost by it, however close two
+places are.
 """
 
 import numpy as np
