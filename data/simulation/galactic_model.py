@@ -88,21 +88,23 @@ def draw_stars_along(
 
     `choice` and `jitter` are random numbers in [0, 1).
     """
-    kinds, absolute, local = _local_densities()
-    count = max(1, round((magnitudes[1] - magnitudes[0]) / _STEP))
-    edges = np.linspace(*magnitudes, count + 1)
-    distance = 10 ** (((edges[1:] + edges[:-1]) / 2 - absolute[:, None] + 5) / 5)  # [M, r] parsec
-    shape = _densities(distance, longitude, latitude)  # [population, B, M, r]
-    population = np.array([("thin" in k.name or "white" in k.name, "thick" in k.name, "halo" in k.name) for k in KINDS])
-    number = np.einsum("mp,pbmr->bmr", population[kinds].astype(float), shape) * (local[:, None] * distance**3)
+    kinds, absolute, _ = _local_densities()
+    edges, number = _numbers(longitude, latitude, magnitudes)
     cumulative = number.reshape(len(choice), -1).cumsum(1)
     cell = (cumulative < (choice * cumulative[:, -1])[:, None]).sum(1)
-    star, apparent = np.divmod(cell, count)
+    star, apparent = np.divmod(cell, len(edges) - 1)
     return StarDraws(
         kind=kinds[star],
         r_magnitude=edges[apparent] + jitter[0] * (edges[1] - edges[0]),
         absolute_magnitude=absolute[star] + (jitter[1] - 0.5) * _STEP,
     )
+
+
+def stars_per_square_degree(
+    longitude: Float[np.ndarray, " B"], latitude: Float[np.ndarray, " B"], magnitudes: tuple[float, float]
+) -> Float[np.ndarray, " B"]:
+    """How many stars between two apparent r magnitudes there are in each direction (Galactic, degrees)."""
+    return _numbers(longitude, latitude, magnitudes)[1].sum((1, 2)) * np.radians(1.0) ** 2
 
 
 def galactic_coordinates(
@@ -168,6 +170,21 @@ def _local_densities() -> tuple[Int[np.ndarray, " M"], Float[np.ndarray, " M"], 
         magnitudes.append(absolute)
         local.append(number * share * _STEP)
     return np.concatenate(kinds), np.concatenate(magnitudes), np.concatenate(local)
+
+
+def _numbers(
+    longitude: Float[np.ndarray, " B"], latitude: Float[np.ndarray, " B"], magnitudes: tuple[float, float]
+) -> tuple[Float[np.ndarray, " edges"], Float[np.ndarray, "B M r"]]:
+    """Edges of cells in apparent magnitude, and stars of each local cell within them on a steradian."""
+    kinds, absolute, local = _local_densities()
+    count = max(1, round((magnitudes[1] - magnitudes[0]) / _STEP))
+    edges = np.linspace(*magnitudes, count + 1)
+    distance = 10 ** (((edges[1:] + edges[:-1]) / 2 - absolute[:, None] + 5) / 5)  # [M, r] parsec
+    shape = _densities(distance, longitude, latitude)  # [population, B, M, r]
+    population = np.array([("thin" in k.name or "white" in k.name, "thick" in k.name, "halo" in k.name) for k in KINDS])
+    volume = distance**3 * (np.log(10) / 5) * (edges[1] - edges[0])  # of a steradian, d^2 dd = d^3 ln(10) / 5 dm
+    density = local[:, None] / 1000 * volume
+    return edges, np.einsum("mp,pbmr->bmr", population[kinds].astype(float), shape) * density
 
 
 def _densities(

@@ -88,7 +88,7 @@ def noiseless_images(
     psf_fwhm = torch.from_numpy(fwhm).float()
     sources, knots = _object_sources(objects, flux, card)
     if neighbours is not None:
-        sources = sources.join(neighbour_sources(neighbours, neighbour_pool()[0], pool_flux(curves).to(flux)))
+        sources = sources.join(neighbour_sources(neighbours, neighbour_pool(), pool_flux(curves).to(flux)))
     images = render_images(sources, psf_fwhm.to(flux), size=size, pixel_scale=card.pixel_scale, knots=knots)
     return _image(objects, modality, psf_fwhm, torch.from_numpy(depth).float(), images.cpu())
 

@@ -40,6 +40,8 @@ class Pool:
     axis_ratio: Float[np.ndarray, "M P"]
     position_angle: Float[np.ndarray, " M"]
     """Degrees from north through east; each neighbour is turned at random besides."""
+    is_companion: Bool[np.ndarray, " M"]
+    """Whether it may be a close companion: galaxies may, stars lie there by chance alone."""
 
     def __len__(self) -> int:
         return len(self.magnitude)
@@ -187,7 +189,7 @@ _NUM_EACH = 4
 
 
 def _next_in_magnitude(pool: Pool, wanted: Float[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-    order = np.argsort(pool.magnitude, kind="stable")
+    order = np.argsort(np.where(pool.is_companion, pool.magnitude, np.inf), kind="stable")[: pool.is_companion.sum()]
     ranked = pool.magnitude[order]
-    above = np.searchsorted(ranked, wanted).clip(1, len(pool) - 1)
+    above = np.searchsorted(ranked, wanted).clip(1, len(order) - 1)
     return order[np.where(wanted - ranked[above - 1] < ranked[above] - wanted, above - 1, above)]

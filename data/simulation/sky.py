@@ -21,6 +21,8 @@ from ..modalities import Modality, modality
 from ..observations import Observation
 from .galaxies import MAGNITUDE_LIMITS
 from .neighbour_pool import neighbours_of
+from .observe_gaia import QUANTITIES as GAIA_QUANTITIES
+from .observe_gaia import observe_gaia_scalars, observe_gaia_spectra
 from .observe_images import band_flux, observe_images
 from .observe_scalars import LATENTS, is_simulated, observe_scalars
 from .observe_spectra import observe_spectra
@@ -61,7 +63,7 @@ class SkySettings(Settings):
     healpix_order: Annotated[int, Field(ge=0, le=12)] = 5
     """Of that pixel; 5 is 1.8 degrees."""
     neighbours: bool = True
-    """Whether other galaxies, to r = 24, lie in images and fibres; catalogue numbers are those of the object alone."""
+    """Whether galaxies and stars to r = 24 lie beside the objects, in images and fibres; catalogues know of none."""
     close_companions: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of galaxies with a companion within 3.5 arcsec, besides those that chance puts there."""
     real_background: bool = False
@@ -142,6 +144,10 @@ class SimulatedSky:
         if isinstance(declared.card, Spectrograph):
             neighbours = self.neighbours(objects, declared.card.fiber_diameter / 2 + FIELD_MARGIN)
             return observe_spectra(objects, declared, neighbours)
+        if declared.card.name == "gaia_bp_rp":
+            return observe_gaia_spectra(objects, declared)
+        if declared.card.name == "gaia_catalogue":
+            return observe_gaia_scalars(objects, declared)
         return observe_scalars(objects, declared)
 
     def neighbours(self, objects: SkyObjects, field_radius: float) -> Neighbours | None:
@@ -151,9 +157,11 @@ class SimulatedSky:
         """
         if not self.settings.neighbours:
             return None
-        magnitude = flux_to_magnitude(band_flux(objects, ("decam2014-r",)).sum(1)[:, 0].double().cpu().numpy())
+        flux = band_flux(objects, ("decam2014-r",)).sum(1)[:, 0].double().cpu().numpy()
         # Stars have no companions, and quasars are too few to matter.
-        magnitude = np.where(objects.object_class == CLASSES.index("galaxy"), magnitude, np.nan)
+        magnitude = np.where(
+            objects.object_class == CLASSES.index("galaxy"), flux_to_magnitude(flux.clip(1e-9)), np.nan
+        )
         return neighbours_of(self.settings.seed, objects.row, magnitude, field_radius, self.settings.close_companions)
 
 
@@ -167,6 +175,11 @@ def simulate_sky(settings: SkySettings, batch_size: int = 256) -> Iterator[list[
 
 def _check_simulated(declared: Modality) -> None:
     """Raise LookupError if there is nothing that makes observations of a modality."""
-    is_known = is_simulated(declared) if declared.kind == "scalar" else declared.kind in ("image", "spectrum")
+    if declared.card.name == "gaia_catalogue":
+        is_known = declared.quantity_name in GAIA_QUANTITIES
+    elif declared.kind == "scalar":
+        is_known = is_simulated(declared)
+    else:
+        is_known = declared.kind in ("image", "spectrum") or declared.card.name == "gaia_bp_rp"
     if not is_known:
         raise LookupError(f"{declared.name} is not simulated")

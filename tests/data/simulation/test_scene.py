@@ -35,6 +35,7 @@ def pool() -> Pool:
         radius=radius,
         axis_ratio=np.column_stack([rng.uniform(0.5, 1, (count, 2)), np.ones(count)]),
         position_angle=rng.uniform(0, 180, count),
+        is_companion=np.arange(count) % 4 > 0,
     )
 
 
@@ -83,7 +84,9 @@ def test_close_companions_are_close_and_alike_in_magnitude(pool):
     assert (separation >= CLOSE_SEPARATIONS[0]).all()
     assert (separation <= CLOSE_SEPARATIONS[1]).all()
     contrast = pool.magnitude[drawn.row[has_close, 0]] - 19.0
-    spacing = 7 / 199
+    spacing = 2 * 7 / 199
+    assert pool.is_companion[drawn.row[has_close, 0]].all()
+    assert not pool.is_companion[drawn.row[:, 1:][drawn.is_present[:, 1:]]].all()
     assert contrast.min() == pytest.approx(CLOSE_CONTRAST[0], abs=0.05 + spacing)
     assert contrast.max() == pytest.approx(CLOSE_CONTRAST[1], abs=0.05 + spacing)
     assert not neighbours(pool, 500, close_probability=0.0).is_present[:, 0].any()
