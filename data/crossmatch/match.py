@@ -61,7 +61,7 @@ def crossmatch(
     objects, the one with the lesser id (as bytes) is the nearer. Proper motions are followed to a common epoch first
     (`at_common_epoch`), and the radius holds there.
 
-    `engine` is `tree` (this process; memory beyond columns and pairs is a few MB), `lsdb` (Dask: in this process's
+    `engine` is `tree` (this process; memory beyond columns and pairs is 24 bytes a row), `lsdb` (Dask: in this process's
     threads, or on the cluster at the `scheduler` address, such as tcp://host:8786, which must see `work_folder`), or
     `auto`: LSDB where it is installed and a catalogue has more than LSDB_ROWS rows, or a scheduler is named. All give
     the same matches. Raises ObservationError on a wrong radius, mode or engine, unknown epochs, or missing LSDB.
@@ -73,8 +73,10 @@ def crossmatch(
     if uses_lsdb(engine, max(len(left), len(right)), scheduler):
         from .lsdb_pairs import close_pairs_by_lsdb
 
+        # What lies on the edge is decided here, whatever the last bit is on the machine of a worker.
+        reach = radius * (1 + 1e-9) + 1e-9
         left_row, right_row = close_pairs_by_lsdb(
-            *columns, radius, best_only=best_only, scheduler=scheduler, work_folder=work_folder
+            *columns, reach, best_only=best_only, scheduler=scheduler, work_folder=work_folder
         )
         separation = _separations_of(left, right, left_row, right_row)
         inside = separation <= radius
