@@ -61,7 +61,7 @@ def crossmatch(
     objects, the one with the lesser id (as bytes) is the nearer. Proper motions are followed to a common epoch first
     (`at_common_epoch`), and the radius holds there.
 
-    `engine` is `tree` (this process; memory beyond columns and pairs is 24 bytes a row), `lsdb` (Dask: in this process's
+    `engine` is `tree` (this process; memory beyond columns and pairs: 24 bytes a row), `lsdb` (Dask: in this process's
     threads, or on the cluster at the `scheduler` address, such as tcp://host:8786, which must see `work_folder`), or
     `auto`: LSDB where it is installed and a catalogue has more than LSDB_ROWS rows, or a scheduler is named. All give
     the same matches. Raises ObservationError on a wrong radius, mode or engine, unknown epochs, or missing LSDB.
