@@ -122,6 +122,9 @@ def _data_verbs(verbs: Any) -> None:
     match.add_argument(
         "--set", action="append", default=[], metavar="NAME.KEY=VALUE", help="of a source: object_id, ra, epoch, ..."
     )
+    match.add_argument(
+        "--take", action="append", default=[], metavar="NAME=MODALITY,...", help="modalities of a source; default: all"
+    )
     match.set_defaults(run=_crossmatch)
 
     validate = verbs.add_parser("validate", help="check a dataset against docs/data.md")
@@ -235,8 +238,12 @@ def _crossmatch(options: argparse.Namespace) -> int:
         engine=options.engine,
         epoch=options.epoch,
         scheduler=options.scheduler,
+        modalities={name: tuple(taken.split(",")) for name, _, taken in (word.partition("=") for word in options.take)},
     )
-    print(f"{options.output}: {summary}")  # noqa: T201
+    found = "pairs" if options.mode != "one-to-one" else "objects"
+    print(f"{options.output / 'associations.parquet'}: {summary.num_objects} {found}")  # noqa: T201
+    for name, count in sorted(summary.num_rows.items()):
+        print(f"  {name}: {count} objects")  # noqa: T201
     return 0
 
 
