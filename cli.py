@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(error: Exception) -> int:
     """Say what is wrong in one line if it is the user's to mend, or raise what is ours."""
     from .data.observations import ObservationError
+    from .data.publish import PublishError
     from .data.token_store import TokenStoreError
     from .models.embeddings import EmbeddingsError
     from .tokenizers.pretrained import PretrainedError
@@ -34,7 +35,15 @@ def _report(error: Exception) -> int:
     if isinstance(error, Interrupted):
         print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
         return 130
-    mistakes = (SettingsError, ObservationError, TokenStoreError, EmbeddingsError, PretrainedError, LookupError)
+    mistakes = (
+        SettingsError,
+        ObservationError,
+        TokenStoreError,
+        PublishError,
+        EmbeddingsError,
+        PretrainedError,
+        LookupError,
+    )
     if isinstance(error, (*mistakes, FileNotFoundError, ValueError)) and not isinstance(error, (KeyError, IndexError)):
         print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -135,6 +144,7 @@ def _data_verbs(verbs: Any) -> None:
     push.add_argument("path", type=Path)
     push.add_argument("repository", help="OWNER/NAME on the Hub")
     push.add_argument("--public", action="store_true", help="by default the repository is private")
+    push.add_argument("--revision", help="branch to write; default: main")
     push.set_defaults(run=_push)
 
 
@@ -260,7 +270,8 @@ def _validate(options: argparse.Namespace) -> int:
 def _push(options: argparse.Namespace) -> int:
     from .data.publish import push_to_hub
 
-    push_to_hub(options.path, options.repository, private=not options.public)
+    address = push_to_hub(options.path, options.repository, private=not options.public, revision=options.revision)
+    print(address)  # noqa: T201
     return 0
 
 
