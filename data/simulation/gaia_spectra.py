@@ -83,9 +83,9 @@ def coefficient_noise(
 
 def _arm_matrix(arm: str) -> Float[np.ndarray, "K L"]:
     table, wavelength = _table(arm), observed_wavelength() / 10  # nm, as the table
-    pseudo = CubicSpline(*table["dispersion"])
-    place = _scaled(table, pseudo(wavelength))
-    response = np.interp(wavelength, *table["response"], left=0.0, right=0.0)
+    (nodes, pseudo), (grid, values) = table["dispersion"], table["response"]
+    place = _scaled(table, CubicSpline(nodes, pseudo)(wavelength))
+    response = np.interp(wavelength, grid, values, left=0.0, right=0.0)
     photons = TELESCOPE_AREA * response * wavelength / _PLANCK_TIMES_LIGHT * _WATT_UNIT
     # Dispersion falls or rises; the integral over it runs upwards either way.
     projected = _hermite(place) * photons * np.abs(np.gradient(place))

@@ -125,7 +125,7 @@ def component_flux(
     _add_lines(spectra, lines, redshift, line_dispersion)
     is_distant = np.flatnonzero(LYMAN_ALPHA * (1 + redshift) > OBSERVED_RANGE[0])
     if len(is_distant):
-        spectra[torch.from_numpy(is_distant)] *= transmission(redshift[is_distant]).to(device)[:, None]
+        spectra[torch.from_numpy(is_distant).to(device)] *= transmission(redshift[is_distant]).to(device)[:, None]
     return spectra
 
 

@@ -154,7 +154,7 @@ def quasar_spectra(quasars: Quasars, device: torch.device | str = "cpu") -> Floa
         light = quasars.host_mass[has_host] * passive_brightening(redshift)[:, None]
         none = np.zeros(light.shape[:2])
         host = component_flux(light, none, redshift, np.full(len(redshift), 150.0), device)
-        spectra[torch.from_numpy(has_host), :2] = host
+        spectra[torch.from_numpy(has_host).to(device), :2] = host
     return spectra
 
 

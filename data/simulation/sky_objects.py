@@ -86,7 +86,7 @@ class SkyObjects:
         return dataclasses.replace(
             self,
             **chosen,
-            spectra=self.spectra[torch.from_numpy(index)],
+            spectra=self.spectra[torch.from_numpy(index).to(self.spectra.device)],
             truth={name: values[index] for name, values in self.truth.items()},
         )
 
@@ -136,7 +136,7 @@ def draw_objects(population: Population, rows: Int[np.ndarray, " B"], device: to
         if len(chosen):
             part = draw(population, rows[chosen], ra[chosen], dec[chosen], device)
             radius[chosen], axis_ratio[chosen] = part.radius, part.axis_ratio
-            spectra[torch.from_numpy(chosen)] = part.spectra
+            spectra[torch.from_numpy(chosen).to(device)] = part.spectra
             for name, values in part.truth.items():
                 truth[name][chosen] = values
     return SkyObjects(

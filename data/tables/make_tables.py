@@ -350,7 +350,7 @@ def write_gaia_bp_rp(wheel: zipfile.ZipFile) -> None:
     pseudo-wavelength, the matrices T (rotation) and C (inverse of the instrument's blur), and the response R. Kept are
     T, the inverse of (T C)^T, the response, the dispersion, and the ranges that scale the pseudo-wavelength.
     """
-    content = {}
+    content: dict[str, np.ndarray] = {}
     for arm, model in (("bp", "bpC03_v375wi"), ("rp", "rpC03_v142r")):
         bases = wheel.read(f"gaiaxpy/config/{model}_bases.csv").decode()
         csv.field_size_limit(10**7)

@@ -50,11 +50,20 @@ def test_shipped_settings_are_the_defaults():
     assert load_settings(SkySettings, find_config("data/sky.yaml")) == SkySettings()
 
 
+def test_deep_sky_shows_what_its_settings_say():
+    chosen = load_settings(SkySettings, find_config("data/deep_sky.yaml"))
+    batch = SimulatedSky(chosen).batch(range(6))
+    assert tuple(batch) == chosen.modalities
+    assert batch["image/hsc"].flux.shape == (6, 5, 96, 96)
+    assert batch["coefficients/gaia_bp_rp"].values.shape == (6, 110)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("modalities=[image/hcs]", "image/hsc"),
         ("modalities=[scalar/twomass_k]", "not simulated"),
+        ("modalities=[scalar/gaia_radial_velocity]", "not simulated"),
         ("image_sizes={image/hsc: 64}", "image/legacysurvey"),
         ("modalities=[image/hsc,image/hsc]", "must differ"),
         ("num_object=3", "num_objects"),
@@ -72,3 +81,14 @@ def test_rows_that_no_sky_has_are_refused():
     with pytest.raises(ValueError, match="rows must lie in"):
         SimulatedSky(settings()).batch([-1])
     assert np.isfinite(SimulatedSky(settings()).objects([12]).ra).all()
+
+
+def test_an_accelerator_gives_the_same_sky(elsewhere):
+    """On a device apart, every tensor must be where it is used; what comes back is the sky of the CPU."""
+    context, _, _ = elsewhere
+    chosen = settings(star_fraction=0.3, quasar_fraction=0.3, magnitude_limit=22.0)
+    expected = SimulatedSky(chosen).batch(range(8))
+    with context:
+        found = SimulatedSky(chosen, device="meta").batch(range(8))
+    for name, observation in found.items():
+        torch.testing.assert_close(values(observation), values(expected[name]), rtol=1e-4, atol=1e-5)
