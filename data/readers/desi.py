@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from ..instruments import Spectrograph
 from ..modalities import modality
 from ..observations import ObservationError, ScalarObservation, SpectrumObservation, stack
-from .desi_arms import DesiArms, desi_arms
+from .desi_arms import ARMS, DesiArms, desi_arms
 from .fits_files import FITS_SUFFIXES, FitsFile, naming_file, open_fits
 from .joined_redshifts import joined_redshifts
 
@@ -45,15 +45,16 @@ def desi_batches(
     *,
     empty: Literal["skip", "raise"] = "skip",
     targets_only: bool = False,
+    arms: Sequence[str] = ARMS,
     rows_per_batch: int = ROWS_PER_BATCH,
 ) -> Iterator[SpectrumObservation]:
     """Stream the spectra of a DESI coadd file, arms joined, as `spectrum/desi`, at most `rows_per_batch` at a time.
 
     `rows` chooses fibres by their row in the file, all by default; `targets_only` leaves out those on blank sky and
-    those not assigned (OBJTYPE is not TGT). The object id is TARGETID. A pixel is valid where MASK is 0 and IVAR is
-    positive. The resolving power follows from the width of the resolution matrix where the file has one, else from the
-    instrument's card. A fibre without any valid pixel (broken, or never exposed) is no observation: it is left out with
-    a warning that names it, or raises ObservationError with `empty="raise"`.
+    those not assigned (OBJTYPE is not TGT). The file must have the `arms`. The object id is TARGETID. A pixel is valid
+    where MASK is 0 and IVAR is positive. The resolving power follows from the width of the resolution matrix where the
+    file has one, else from the instrument's card. A fibre without any valid pixel (broken, or never exposed) is no
+    observation: it is left out with a warning that names it, or raises ObservationError with `empty="raise"`.
 
     Raises ObservationError on a missing, truncated or damaged file, missing extensions, wrong shapes and units, and a
     TARGETID that comes twice.
@@ -64,13 +65,13 @@ def desi_batches(
         if targets_only:
             chosen = chosen[np.isin(chosen, _target_rows(file))]
         file.check_once(target[chosen], "a coadd has each target once: a file of single exposures is read as such")
-        arms = _arms(file, len(target))
+        joined = _arms(file, len(target), arms)
         found = False
         for start in range(0, len(chosen), rows_per_batch):
             part = chosen[start : start + rows_per_batch]
             names = [str(name) for name in target[part]]
             owner = np.arange(len(part))
-            observation = _observe(arms, names, part, owner, None, ra[part], dec[part], empty, rows_per_batch)
+            observation = _observe(joined, names, part, owner, None, ra[part], dec[part], empty, rows_per_batch)
             if observation is not None:
                 found = True
                 yield observation
@@ -89,6 +90,7 @@ def desi_exposure_batches(
     combine: bool = True,
     empty: Literal["skip", "raise"] = "skip",
     targets_only: bool = False,
+    arms: Sequence[str] = ARMS,
     rows_per_batch: int = ROWS_PER_BATCH,
 ) -> Iterator[SpectrumObservation]:
     """Stream a DESI file of uncoadded spectra (`spectra-*.fits`) as `spectrum/desi`.
@@ -110,7 +112,7 @@ def desi_exposure_batches(
             (exposure,) = file.columns("FIBERMAP", ["EXPID"])
             identity = [f"{name}-{number}" for name, number in zip(target, exposure, strict=True)]
             file.check_once(np.array(identity)[rows], "an exposure has each target once")
-        arms = _arms(file, len(target))
+        joined = _arms(file, len(target), arms)
         found = False
         for part in _whole_targets(rows, target, rows_per_batch) if combine else _parts(rows, rows_per_batch):
             _, first, owner = np.unique(target[part], return_index=True, return_inverse=True)
@@ -119,7 +121,7 @@ def desi_exposure_batches(
             used = {arm: (status[part] & (_FATAL_BITS | bits)) == 0 for arm, bits in _AMPLIFIER_BITS.items()}
             heads = part[first]
             object_id = [identity[row] for row in heads]
-            observation = _observe(arms, object_id, part, owner, used, ra[heads], dec[heads], empty, rows_per_batch)
+            observation = _observe(joined, object_id, part, owner, used, ra[heads], dec[heads], empty, rows_per_batch)
             if observation is not None:
                 found = True
                 yield observation
@@ -170,10 +172,10 @@ def redshifts_of_targets(spectra: SpectrumObservation, redshifts: ScalarObservat
     return joined_redshifts(spectra, redshifts, [re.sub(r"(?<=\d)-\d+$", "", name) for name in spectra.object_id])
 
 
-def _arms(file: FitsFile, num_rows: int) -> DesiArms:
+def _arms(file: FitsFile, num_rows: int, arms: Sequence[str]) -> DesiArms:
     card = modality("spectrum/desi").card
     assert isinstance(card, Spectrograph)
-    return desi_arms(file, card, num_rows)
+    return desi_arms(file, card, num_rows, arms)
 
 
 def _observe(

@@ -5,7 +5,7 @@ and where several exposures of a target are combined, pixels are averaged with i
 that of the DESI data model (https://desidatamodel.readthedocs.io).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,18 +102,21 @@ class DesiArms:
         yield ivar * width
 
 
-def desi_arms(file: FitsFile, card: Spectrograph, num_rows: int) -> DesiArms:
-    """The arms of a file with `num_rows` spectra.
+def desi_arms(file: FitsFile, card: Spectrograph, num_rows: int, arms: Sequence[str]) -> DesiArms:
+    """The arms called `arms` of a file with `num_rows` spectra.
 
-    Raises ObservationError if there is none, if they do not lie on one grid, or if some have a mask or a resolution
-    matrix and others do not, as in a file that was cut short between two extensions.
+    Raises ObservationError if one is missing, if they do not lie on one grid, or if some have a mask or a resolution
+    matrix and others do not. A file that ends between two extensions is cut short, and does not say so.
     """
-    arms = [arm for arm in ARMS if file.has(f"{arm}_WAVELENGTH")]
-    if not arms:
-        raise file.error("expected extensions B_WAVELENGTH, R_WAVELENGTH or Z_WAVELENGTH, found none of them")
+    missing = [arm for arm in arms if not file.has(f"{arm}_WAVELENGTH")]
+    if missing or not arms:
+        raise file.error(
+            f"expected the arms {list(arms)}, and extensions {[f'{arm}_WAVELENGTH' for arm in missing]} are missing. "
+            f"Was the file cut short? Of an exposure without one of the cameras, ask for the other arms"
+        )
     for name in ("MASK", "RESOLUTION"):
         with_it = [arm for arm in arms if file.has(f"{arm}_{name}")]
-        if with_it and with_it != arms:
+        if with_it and with_it != list(arms):
             lacking = [f"{arm}_{name}" for arm in arms if arm not in with_it]
             raise file.error(
                 f"arms {with_it} have a {name} extension, and {lacking} are missing. Was the file cut short?"
@@ -122,7 +125,7 @@ def desi_arms(file: FitsFile, card: Spectrograph, num_rows: int) -> DesiArms:
     first = min(grid[0] for grid in grids)
     places = {}
     for arm, grid in zip(arms, grids, strict=True):
-        pixel = np.round((grid - first) / card.step).astype(np.int64)
+        pixel = np.round(np.nan_to_num((grid - first) / card.step)).astype(np.int64)
         off = np.abs(first + pixel * card.step - grid).max()
         if not off < GRID_TOLERANCE or (np.diff(pixel) != 1).any():
             raise file.error(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from astropy import units
 from astropy.io import fits
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Int
 
 from ..observations import ObservationError
 
@@ -243,11 +243,6 @@ def open_fits(path: str | Path) -> Iterator[FitsFile]:
                 yield FitsFile(path, plain, hdus, extents)
             except (OSError, EOFError) as error:
                 raise ObservationError(f"{path}: cannot be read as FITS ({error})") from error
-
-
-def wrapped_degrees(ra: Float[np.ndarray, " K"]) -> Float64[np.ndarray, " K"]:
-    """Right ascensions in [0, 360). The remainder is taken twice: that of -1e-17 by 360 is 360."""
-    return ra.astype(np.float64) % 360.0 % 360.0
 
 
 @contextmanager

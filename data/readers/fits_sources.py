@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from ...settings import Settings
 from ..observations import Observation, ObservationError, ScalarObservation, SpectrumObservation
@@ -17,7 +18,14 @@ class FibreSettings(Settings):
     """Leave out fibres on blank sky and those not assigned."""
 
 
-class ExposureSettings(FibreSettings):
+class DesiSettings(FibreSettings):
+    """What is read of a DESI file."""
+
+    arms: tuple[Literal["B", "R", "Z"], ...] = ("B", "R", "Z")
+    """Arms that a file must have; fewer where a camera was off."""
+
+
+class ExposureSettings(DesiSettings):
     """What is made of several exposures of one target."""
 
     combine: bool = True
@@ -36,15 +44,15 @@ def read_desi_coadd(piece: Path, settings: Settings | None) -> Iterator[Observat
 
     Raises ObservationError as `desi_batches` and `read_redrock` do, and if the files have no target in common.
     """
-    wanted = settings if isinstance(settings, FibreSettings) else FibreSettings()
-    spectra = desi_batches(piece, targets_only=wanted.targets_only)
+    wanted = settings if isinstance(settings, DesiSettings) else DesiSettings()
+    spectra = desi_batches(piece, targets_only=wanted.targets_only, arms=wanted.arms)
     yield from _with_redshifts(piece, spectra, redrock_file(piece), read_redrock, redshifts_of_targets)
 
 
 def read_desi_spectra(piece: Path, settings: Settings | None) -> Iterator[Observation]:
     """Spectra of a file of single exposures, and the redshifts beside it, as `read_desi_coadd`."""
     wanted = settings if isinstance(settings, ExposureSettings) else ExposureSettings()
-    spectra = desi_exposure_batches(piece, combine=wanted.combine, targets_only=wanted.targets_only)
+    spectra = desi_exposure_batches(piece, combine=wanted.combine, targets_only=wanted.targets_only, arms=wanted.arms)
     yield from _with_redshifts(piece, spectra, redrock_file(piece), read_redrock, redshifts_of_targets)
 
 

@@ -15,7 +15,8 @@ from ...settings import Settings
 from ..observations import ImageObservation, ObservationError
 from .fits_files import FITS_SUFFIXES, naming_file
 from .images import CUTOUTS_PER_BATCH, cutout_batches, pixels_of, sources_by_tile
-from .mosaics import Mosaic, open_mosaic, sky_position
+from .mosaics import Mosaic, open_mosaic
+from .sky_maps import sky_position
 from .table_files import numbers, object_ids, table_batches
 
 

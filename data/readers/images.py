@@ -19,7 +19,8 @@ from scipy import ndimage
 from ..modalities import Modality
 from ..observations import UNITS_OF_FLUX_AT_ZERO_MAGNITUDE, ImageObservation, ObservationError
 from .image_noise import FWHM_PER_SIGMA, sky_noise
-from .mosaics import Mosaic, open_mosaic, sky_position
+from .mosaics import Mosaic, open_mosaic
+from .sky_maps import sky_position
 
 TILE, TILE_OVERLAP = 1024, 128
 """Pixels: the part of a mosaic in which sources are looked for at once, and what it shares with its neighbours."""
@@ -132,7 +133,7 @@ def read_image(
     ) as mosaic:
         frame = _frame(mosaic, slice(0, mosaic.shape[0]), slice(0, mosaic.shape[1]))
     if frame is None:
-        raise ObservationError(f"{[str(path) for path in paths.values()]}: no valid pixel in any band")
+        raise ObservationError(f"{next(iter(paths.values()))}: no valid pixel in any band of {modality_name}")
     return frame
 
 

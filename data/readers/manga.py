@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from astropy.io import fits
-from astropy.wcs import WCS
 
 from ..instruments import Spectrograph
 from ..modalities import modality
 from ..observations import ScalarObservation, SpectrumObservation, stack
-from .fits_files import SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits, wrapped_degrees
+from .fits_files import SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits
+from .sky_maps import celestial_map, sky_position
 
 ROWS_PER_BATCH = 256
 """Spectra held at once: about 100 MB while they are read."""
@@ -69,7 +68,8 @@ def read_manga_redshift(path: str | Path) -> ScalarObservation:
 
 def _rows(file: FitsFile, empty: str, rows_per_batch: int) -> Iterator[SpectrumObservation]:
     wavelength = file.image("WAVE", (None,), "Angstrom")
-    count, _ = shape = file.image_shape("FLUX", (None, len(wavelength)), SPECTRUM_FLUX_UNIT)
+    shape = file.image_shape("FLUX", (None, len(wavelength)), SPECTRUM_FLUX_UNIT)
+    count = shape[0]
     for start in range(0, count, rows_per_batch):
         part = slice(start, start + rows_per_batch)
         flux, ivar, mask, power = (file.section(name, part, shape) for name in ("FLUX", "IVAR", "MASK", "SRES"))
@@ -89,11 +89,12 @@ def _cube(file: FitsFile, rows_per_batch: int) -> Iterator[SpectrumObservation]:
     if not isinstance(name, str) or not name.strip():
         raise file.error(f"the header of a cube must hold PLATEIFU, found {name!r}")
     wavelength = file.image("WAVE", (None,), "Angstrom")
-    _, height, width = shape = file.image_shape("FLUX", (len(wavelength), None, None))
+    shape = file.image_shape("FLUX", (len(wavelength), None, None))
+    _, height, width = shape
     header = file.header("FLUX")
     per_spaxel = str(header.get("BUNIT", "")).replace("/spaxel", "")
     file.check_unit(per_spaxel, SPECTRUM_FLUX_UNIT, "BUNIT of extension FLUX, per spaxel,")
-    wcs = WCS(fits.Header(header, copy=True)).celestial
+    wcs = celestial_map(header)
     for top in range(0, height, max(1, rows_per_batch // width)):
         part = slice(top, min(height, top + max(1, rows_per_batch // width)))
         y, x = (axis.ravel() for axis in np.mgrid[part, :width])
@@ -106,9 +107,8 @@ def _cube(file: FitsFile, rows_per_batch: int) -> Iterator[SpectrumObservation]:
         if file.has("LSFPOST"):
             sigma = spaxels("LSFPOST")
             power = wavelength / (_FWHM_PER_SIGMA * np.where(sigma > 0, sigma, np.inf))
-        sky = wcs.pixel_to_world(x, y).icrs
+        ra, dec = sky_position(wcs, np.stack([y, x], axis=1).astype(np.float64))
         names = [f"{name.strip()}-{row}-{column}" for row, column in zip(y.tolist(), x.tolist(), strict=True)]
-        ra, dec = wrapped_degrees(np.asarray(sky.ra.deg)), np.asarray(sky.dec.deg)
         yield from _observe(file, names, wavelength, flux, ivar, mask, power, ra, dec)
 
 

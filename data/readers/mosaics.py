@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 from astropy import units
-from astropy.io import fits
-from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 
 from ..instruments import Band, ImagingInstrument
 from ..modalities import Modality, modality
 from ..observations import UNITS_OF_FLUX_AT_ZERO_MAGNITUDE, ObservationError
-from .fits_files import FitsFile, open_fits, parse_unit, wrapped_degrees
+from .fits_files import FitsFile, open_fits, parse_unit
 from .image_noise import point_source_depth, sky_noise
+from .sky_maps import celestial_map
 
 HSC_ZERO_POINT = 27.0
 """AB magnitude of one count of a Hyper Suprime-Cam coadd (FLUXMAG0 = 6.3e10)."""
@@ -154,16 +153,6 @@ def open_mosaic(
         )
 
 
-def sky_position(
-    wcs: Any | None, center: Float64[np.ndarray, "K 2"]
-) -> tuple[Float64[np.ndarray, " K"], Float64[np.ndarray, " K"]]:
-    """Right ascension and declination (degrees, ICRS) of pixels (row, column); NaN without a WCS."""
-    if wcs is None:
-        return np.full(len(center), np.nan), np.full(len(center), np.nan)
-    sky = wcs.pixel_to_world(center[:, 1], center[:, 0]).icrs
-    return wrapped_degrees(np.asarray(sky.ra.deg)), np.asarray(sky.dec.deg, dtype=np.float64)
-
-
 def _band(card: ImagingInstrument, band: str, modality_name: str) -> Band:
     try:
         return card.band(band)
@@ -209,9 +198,9 @@ def _nanomaggies_per_unit(file: FitsFile, header: Any, zero_point: float | int |
 
 
 def _wcs(file: FitsFile, header: Any, pixel_scale: float) -> Any | None:
-    if not str(header.get("CTYPE1", "")).startswith("RA"):
+    wcs = celestial_map(header)
+    if wcs is None:
         return None
-    wcs = WCS(fits.Header(header, copy=True)).celestial
     scales = proj_plane_pixel_scales(wcs) * _ARCSEC_PER_DEGREE
     if not np.allclose(scales, pixel_scale, rtol=0.02):
         raise file.error(

@@ -17,7 +17,8 @@ from scipy import ndimage
 from ..instruments import Spectrograph
 from ..modalities import modality
 from ..observations import ArrayLike, ScalarObservation, SpectrumObservation, stack
-from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, number_of, open_fits, wrapped_degrees
+from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, number_of, open_fits
+from .sky_maps import wrapped_degrees
 
 NOISE_WINDOW = 101
 """Pixels over which `estimated_noise` takes a running median."""
@@ -28,6 +29,9 @@ ROWS_PER_BATCH = 128
 _FWHM_PER_SIGMA = 2.354820045
 _NO_TARGET = ("SKY", "COHERENT_SKY", "NA")
 """OBJTYPE of fibres on blank sky, and of holes without a fibre."""
+
+_PLANES = range(1, 6)
+"""Extensions behind the flux: inverse variance, two masks, dispersion, plug map."""
 
 _log = logging.getLogger(__name__)
 
@@ -125,10 +129,9 @@ def boss_plate_batches(
             else:
                 ivar = file.rows(1, rows, shape) if given is None else given[rows]
             valid = np.isfinite(flux) & (ivar > 0) & np.isfinite(ivar)
-            if file.has(2):
-                valid &= file.rows(2, rows, shape) == 0
             resolving_power = np.broadcast_to(sdss.card.resolving_power_at(wavelength), flux.shape)
-            if file.has(4):
+            if file.has(1):
+                valid &= file.rows(2, rows, shape) == 0
                 measured = _resolving_power(file.rows(4, rows, shape).astype(np.float64), step)
                 resolving_power = np.where(np.isfinite(measured), measured, resolving_power)
             is_seen = valid.any(1)
@@ -165,7 +168,8 @@ def read_boss_redshifts(path: str | Path) -> ScalarObservation:
     with open_fits(path) as file:
         plate, mjd, fibre, ra, dec = file.columns(1, ["PLATE", "MJD", "FIBERID", "PLUG_RA", "PLUG_DEC"])
         redshift, error, warning = file.columns(1, ["Z", "Z_ERR", "ZWARNING"])
-    names = [_name(*place) for place in zip(plate.tolist(), mjd.tolist(), fibre.tolist(), strict=True)]
+        names = [_name(*place) for place in zip(plate.tolist(), mjd.tolist(), fibre.tolist(), strict=True)]
+        file.check_once(np.array(names), "a plate has each fibre once")
     return _redshifts(path, names, redshift, error, warning, wrapped_degrees(ra), dec)
 
 
@@ -244,6 +248,8 @@ def _given_noise(
 ) -> np.ndarray | None:
     """The inverse variance that the caller gave; None where it is the file's, or to be estimated."""
     if file.has(1):
+        for extension in _PLANES:
+            file.header(extension)  # a file that lacks one was cut short, and would pass without masks or positions
         if inverse_variance is not None or estimate_noise:
             raise file.error("holds an inverse variance; give neither inverse_variance nor estimate_noise")
         file.image_shape(1, shape)

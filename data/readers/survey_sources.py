@@ -13,8 +13,8 @@ from ..observations import Observation
 from .catalogues import ScalarTableSettings, scalar_table_batches, sdss_galaxy_batches
 from .fits_files import fits_paths
 from .fits_sources import (
+    DesiSettings,
     ExposureSettings,
-    FibreSettings,
     PlateSettings,
     read_desi_coadd,
     read_desi_spectra,
@@ -94,7 +94,7 @@ SOURCES: Mapping[str, Source] = {
         "DESI coadds (coadd-*.fits) with the redrock file beside each: spectra, redshifts",
         _fits("*coadd-*"),
         read_desi_coadd,
-        FibreSettings,
+        DesiSettings,
     ),
     "desi-spectra": Source(
         "DESI uncoadded spectra (spectra-*.fits) with the redrock file beside each: spectra, redshifts",

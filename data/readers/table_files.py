@@ -46,7 +46,9 @@ def table_batches(
         raise ObservationError(f"{path}: no such file")
     try:
         yield from readers[suffix](path, wanted, rows_per_batch)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except ObservationError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ObservationError(f"{path}: cannot be read as {suffix} ({error})") from None
 
 
@@ -121,7 +123,7 @@ def _fits_batches(path: Path, names: list[str], extension: str | int, rows_per_b
 
 
 def _parquet_batches(path: Path, names: list[str], rows_per_batch: int) -> Iterator[Columns]:
-    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True) as file:
         _check_columns(path, names, file.schema_arrow.names)
         for batch in file.iter_batches(rows_per_batch, columns=names):
             yield {name: _masked(batch.column(name)) for name in names}

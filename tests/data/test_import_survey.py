@@ -18,7 +18,7 @@ from armillary.data.observations import ObservationError
 from armillary.data.readers import survey_sources
 from armillary.data.readers.catalogues import ScalarTableSettings
 from armillary.data.readers.desi import read_desi
-from armillary.data.readers.fits_sources import FibreSettings, PlateSettings
+from armillary.data.readers.fits_sources import DesiSettings, PlateSettings
 from armillary.data.real_files import REAL_FOLDER, real_file
 from armillary.settings import SettingsError
 
@@ -128,12 +128,12 @@ def test_many_small_files_share_a_piece_and_large_ones_do_not(tmp_path, monkeypa
     [
         ("desi-coad", None, LookupError),
         ("scalar-table", None, SettingsError),
-        ("sdss-spec", FibreSettings(), LookupError),
+        ("sdss-spec", DesiSettings(), LookupError),
         ("desi-coadd", TABLE, LookupError),
     ],
 )
 def test_unknown_sources_and_wrong_settings_are_refused(tmp_path, source, settings, error):
-    with pytest.raises(error, match=r"desi-coadd|columns: required|takes no settings|takes FibreSettings"):
+    with pytest.raises(error, match=r"desi-coadd|columns: required|takes no settings|takes DesiSettings"):
         import_survey(source, [GALAXY], tmp_path / "d", settings)
 
 
@@ -145,7 +145,7 @@ def test_settings_are_read_from_yaml_and_words(tmp_path):
         source_settings("desi-spectra", None, ["combin=false"])
     with pytest.raises(LookupError, match="has no settings"):
         source_settings("sdss-spec", None, ["a=1"])
-    assert find_source("desi-coadd").settings is FibreSettings
+    assert find_source("desi-coadd").settings is DesiSettings
 
 
 @pytest.mark.parametrize("path", ["nowhere", "empty"])

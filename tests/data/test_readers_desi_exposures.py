@@ -17,7 +17,7 @@ from armillary.data.readers.desi import (
     redrock_file,
     redshifts_of_targets,
 )
-from armillary.data.readers.fits_sources import ExposureSettings, FibreSettings, read_desi_coadd, read_desi_spectra
+from armillary.data.readers.fits_sources import ExposureSettings, DesiSettings, read_desi_coadd, read_desi_spectra
 from armillary.data.real_files import real_file
 
 FIBRES = real_file("desi-coadd-sv3-dark-26065.fits")
@@ -232,4 +232,4 @@ def test_a_redrock_file_of_other_targets_is_an_error(tmp_path):
     with pytest.raises(
         ObservationError, match=r"redrock-x\.fits: expected redshifts of the objects in .*coadd-x\.fits"
     ):
-        list(read_desi_coadd(coadd, FibreSettings()))
+        list(read_desi_coadd(coadd, DesiSettings()))

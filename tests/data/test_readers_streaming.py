@@ -40,7 +40,10 @@ def write_desi(path, rows, pixels=400, exposures_per_target=1):
 def write_plate(path, rows, pixels=1500):
     plane = np.broadcast_to(np.float32(1.5), (rows, pixels))
     header = fits.Header({"COEFF0": 3.6, "COEFF1": 1e-4, "PLATEID": 1, "MJD": 2})
-    fits.HDUList([fits.PrimaryHDU(plane, header), fits.ImageHDU(plane)]).writeto(path)
+    mask = np.zeros((rows, pixels), np.int32)
+    plug_map = Table({"FIBERID": np.arange(rows), "RA": np.full(rows, 1.0), "DEC": np.full(rows, 2.0)})
+    planes = [fits.ImageHDU(values) for values in (plane, mask, mask, plane)]
+    fits.HDUList([fits.PrimaryHDU(plane, header), *planes, fits.BinTableHDU(plug_map, name="PLUGMAP")]).writeto(path)
 
 
 def write_manga(path, rows, pixels=1500):
@@ -61,18 +64,18 @@ def write_table(path, rows):
 
 
 CASES = {
-    "DESI coadd": (write_desi, "fits", lambda path: desi_batches(path, rows_per_batch=16), (150, 1200)),
+    "DESI coadd": (write_desi, "fits", lambda path: desi_batches(path, rows_per_batch=8), (80, 640)),
     "DESI exposures": (
         lambda path, rows: write_desi(path, rows, exposures_per_target=4),
         "fits",
         lambda path: desi_exposure_batches(path, rows_per_batch=16),
-        (100, 800),
+        (80, 640),
     ),
     "one target, many exposures": (
         lambda path, rows: write_desi(path, rows, exposures_per_target=rows),
         "fits",
         lambda path: desi_exposure_batches(path, rows_per_batch=16),
-        (100, 800),
+        (80, 640),
     ),
     "plate": (write_plate, "fits", lambda path: boss_plate_batches(path, rows_per_batch=16), (200, 1600)),
     "MaNGA": (write_manga, "fits", lambda path: manga_batches(path, rows_per_batch=16), (100, 800)),
@@ -80,13 +83,13 @@ CASES = {
         write_table,
         "fits",
         lambda path: scalar_table_batches(path, TABLE, rows_per_batch=2000),
-        (20000, 160000),
+        (12000, 96000),
     ),
     "Parquet table": (
         write_table,
         "parquet",
         lambda path: scalar_table_batches(path, TABLE, rows_per_batch=2000),
-        (20000, 160000),
+        (12000, 96000),
     ),
 }
 
