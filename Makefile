@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # faiss-gpu where there is a GPU, faiss-cpu elsewhere: one module, two packages.
 EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow bench lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -q
+
+# Every claim of speed, in minutes; without --quick the scripts give the figures of the docs.
+bench: setup
+	for script in benchmarks/*.py; do echo $$script; OMP_NUM_THREADS=1 $(BIN)/python $$script --quick || exit 1; done
 
 # mypy needs the package under its own name: a folder that links the checkout.
 lint: setup
