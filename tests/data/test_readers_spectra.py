@@ -78,20 +78,6 @@ def test_the_galaxy_is_the_one_expected():
     assert read.mask.all()
 
 
-def test_the_spectrum_has_the_brightness_of_its_catalogue_row():
-    """Fluxes through rough g, r, z bands lie near the total ones of the Legacy Surveys, so the units are right."""
-    read = read_desi(GALAXY)
-    with fits.open(real_file("legacysurvey-tractor-1054p567.fits")) as hdus:
-        row = hdus[1].data[0]
-    wavelength, flux = read.wavelength[0].numpy(), read.flux[0].numpy() * 1e-17
-    for band, low, high in (("g", 4200, 5500), ("r", 5700, 7200), ("z", 8500, 9800)):
-        inside = (wavelength > low) & (wavelength < high)
-        mean = np.sum(flux[inside] * wavelength[inside]) / np.sum(2.998e18 / wavelength[inside])  # erg/s/cm2/Hz
-        nanomaggies = mean / 3.631e-20 * 1e9
-        total = row[f"FLUX_{band.upper()}"]
-        assert 0.5 * total < nanomaggies < 1.1 * total
-
-
 def test_the_redshift_is_the_one_of_redrock():
     read = read_redrock(real_file("desi-redrock-4-80613.fits"))
     assert read.object_id == ("39633345008634465",)
