@@ -234,10 +234,7 @@ def open_fits(path: str | Path) -> Iterator[FitsFile]:
     """
     path = Path(path)
     with _unpacked(path) as plain:
-        extents = _check_whole(path, plain)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", fits.verify.VerifyWarning)
-            hdus = fits.open(plain, memmap=False)
+        hdus, extents = _open_whole(path, plain)
         with hdus:
             try:
                 yield FitsFile(path, plain, hdus, extents)
@@ -304,41 +301,46 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield Path(unpacked.name)
 
 
-def _check_whole(path: Path, plain: Path) -> list[_Extent]:
-    """Where the extensions lie, once each is known to end within the file. Raises ObservationError."""
+def _open_whole(path: Path, plain: Path) -> tuple[Any, list[_Extent]]:
+    """The extensions, and where they lie, once each is known to end within the file. Raises ObservationError."""
     size = plain.stat().st_size
-    extents = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with fits.open(plain, memmap=False, disable_image_compression=True) as hdus:
-                for place in range(len(hdus)):
-                    info = hdus[place].fileinfo()
-                    extent = _Extent(
-                        info["datLoc"], hdus[place].size, info["datSpan"], _checksum(hdus[place].header.get("DATASUM"))
-                    )
-                    if extent.start + extent.size > size:
-                        name = hdus[place].name or place
-                        raise ObservationError(
-                            f"{path}: the file is cut short: extension {name} ends at byte "
-                            f"{extent.start + extent.size}, the file at {size}"
-                        )
-                    extents.append(extent)
+            # As they are stored: a compressed image is a table, whose bytes are those that are counted and summed.
+            stored = fits.open(plain, memmap=False, disable_image_compression=True)
         except (OSError, ValueError, KeyError) as error:
+            raise ObservationError(f"{path}: expected a FITS file of {size} bytes to be whole; {error}") from None
+        try:
+            extents = [_extent(path, size, hdu, place) for place, hdu in enumerate(stored)]
+            has_compressed_images = any(hdu.header.get("ZIMAGE", False) for hdu in stored)
+        except (OSError, ValueError, KeyError) as error:
+            stored.close()
             if isinstance(error, ObservationError):
                 raise
             raise ObservationError(f"{path}: expected a FITS file of {size} bytes to be whole; {error}") from None
-    for warning in caught:
-        message = str(warning.message)
-        if "truncated" in message or "Error validating header" in message:
-            raise ObservationError(
-                f"{path}: the file is cut short or damaged ({size} bytes): {message.splitlines()[0]}"
-            )
-    if size % _BLOCK:
+    messages = [str(warning.message) for warning in caught]
+    broken = [message for message in messages if "truncated" in message or "Error validating header" in message]
+    if broken or size % _BLOCK:
+        stored.close()
+        found = broken[0].splitlines()[0] if broken else f"expected a multiple of {_BLOCK} bytes"
+        raise ObservationError(f"{path}: the file is cut short or damaged ({size} bytes): {found}")
+    if has_compressed_images:
+        stored.close()
+        return fits.open(plain, memmap=False), extents
+    return stored, extents
+
+
+def _extent(path: Path, size: int, hdu: Any, place: int) -> _Extent:
+    """Where an extension's data lie. Raises ObservationError if that is beyond the file's end."""
+    info = hdu.fileinfo()
+    extent = _Extent(info["datLoc"], hdu.size, info["datSpan"], _checksum(hdu.header.get("DATASUM")))
+    if extent.start + extent.size > size:
         raise ObservationError(
-            f"{path}: the file is cut short or damaged: expected a multiple of {_BLOCK} bytes, found {size}"
+            f"{path}: the file is cut short: extension {hdu.name or place} ends at byte {extent.start + extent.size}, "
+            f"the file at {size}"
         )
-    return extents
+    return extent
 
 
 def _checksum(stated: object) -> int | None:

@@ -8,7 +8,7 @@ from ...settings import Settings
 from ..observations import Observation, ObservationError, ScalarObservation, SpectrumObservation
 from .desi import desi_batches, desi_exposure_batches, read_redrock, redrock_file, redshifts_of_targets
 from .joined_redshifts import joined_redshifts
-from .sdss import boss_plate_batches, boss_redshift_file, read_boss_redshifts, read_sdss_redshift, read_sdss_spec
+from .sdss import boss_plate_batches, boss_redshift_file, read_boss_redshifts
 
 
 class FibreSettings(Settings):
@@ -54,12 +54,6 @@ def read_desi_spectra(piece: Path, settings: Settings | None) -> Iterator[Observ
     wanted = settings if isinstance(settings, ExposureSettings) else ExposureSettings()
     spectra = desi_exposure_batches(piece, combine=wanted.combine, targets_only=wanted.targets_only, arms=wanted.arms)
     yield from _with_redshifts(piece, spectra, redrock_file(piece), read_redrock, redshifts_of_targets)
-
-
-def read_sdss_object(piece: Path, settings: Settings | None) -> Iterator[Observation]:
-    """The spectrum of a `spec` file, and its redshift. Raises ObservationError."""
-    yield read_sdss_spec(piece)
-    yield read_sdss_redshift(piece)
 
 
 def read_plate(piece: Path, settings: Settings | None) -> Iterator[Observation]:

@@ -36,6 +36,12 @@ _PLANES = range(1, 6)
 _log = logging.getLogger(__name__)
 
 
+def read_sdss_object(path: str | Path) -> tuple[SpectrumObservation, ScalarObservation]:
+    """Read spectrum and redshift of one SDSS `spec` file: `read_sdss_spec` and `read_sdss_redshift`, opened once."""
+    with open_fits(path) as file:
+        return _spectrum(file), _redshift(file)
+
+
 def read_sdss_spec(path: str | Path) -> SpectrumObservation:
     """Read one SDSS `spec` file as `spectrum/sdss`; the object id is `plate-mjd-fiber`.
 
@@ -43,32 +49,8 @@ def read_sdss_spec(path: str | Path) -> SpectrumObservation:
     line spread function in pixels) where the file has it, else from the card. Raises ObservationError on missing,
     truncated or damaged files, missing columns, wrong units and wavelengths in air.
     """
-    sdss = modality("spectrum/sdss")
-    assert isinstance(sdss.card, Spectrograph)
     with open_fits(path) as file:
-        _checked_header(file)
-        names = ["flux", "loglam", "ivar", "and_mask"]
-        flux, log_wavelength, ivar, and_mask = file.columns(1, names, [SPECTRUM_FLUX_UNIT, None, None, None])
-        wavelength = 10 ** log_wavelength.astype(np.float64)
-        resolving_power = sdss.card.resolving_power_at(wavelength)
-        if "wdisp" in [name.lower() for name in file.column_names(1)]:
-            (sigma,) = file.columns(1, ["wdisp"])
-            measured = _resolving_power(sigma.astype(np.float64), float(np.ptp(log_wavelength)) / (len(flux) - 1))
-            resolving_power = np.where(np.isfinite(measured), measured, resolving_power)
-        object_id, ra, dec = _object(file)
-    valid = (ivar > 0) & np.isfinite(ivar) & np.isfinite(flux) & (and_mask == 0)
-    with naming_file(path):
-        return SpectrumObservation(
-            sdss,
-            [object_id],
-            flux[None],
-            wavelength,
-            ivar[None],
-            valid[None],
-            resolving_power=resolving_power[None],
-            ra=[ra],
-            dec=[dec],
-        )
+        return _spectrum(file)
 
 
 def read_sdss_redshift(path: str | Path) -> ScalarObservation:
@@ -77,9 +59,7 @@ def read_sdss_redshift(path: str | Path) -> ScalarObservation:
     Raises ObservationError.
     """
     with open_fits(path) as file:
-        redshift, error, warning = file.columns(2, ["Z", "Z_ERR", "ZWARNING"])
-        object_id, ra, dec = _object(file)
-    return _redshifts(path, [object_id], redshift, error, warning, np.array([ra]), np.array([dec]))
+        return _redshift(file)
 
 
 def read_boss_plate(
@@ -210,12 +190,47 @@ def _checked_header(file: FitsFile) -> dict[str, object]:
     return header
 
 
-def _object(file: FitsFile) -> tuple[str, float, float]:
+def _spectrum(file: FitsFile) -> SpectrumObservation:
+    sdss = modality("spectrum/sdss")
+    assert isinstance(sdss.card, Spectrograph)
+    _checked_header(file)
+    has_dispersion = "WDISP" in (name.upper() for name in file.column_names(1))
+    names = ["flux", "loglam", "ivar", "and_mask", *(["wdisp"] if has_dispersion else [])]
+    units = [SPECTRUM_FLUX_UNIT, *[None] * (len(names) - 1)]
+    flux, log_wavelength, ivar, and_mask, *sigma = file.columns(1, names, units)
+    wavelength = 10 ** log_wavelength.astype(np.float64)
+    resolving_power = sdss.card.resolving_power_at(wavelength)
+    if sigma:
+        measured = _resolving_power(sigma[0].astype(np.float64), float(np.ptp(log_wavelength)) / (len(flux) - 1))
+        resolving_power = np.where(np.isfinite(measured), measured, resolving_power)
+    valid = (ivar > 0) & np.isfinite(ivar) & np.isfinite(flux) & (and_mask == 0)
+    object_id, ra, dec = _object(file)
+    with naming_file(file.path):
+        return SpectrumObservation(
+            sdss,
+            [object_id],
+            flux[None],
+            wavelength,
+            ivar[None],
+            valid[None],
+            resolving_power=resolving_power[None],
+            ra=ra,
+            dec=dec,
+        )
+
+
+def _redshift(file: FitsFile) -> ScalarObservation:
+    object_id, ra, dec = _object(file)
+    redshift, error, warning = file.columns(2, ["Z", "Z_ERR", "ZWARNING"])
+    return _redshifts(file.path, [object_id], redshift, error, warning, ra, dec)
+
+
+def _object(file: FitsFile) -> tuple[str, np.ndarray, np.ndarray]:
     """Id `plate-mjd-fiber`, ra and dec of a `spec` file, from its second table."""
     plate, mjd, fibre, ra, dec = file.columns(2, ["PLATE", "MJD", "FIBERID", "PLUG_RA", "PLUG_DEC"])
     if len(plate) != 1:
         raise file.error(f"extension 2 must hold one object, found {len(plate)}")
-    return _name(int(plate[0]), int(mjd[0]), int(fibre[0])), float(wrapped_degrees(ra)[0]), float(dec[0])
+    return _name(int(plate[0]), int(mjd[0]), int(fibre[0])), wrapped_degrees(ra), dec
 
 
 def _name(plate: int, mjd: int, fibre: int) -> str:

@@ -19,7 +19,6 @@ from .fits_sources import (
     read_desi_coadd,
     read_desi_spectra,
     read_plate,
-    read_sdss_object,
 )
 from .hugging_face_columns import HuggingFaceSettings
 from .image_cutouts import ImageCutoutSettings, field_folders, image_cutout_batches
@@ -30,6 +29,7 @@ from .multimodal_universe_hats import (
     read_multimodal_universe_hats,
 )
 from .multimodal_universe_v1 import read_multimodal_universe_tile, tile_files
+from .sdss import read_sdss_object
 from .table_files import table_paths
 
 
@@ -102,7 +102,11 @@ SOURCES: Mapping[str, Source] = {
         read_desi_spectra,
         ExposureSettings,
     ),
-    "sdss-spec": Source("SDSS spec files, one object each: spectra, redshifts", _fits("*spec-*"), read_sdss_object),
+    "sdss-spec": Source(
+        "SDSS spec files, one object each: spectra, redshifts",
+        _fits("*spec-*"),
+        lambda piece, settings: iter(read_sdss_object(piece)),
+    ),
     "boss-plate": Source(
         "SDSS and BOSS plates (spPlate-*.fits) with the spZbest file of each: spectra, redshifts",
         _fits("*spPlate-*"),
