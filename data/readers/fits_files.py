@@ -1,48 +1,27 @@
 """FITS files, opened with suspicion and read in parts.
 
-astropy reads lazily and may only warn when a file is cut short, so sizes are checked against the headers before
-anything is read, and stored checksums against the bytes. Rows of images and tables are read alone, so that memory
-follows the part asked for and not the file. Arrays come back in native byte order; every failure is an
+A file is known to be whole (`fits_integrity.py`) before anything is read. Rows of images and tables are read alone, so
+that memory follows the part asked for and not the file. Arrays come back in native byte order; every failure is an
 ObservationError that names the file, what was expected and what was found.
 """
 
-import gzip
 import re
-import shutil
-import tempfile
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy import units
-from astropy.io import fits
 from jaxtyping import Int
 
 from ..observations import ObservationError
+from .fits_integrity import DAMAGED, Extent, open_whole, sum_of_words, unpacked
 
 SPECTRUM_FLUX_UNIT = "1e-17 erg / (s cm2 Angstrom)"
 SPECTRUM_IVAR_UNIT = "1e34 (s2 cm4 Angstrom2) / erg2"
 FITS_SUFFIXES = (".fits", ".fit", ".fits.gz", ".fit.gz", ".fits.fz", ".fz")
-
-_GZIP_MAGIC = b"\x1f\x8b"
-_BLOCK = 2880
-"""Bytes: every part of a FITS file is padded to a multiple of this."""
-_CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class _Extent:
-    """Where the data of one extension lie in the (decompressed) file, and what they should add up to."""
-
-    start: int
-    size: int
-    padded_size: int
-    checksum: int | None
 
 
 class FitsFile:
@@ -51,7 +30,7 @@ class FitsFile:
     The checksum of an extension is compared with its bytes before it is first read.
     """
 
-    def __init__(self, path: Path, plain: Path, hdus: Any, extents: Sequence[_Extent]):
+    def __init__(self, path: Path, plain: Path, hdus: Any, extents: Sequence[Extent]):
         self.path = path
         self._plain = plain
         self._hdus = hdus
@@ -63,8 +42,20 @@ class FitsFile:
         return extension in self._hdus if isinstance(extension, str) else extension < len(self._hdus)
 
     def header(self, extension: str | int) -> Any:
-        """The header of an extension. Raises ObservationError if the extension is missing."""
+        """The header of an extension (astropy's). Raises ObservationError if the extension is missing."""
         return self._hdu(extension).header
+
+    def value(self, extension: str | int, key: str) -> object:
+        """What the header of an extension holds under `key`, None if nothing. Raises ObservationError."""
+        with self.decoding(extension):
+            return self.header(extension).get(key)
+
+    def number(self, extension: str | int, key: str) -> float:
+        """The number that the header of an extension holds under `key`. Raises ObservationError."""
+        value = self.value(extension, key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise self.error(f"the header of extension {extension} must hold a number {key}, found {value!r}")
+        return float(value)
 
     def image_shape(
         self, extension: str | int, expected: Sequence[int | None] = (), unit: str | None = None
@@ -75,9 +66,10 @@ class FitsFile:
         file states one. Raises ObservationError.
         """
         hdu = self._hdu(extension)
-        if not hdu.is_image or not hdu.shape:
+        with self.decoding(extension):
+            shape = tuple(hdu.shape) if hdu.is_image else ()
+        if not shape:
             raise self.error(f"extension {extension} must hold an image, found {type(hdu).__name__} without pixels")
-        shape = tuple(hdu.shape)
         fits_shape = len(shape) == len(expected) and all(
             n is None or n == m for n, m in zip(expected, shape, strict=True)
         )
@@ -85,7 +77,7 @@ class FitsFile:
             wanted = ["any" if n is None else n for n in expected]
             raise self.error(f"extension {extension} must have shape {wanted}, found {list(shape)}")
         if unit is not None:
-            self.check_unit(hdu.header.get("BUNIT"), unit, f"BUNIT of extension {extension}")
+            self.check_unit(self.value(extension, "BUNIT"), unit, f"BUNIT of extension {extension}")
         return shape
 
     def image(self, extension: str | int, expected: Sequence[int | None] = (), unit: str | None = None) -> np.ndarray:
@@ -101,7 +93,8 @@ class FitsFile:
         """
         self.image_shape(extension, expected, unit)
         self._verify(extension)
-        return _native(self._hdu(extension).section[key])
+        with self.decoding(extension):
+            return _native(self._hdu(extension).section[key])
 
     def rows(
         self,
@@ -132,10 +125,9 @@ class FitsFile:
         `expected_units`, one for each column, are compared with TUNIT where the file states it. `rows` (first, one
         past the last) reads no others.
         """
-        hdu = self._hdu(extension)
-        if hdu.is_image:
-            raise self.error(f"extension {extension} must hold a table, found an image")
-        known = {name.upper() for name in hdu.columns.names}
+        hdu = self._table(extension)
+        with self.decoding(extension):
+            known = {name.upper() for name in hdu.columns.names}
         missing = [name for name in names if name.upper() not in known]
         if missing:
             raise self.error(f"extension {extension} must have columns {list(names)}, missing: {missing}")
@@ -143,15 +135,14 @@ class FitsFile:
             if unit is not None:
                 self.check_unit(hdu.columns[name].unit, unit, f"TUNIT of column {name} in extension {extension}")
         self._verify(extension)
-        table = hdu.data if rows is None else self._table_part(extension, *rows)
-        return [_native(table[name]) for name in names]
+        with self.decoding(extension):
+            table = hdu.data if rows is None else self._table_part(extension, *rows)
+            return [_native(table[name]) for name in names]
 
     def num_rows(self, extension: str | int) -> int:
         """How many rows a table extension has. Raises ObservationError if it is none."""
-        hdu = self._hdu(extension)
-        if hdu.is_image:
-            raise self.error(f"extension {extension} must hold a table, found an image")
-        return int(hdu.header["NAXIS2"])
+        self._table(extension)
+        return int(self.number(extension, "NAXIS2"))
 
     def check_unit(self, found: object, expected: str, where: str) -> None:
         """Compare a unit that the file states, if it states one, with the expected one. Raises ObservationError."""
@@ -165,24 +156,27 @@ class FitsFile:
             raise self.error(f"{where} must be {expected}, found {found!r}, which is {factor:g} of it")
 
     def column_names(self, extension: str | int) -> list[str]:
-        """Names of the columns of a table extension. Raises ObservationError if it is missing."""
-        return [] if self._hdu(extension).is_image else list(self._hdu(extension).columns.names)
+        """Names of the columns of a table extension. Raises ObservationError if it is none."""
+        with self.decoding(extension):
+            return [name for name in self._table(extension).columns.names if name]
 
     def column_units(self, extension: str | int) -> dict[str, str]:
-        """The units that a table extension states, by column. Raises ObservationError if it is missing."""
-        hdu = self._hdu(extension)
-        return {} if hdu.is_image else {column.name: str(column.unit) for column in hdu.columns if column.unit}
+        """The units that a table extension states, by column. Raises ObservationError if it is none."""
+        with self.decoding(extension):
+            return {column.name: str(column.unit) for column in self._table(extension).columns if column.unit}
 
     def null_value(self, extension: str | int, column: str) -> int | None:
         """The whole number that stands for a missing value (TNULL), if the column has one."""
-        value = self._hdu(extension).columns[column].null
+        with self.decoding(extension):
+            value = self._table(extension).columns[column].null
         return int(value) if isinstance(value, (int, np.integer)) else None
 
     def first_image(self) -> int:
         """Number of the first extension with a two-dimensional image. Raises ObservationError if there is none."""
         for place, hdu in enumerate(self._hdus):
-            if hdu.is_image and len(hdu.shape) == 2:
-                return place
+            with self.decoding(place):
+                if hdu.is_image and len(hdu.shape) == 2:
+                    return place
         raise self.error("expected a two-dimensional image, found none")
 
     def check_once(self, names: np.ndarray, rule: str) -> None:
@@ -193,6 +187,18 @@ class FitsFile:
             rows = np.flatnonzero(names == twice)[:2].tolist()
             raise self.error(f"object {twice} comes twice, in rows {rows}; {rule}")
 
+    @contextmanager
+    def decoding(self, extension: str | int) -> Iterator[None]:
+        """What astropy raises within, on a header that makes no sense, becomes an ObservationError."""
+        try:
+            yield
+        except DAMAGED as error:
+            if isinstance(error, ObservationError):
+                raise
+            raise self.error(
+                f"extension {extension} cannot be decoded: its header is damaged ({type(error).__name__}: {error})"
+            ) from error
+
     def error(self, problem: str) -> ObservationError:
         """An ObservationError about this file, to be raised."""
         return ObservationError(f"{self.path}: {problem}")
@@ -202,6 +208,12 @@ class FitsFile:
             found = [hdu.name or str(place) for place, hdu in enumerate(self._hdus)]
             raise self.error(f"extension {extension} is missing; found {found}. Was the file cut short?")
         return self._hdus[extension]
+
+    def _table(self, extension: str | int) -> Any:
+        hdu = self._hdu(extension)
+        if hdu.is_image:
+            raise self.error(f"extension {extension} must hold a table, found an image")
+        return hdu
 
     def _table_part(self, extension: str | int, first: int, stop: int) -> Any:
         """Rows of a table as a table: the bytes of those rows behind a header that says how many they are."""
@@ -218,7 +230,7 @@ class FitsFile:
         extent = self._extents[place]
         if place in self._verified or extent.checksum is None:
             return
-        if _sum_of_words(self._plain, extent) != extent.checksum:
+        if sum_of_words(self._plain, extent) != extent.checksum:
             raise self.error(
                 f"the bytes of extension {extension} do not agree with its DATASUM: the file is damaged, or was edited"
             )
@@ -233,8 +245,8 @@ def open_fits(path: str | Path) -> Iterator[FitsFile]:
     Raises ObservationError if it is missing, no FITS file, or shorter than its headers say.
     """
     path = Path(path)
-    with _unpacked(path) as plain:
-        hdus, extents = _open_whole(path, plain)
+    with unpacked(path) as plain:
+        hdus, extents = open_whole(path, plain)
         with hdus:
             try:
                 yield FitsFile(path, plain, hdus, extents)
@@ -264,105 +276,6 @@ def fits_paths(path: Path, pattern: str) -> list[Path]:
     if not found:
         raise ObservationError(f"{path}: expected FITS files {pattern} in it, found none")
     return found
-
-
-def number_of(file: FitsFile, header: Mapping[str, object], key: str) -> float:
-    """The number that a header holds under `key`. Raises ObservationError."""
-    value = header.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise file.error(f"the header must hold a number {key}, found {value!r}")
-    return float(value)
-
-
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """The path itself, or that of a temporary file with its content, where it is gzipped."""
-    try:
-        with path.open("rb") as stream:
-            is_gzip = stream.read(2) == _GZIP_MAGIC
-    except FileNotFoundError:
-        raise ObservationError(f"{path}: no such file") from None
-    except OSError as error:
-        raise ObservationError(f"{path}: cannot be read ({error.strerror})") from None
-    if not is_gzip:
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(suffix=".fits") as unpacked:
-        try:
-            with gzip.open(path, "rb") as packed:
-                shutil.copyfileobj(packed, unpacked, _CHUNK)
-            unpacked.flush()
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ObservationError(
-                f"{path}: expected a whole gzip file; it is cut short or damaged ({error})"
-            ) from None
-        except OSError as error:
-            raise ObservationError(f"{path}: cannot be unpacked to {unpacked.name} ({error.strerror})") from None
-        yield Path(unpacked.name)
-
-
-def _open_whole(path: Path, plain: Path) -> tuple[Any, list[_Extent]]:
-    """The extensions, and where they lie, once each is known to end within the file. Raises ObservationError."""
-    size = plain.stat().st_size
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            # As they are stored: a compressed image is a table, whose bytes are those that are counted and summed.
-            stored = fits.open(plain, memmap=False, disable_image_compression=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ObservationError(f"{path}: expected a FITS file of {size} bytes to be whole; {error}") from None
-        try:
-            extents = [_extent(path, size, hdu, place) for place, hdu in enumerate(stored)]
-            has_compressed_images = any(hdu.header.get("ZIMAGE", False) for hdu in stored)
-        except (OSError, ValueError, KeyError) as error:
-            stored.close()
-            if isinstance(error, ObservationError):
-                raise
-            raise ObservationError(f"{path}: expected a FITS file of {size} bytes to be whole; {error}") from None
-    messages = [str(warning.message) for warning in caught]
-    broken = [message for message in messages if "truncated" in message or "Error validating header" in message]
-    if broken or size % _BLOCK:
-        stored.close()
-        found = broken[0].splitlines()[0] if broken else f"expected a multiple of {_BLOCK} bytes"
-        raise ObservationError(f"{path}: the file is cut short or damaged ({size} bytes): {found}")
-    if has_compressed_images:
-        stored.close()
-        return fits.open(plain, memmap=False), extents
-    return stored, extents
-
-
-def _extent(path: Path, size: int, hdu: Any, place: int) -> _Extent:
-    """Where an extension's data lie. Raises ObservationError if that is beyond the file's end."""
-    info = hdu.fileinfo()
-    extent = _Extent(info["datLoc"], hdu.size, info["datSpan"], _checksum(hdu.header.get("DATASUM")))
-    if extent.start + extent.size > size:
-        raise ObservationError(
-            f"{path}: the file is cut short: extension {hdu.name or place} ends at byte {extent.start + extent.size}, "
-            f"the file at {size}"
-        )
-    return extent
-
-
-def _checksum(stated: object) -> int | None:
-    """DATASUM as a number: the standard makes it text, and blank text unknown."""
-    text = str(stated).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _sum_of_words(plain: Path, extent: _Extent) -> int:
-    """The 32-bit ones' complement sum of big-endian words (FITS standard 4.0, appendix J), which DATASUM states."""
-    total, left = 0, extent.padded_size
-    with plain.open("rb") as stream:
-        stream.seek(extent.start)
-        while left > 0:
-            content = stream.read(min(_CHUNK, left))
-            if not content:
-                break
-            total += int(np.frombuffer(content, ">u4").sum(dtype=np.uint64))
-            left -= len(content)
-    while total >> 32:
-        total = (total & 0xFFFFFFFF) + (total >> 32)
-    return total
 
 
 def _native(data: Any) -> np.ndarray:

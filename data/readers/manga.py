@@ -85,16 +85,15 @@ def _rows(file: FitsFile, empty: str, rows_per_batch: int) -> Iterator[SpectrumO
 
 
 def _cube(file: FitsFile, rows_per_batch: int) -> Iterator[SpectrumObservation]:
-    name = file.header(0).get("PLATEIFU")
+    name = file.value(0, "PLATEIFU")
     if not isinstance(name, str) or not name.strip():
         raise file.error(f"the header of a cube must hold PLATEIFU, found {name!r}")
     wavelength = file.image("WAVE", (None,), "Angstrom")
     shape = file.image_shape("FLUX", (len(wavelength), None, None))
     _, height, width = shape
-    header = file.header("FLUX")
-    per_spaxel = str(header.get("BUNIT", "")).replace("/spaxel", "")
+    per_spaxel = str(file.value("FLUX", "BUNIT") or "").replace("/spaxel", "")
     file.check_unit(per_spaxel, SPECTRUM_FLUX_UNIT, "BUNIT of extension FLUX, per spaxel,")
-    wcs = celestial_map(header)
+    wcs = celestial_map(file, "FLUX")
     for top in range(0, height, max(1, rows_per_batch // width)):
         part = slice(top, min(height, top + max(1, rows_per_batch // width)))
         y, x = (axis.ravel() for axis in np.mgrid[part, :width])

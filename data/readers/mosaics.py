@@ -125,11 +125,11 @@ def open_mosaic(
             file = stack.enter_context(open_fits(path))
             number = file.first_image() if extension is None else extension
             shape = file.image_shape(number, shape if planes else (None, None))
-            wcs = _wcs(file, file.header(number), card.pixel_scale)
+            wcs = _wcs(file, number, card.pixel_scale)
             if planes and not _same_place(place, wcs, shape):
                 raise file.error(f"must show the same place as {planes[0].image.path}, and its WCS says otherwise")
             place = wcs
-            scale = _nanomaggies_per_unit(file, file.header(number), zero_point)
+            scale = _nanomaggies_per_unit(file, number, zero_point)
             weight, weight_number = None, number
             if inverse_variance is not None:
                 weight = stack.enter_context(open_fits(inverse_variance[band]))
@@ -179,9 +179,9 @@ def _measured_noise(plane: _Plane, shape: tuple[int, ...], psf_fwhm: float) -> t
     return sigma**-2 if sigma > 0 else 0.0, point_source_depth(flux, good, psf_fwhm)
 
 
-def _nanomaggies_per_unit(file: FitsFile, header: Any, zero_point: float | int | None) -> float:
+def _nanomaggies_per_unit(file: FitsFile, extension: str | int, zero_point: float | int | None) -> float:
     stated: float | None = None
-    unit = header.get("BUNIT")
+    unit = file.value(extension, "BUNIT")
     if unit is not None:
         try:
             per_unit = parse_unit(str(unit)).to(units.nmgy, equivalencies=units.zero_point_flux(_AB_ZERO_FLUX))
@@ -197,8 +197,8 @@ def _nanomaggies_per_unit(file: FitsFile, header: Any, zero_point: float | int |
     return float(10 ** (0.4 * (UNITS_OF_FLUX_AT_ZERO_MAGNITUDE - used)))
 
 
-def _wcs(file: FitsFile, header: Any, pixel_scale: float) -> Any | None:
-    wcs = celestial_map(header)
+def _wcs(file: FitsFile, extension: str | int, pixel_scale: float) -> Any | None:
+    wcs = celestial_map(file, extension)
     if wcs is None:
         return None
     scales = proj_plane_pixel_scales(wcs) * _ARCSEC_PER_DEGREE

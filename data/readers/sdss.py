@@ -17,7 +17,7 @@ from scipy import ndimage
 from ..instruments import Spectrograph
 from ..modalities import modality
 from ..observations import ArrayLike, ScalarObservation, SpectrumObservation, stack
-from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, number_of, open_fits
+from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits
 from .sky_maps import wrapped_degrees
 
 NOISE_WINDOW = 101
@@ -92,12 +92,12 @@ def boss_plate_batches(
     sdss = modality("spectrum/sdss")
     assert isinstance(sdss.card, Spectrograph)
     with open_fits(path) as file:
-        header = _checked_header(file)
+        _check_header(file)
         shape = file.image_shape(0, (None, None), SPECTRUM_FLUX_UNIT)
-        first, step = number_of(file, header, "COEFF0"), number_of(file, header, "COEFF1")
+        first, step = file.number(0, "COEFF0"), file.number(0, "COEFF1")
         wavelength = 10 ** (first + step * np.arange(shape[1]))
         given = _given_noise(file, shape, inverse_variance, estimate_noise)
-        object_id, ra, dec, is_target = _plugged(file, header, shape[0])
+        object_id, ra, dec, is_target = _plugged(file, shape[0])
         chosen = np.flatnonzero(is_target) if targets_only else np.arange(shape[0])
         found = False
         for start in range(0, len(chosen), rows_per_batch):
@@ -182,18 +182,17 @@ def _resolving_power(sigma: Float64[np.ndarray, "*L"], step: float) -> Float[np.
     return 1 / fwhm
 
 
-def _checked_header(file: FitsFile) -> dict[str, object]:
-    header = dict(file.header(0))
-    if header.get("VACUUM", True) is not True:
+def _check_header(file: FitsFile) -> None:
+    in_vacuum = file.value(0, "VACUUM")
+    if in_vacuum not in (None, True):
         raise file.error("wavelengths must be in vacuum, found VACUUM = F")
-    file.check_unit(header.get("BUNIT"), SPECTRUM_FLUX_UNIT, "BUNIT of the primary header")
-    return header
+    file.check_unit(file.value(0, "BUNIT"), SPECTRUM_FLUX_UNIT, "BUNIT of the primary header")
 
 
 def _spectrum(file: FitsFile) -> SpectrumObservation:
     sdss = modality("spectrum/sdss")
     assert isinstance(sdss.card, Spectrograph)
-    _checked_header(file)
+    _check_header(file)
     has_dispersion = "WDISP" in (name.upper() for name in file.column_names(1))
     names = ["flux", "loglam", "ivar", "and_mask", *(["wdisp"] if has_dispersion else [])]
     units = [SPECTRUM_FLUX_UNIT, *[None] * (len(names) - 1)]
@@ -237,11 +236,9 @@ def _name(plate: int, mjd: int, fibre: int) -> str:
     return f"{plate:04d}-{mjd}-{fibre:04d}"
 
 
-def _plugged(
-    file: FitsFile, header: dict[str, object], count: int
-) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+def _plugged(file: FitsFile, count: int) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     """Id, ra, dec and whether it is on a target, of each fibre of a plate."""
-    plate, mjd = int(number_of(file, header, "PLATEID")), int(number_of(file, header, "MJD"))
+    plate, mjd = int(file.number(0, "PLATEID")), int(file.number(0, "MJD"))
     extension: str | int = "PLUGMAP" if file.has("PLUGMAP") else 5
     if not file.has(extension):
         unknown = np.full(count, np.nan)

@@ -8,14 +8,19 @@ from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 from jaxtyping import Float, Float64
 
+from .fits_files import FitsFile
 
-def celestial_map(header: Any) -> Any | None:
-    """The map from pixels to the sky (astropy's WCS) of a header, without its spectral axis; None if it has none."""
-    if not str(header.get("CTYPE1", "")).startswith("RA"):
+
+def celestial_map(file: FitsFile, extension: str | int) -> Any | None:
+    """The map from pixels to the sky (astropy's WCS) of an extension, without a spectral axis; None if it has none.
+
+    Raises ObservationError if it makes no sense.
+    """
+    if not str(file.value(extension, "CTYPE1")).startswith("RA"):
         return None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), file.decoding(extension):
         warnings.simplefilter("ignore", FITSFixedWarning)
-        return WCS(fits.Header(header, copy=True)).celestial
+        return WCS(fits.Header(file.header(extension), copy=True)).celestial
 
 
 def sky_position(

@@ -275,6 +275,23 @@ def test_a_flipped_bit_does_not_pass_where_there_are_checksums(case, good):
     fails(case.read, good, r"do not agree with its DATASUM")
 
 
+def test_a_damaged_header_is_refused_or_does_no_harm(case, good):
+    """Bytes overwritten in headers, one to three at a time: what astropy then raises, of whatever kind, is not seen."""
+    random, content, places = np.random.default_rng(0), good.read_bytes(), extents(good)
+    messages = []
+    for _ in range(12):
+        spoilt = bytearray(content)
+        first, stop, _ = places[random.integers(len(places))]
+        for place in random.integers(first, stop, random.integers(1, 4)):
+            spoilt[place] = random.integers(32, 127)
+        good.write_bytes(spoilt)
+        try:
+            case.read(good)
+        except ObservationError as problem:
+            messages.append(str(problem))
+    assert all(message.startswith(str(good)) for message in messages)
+
+
 # ---- files that lack something ---------------------------------------------------------------------------------------
 
 
@@ -304,7 +321,11 @@ WRONG = [
     ("SDSS spectrum", lambda h: h[0].header.set("BUNIT", "1E-16 erg/cm^2/s/Ang"), "primary header must be .*10 of it"),
     ("SDSS spectrum", lambda h: h[0].header.set("VACUUM", False), "wavelengths must be in vacuum, found VACUUM = F"),
     ("plate", lambda h: h[0].header.set("BUNIT", "adu"), "BUNIT of .*must be .*found 'adu'"),
-    ("plate", lambda h: h[0].header.remove("COEFF1"), "the header must hold a number COEFF1, found None"),
+    (
+        "plate",
+        lambda h: h[0].header.remove("COEFF1"),
+        "the header of extension 0 must hold a number COEFF1, found None",
+    ),
     ("MaNGA rows", lambda h: h["FLUX"].header.set("BUNIT", "Jy"), "BUNIT of extension FLUX must be"),
     (
         "MaNGA cube",
