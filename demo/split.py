@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..training.pretrain import object_key
+from ..data.token_shards import object_key
 from .real_observations import is_shown
 
 TENTHS = ("test", "validation")
