@@ -35,7 +35,8 @@ class ShuffleOrder:
         self._starts = self._stops - block_sizes
         # A stream jumps back and forth over the border of two epochs or windows, not further.
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-        self._samples = lru_cache(maxsize=4)(self._make_samples)
+        self._window = lru_cache(maxsize=4)(self._make_window)
+        self._ranks = lru_cache(maxsize=4)(self._make_ranks)
 
     @property
     def num_samples(self) -> int:
@@ -44,15 +45,37 @@ class ShuffleOrder:
 
     def take(self, start: int, stop: int) -> Int64[np.ndarray, " B"]:
         """The samples at the positions [start, stop) of the stream; epoch e begins at position e * num_samples."""
-        parts = [np.empty(0, dtype=np.int64)]
-        while start < stop:
-            epoch, place = divmod(start, self.num_samples)
-            edges = self._epoch(epoch)[1]
-            index = int(np.searchsorted(edges, place, side="right")) - 1
-            end = min(stop - start + place, int(edges[index + 1]))
-            parts.append(self._samples(epoch, index)[place - edges[index] : end - edges[index]])
-            start += end - place
-        return np.concatenate(parts)
+        samples, places = self.draw(np.arange(start, stop + 1))
+        taken = np.empty_like(samples)
+        taken[places] = samples
+        return taken
+
+    def draw(self, edges: Int64[np.ndarray, " edges"]) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
+        """The samples of T stretches of the stream, [edges[t], edges[t + 1]), and to which of them each belongs.
+
+        They come window by window, ascending in each: as they lie on disk. A window that lies within one stretch need
+        not be shuffled.
+        """
+        start, stop = int(edges[0]), int(edges[-1])
+        stretch_of = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+        samples, stretches = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        at = start
+        while at < stop:
+            epoch, place = divmod(at, self.num_samples)
+            _, borders = self._epoch(epoch)
+            index = int(np.searchsorted(borders, place, side="right")) - 1
+            first, last = at - place + int(borders[index]), at - place + int(borders[index + 1])
+            of_window = self._window(epoch, index)
+            if at == first and last <= stop and stretch_of[at - start] == stretch_of[last - 1 - start]:
+                samples.append(of_window)
+                stretches.append(stretch_of[at - start : last - start])
+            else:
+                places = first - start + self._ranks(epoch, index)
+                within = (places >= 0) & (places < len(stretch_of))
+                samples.append(of_window[within])
+                stretches.append(stretch_of[places[within]])
+            at = min(last, stop)
+        return np.concatenate(samples), np.concatenate(stretches)
 
     def _make_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " blocks"], Int64[np.ndarray, " edges"]]:
         """The blocks in the epoch's order, and where in the epoch its windows begin and end."""
@@ -60,11 +83,14 @@ class ShuffleOrder:
         stops = np.cumsum((self._stops - self._starts)[order])
         return order, np.concatenate([[0], stops[self.window - 1 :: self.window], stops[-1:]]).astype(np.int64)
 
-    def _make_samples(self, epoch: int, index: int) -> Int64[np.ndarray, " W"]:
-        """The samples of one window of an epoch, in order."""
-        blocks = self._epoch(epoch)[0][index * self.window : (index + 1) * self.window]
-        samples = np.concatenate([np.arange(self._starts[block], self._stops[block]) for block in blocks])
-        return samples[permutation(len(samples), *self.key, epoch, index)]
+    def _make_window(self, epoch: int, index: int) -> Int64[np.ndarray, " W"]:
+        """The samples of one window of an epoch, ascending."""
+        blocks = np.sort(self._epoch(epoch)[0][index * self.window : (index + 1) * self.window])
+        return np.concatenate([np.arange(self._starts[block], self._stops[block]) for block in blocks])
+
+    def _make_ranks(self, epoch: int, index: int) -> Int64[np.ndarray, " W"]:
+        """The place in the window's order of each of its samples."""
+        return permutation(len(self._window(epoch, index)), *self.key, epoch, index)
 
 
 class Mixture:
@@ -95,10 +121,10 @@ class Mixture:
         """The source of a place."""
         return int(self._pattern[place % len(self._pattern)])
 
-    def counts(self, place: int) -> Int64[np.ndarray, " sources"]:
-        """How many of the places before `place` belong to each source."""
-        rounds, rest = divmod(place, len(self._pattern))
-        return rounds * self._counts[-1] + self._counts[rest]
+    def counts(self, places: Int64[np.ndarray, " P"]) -> Int64[np.ndarray, "P sources"]:
+        """How many of the places before each of `places` belong to each source."""
+        rounds, rest = np.divmod(places, len(self._pattern))
+        return rounds[:, None] * self._counts[-1] + self._counts[rest]
 
 
 def permutation(size: int, *key: int) -> Int64[np.ndarray, " size"]:

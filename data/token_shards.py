@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,21 @@ class TokenStoreError(ValueError):
 class ObjectShard:
     """Who and where the n objects of a shard are; memory-mapped."""
 
-    object_id: Any
-    """Arrow array of strings."""
+    folder: Path
     key: Int64[np.ndarray, " n"]
     sky: Float64[np.ndarray, "n 2"]
+
+    @cached_property
+    def object_id(self) -> Any:
+        """Arrow array of strings. Raises TokenStoreError if the file is not what it should be."""
+        path = self.folder / "object_id.arrow"
+        try:
+            found = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["object_id"].combine_chunks()
+        except (pa.ArrowException, KeyError, OSError) as error:
+            raise TokenStoreError(f"{path}: expected an Arrow file of object ids; {error}") from None
+        if len(found) != len(self.key):
+            raise TokenStoreError(f"{path}: expected {len(self.key)} objects, found {len(found)}")
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +70,8 @@ class TokenShard:
     codes: Int16[np.ndarray, "r N"]
     positions: Float[np.ndarray, "s N P"]
     instrument: Float[np.ndarray, "t F"]
+    is_full: bool
+    """Whether all objects have the modality, and stand in the same order here."""
 
 
 def shard_path(store: str | Path, name: str, index: int) -> Path:
@@ -200,15 +214,8 @@ def check_shard(folder: Path, checksums: bool) -> dict[str, Any]:
 def open_object_shard(folder: Path) -> ObjectShard:
     """Map a shard of objects. Raises TokenStoreError if a file is missing, cut off or not what it should be."""
     count = check_shard(folder, checksums=False)["num_objects"]
-    path = folder / "object_id.arrow"
-    try:
-        object_id = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["object_id"].combine_chunks()
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise TokenStoreError(f"{path}: expected an Arrow file of object ids; {error}") from None
-    if len(object_id) != count:
-        raise TokenStoreError(f"{path}: expected {count} objects, found {len(object_id)}")
     key = _map(folder / "key.npy", np.int64, (count,))
-    return ObjectShard(object_id, key, _map(folder / "sky.npy", np.float64, (count, 2)))
+    return ObjectShard(folder, key, _map(folder / "sky.npy", np.float64, (count, 2)))
 
 
 def open_token_shard(folder: Path) -> TokenShard:
@@ -221,7 +228,9 @@ def open_token_shard(folder: Path) -> TokenShard:
         if len(array) not in (1, num_rows):
             raise TokenStoreError(f"{folder / name}.npy: expected 1 or {num_rows} rows, found {len(array)}")
     rows = _map(folder / "rows.npy", np.int32, (count,))
-    return TokenShard(rows, _map(folder / "codes.npy", np.int16, (num_rows, num_tokens)), positions, instrument)
+    codes = _map(folder / "codes.npy", np.int16, (num_rows, num_tokens))
+    is_full = num_rows == count and np.array_equal(rows, np.arange(count))
+    return TokenShard(rows, codes, positions, instrument, is_full)
 
 
 def _map(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -12,7 +12,7 @@ a shard, token_plan.py who goes where.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,6 +82,7 @@ class TokenStore:
         if verify or (verify is None and size <= VERIFIED_BYTES):
             verify_store(self.folder)
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._common: dict[tuple[str, str], np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -166,7 +167,7 @@ class TokenStore:
         """One shard of tokens, memory-mapped, or None if no object of it has them. Raises TokenStoreError on damage."""
         if not self._entry(name)["num_rows"][index]:
             return None
-        return self._shard(name, index, open_token_shard)
+        return self._shard(name, index, lambda folder: self._with_common(name, open_token_shard(folder)))
 
     def _shard(self, name: str, index: int, open_shard: Callable[[Path], _Shard]) -> _Shard:
         found: _Shard | None = self._open.pop((name, index), None)
@@ -176,6 +177,15 @@ class TokenStore:
         while len(self._open) > MAX_OPEN_SHARDS:
             self._open.popitem(last=False)
         return found
+
+    def _with_common(self, name: str, shard: TokenShard) -> TokenShard:
+        """The shard with the very arrays of an earlier one where all objects of both share them."""
+        positions, instrument = (
+            known if len(array) == 1 and np.array_equal(array, known) else array
+            for field, array in (("positions", shard.positions), ("instrument", shard.instrument))
+            for known in [self._common.setdefault((name, field), array)]
+        )
+        return replace(shard, positions=positions, instrument=instrument)
 
     def _entry(self, name: str) -> dict[str, Any]:
         if name not in self._entries:
