@@ -111,7 +111,7 @@ def galaxies_per_square_degree(magnitude_limit: float) -> float:
 
 def _draw_candidates(purpose: str, seed: int, rows: Int[np.ndarray, " B"], magnitude_limit: float) -> Galaxies:
     choice, place, shape, bulge_roundness = uniforms(purpose, seed, rows, 4)
-    scatter = normals(f"{purpose} scatter", seed, rows, 9)
+    scatter = normals(f"{purpose} scatter", seed, rows, 11)
     mass, redshift = _draw_mixes(choice, place, scatter[:6], magnitude_limit)
     known = templates()
     stellar_mass = mass @ known.mass_remaining
@@ -119,7 +119,7 @@ def _draw_candidates(purpose: str, seed: int, rows: Int[np.ndarray, " B"], magni
     log_rate = np.log10(mass @ known.star_formation_rate / stellar_mass + LEAST_SPECIFIC_RATE)
     dead = quiescence(log_rate, redshift)
 
-    shapes = draw_shapes(shape, log_mass, redshift, log_rate)
+    shapes = draw_shapes(shape, scatter[9:], log_mass, redshift, log_rate)
     bulge_share = np.clip((shapes.sersic_index - 0.8) / 3.6 + 0.1 * scatter[6], 0.0, 0.95)
     components = _split(mass, bulge_share)
     thickness = np.clip(0.2 + 0.03 * scatter[7], 0.1, 0.3)

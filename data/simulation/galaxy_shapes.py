@@ -21,6 +21,8 @@ NUM_NEIGHBOURS = 24
 """Of the real galaxies most like a simulated one, how many its shape is drawn from."""
 SCALES = (0.25, 0.12, 0.25)
 """What counts as equally far: dex of mass, ln(1 + z), and quiescence."""
+RATIO_SCATTER, SIZE_SCATTER = 0.05, 0.05
+"""Of the axis ratio, and of the radius in dex, about the real galaxy's, so that no two shapes are the same."""
 CONCENTRATED_INDEX = 2.0
 """Sersic index that parts early from late types."""
 QUIESCENT_RATE = -11.0
@@ -61,18 +63,24 @@ class Shapes:
 
 def draw_shapes(
     uniform: Float[np.ndarray, " B"],
+    normal: Float[np.ndarray, "2 B"],
     log_stellar_mass: Float[np.ndarray, " B"],
     redshift: Float[np.ndarray, " B"],
     log_specific_rate: Float[np.ndarray, " B"],
 ) -> Shapes:
-    """For each galaxy the shape of one of its NUM_NEIGHBOURS likes, chosen by `uniform` in [0, 1)."""
+    """For each galaxy the shape of one of its NUM_NEIGHBOURS likes, chosen by `uniform` in [0, 1), a little changed.
+
+    `normal` are two standard normal numbers for each.
+    """
     known, tree, residual = _real_shapes()
     dead = quiescence(log_specific_rate, redshift)
     _, neighbours = tree.query(_place(log_stellar_mass, redshift, dead), NUM_NEIGHBOURS)
     chosen = neighbours[np.arange(len(redshift)), (uniform * NUM_NEIGHBOURS).astype(np.int64)]
     index = known.sersic_index[chosen]
     radius = mean_radius(10**log_stellar_mass, redshift, index > CONCENTRATED_INDEX) * 10 ** residual[chosen]
-    return Shapes(index, known.axis_ratio[chosen], radius)
+    ratio = known.axis_ratio[chosen] + RATIO_SCATTER * normal[0]
+    ratio = np.clip(np.where(ratio > 1, 2 - ratio, ratio), 0.1, 1.0)
+    return Shapes(index, ratio, radius * 10 ** (SIZE_SCATTER * normal[1]))
 
 
 def component_radii(radius: Float[np.ndarray, " B"], bulge_share: Float[np.ndarray, " B"]) -> Float[np.ndarray, "B P"]:
