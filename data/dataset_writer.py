@@ -120,6 +120,8 @@ class DatasetWriter:
     ) -> None:
         if kind is None:
             self.finish()
+        else:
+            self.leave()
 
     def has_piece(self, name: str) -> bool:
         """Whether the piece called `name` is complete: staged by this or an earlier process, or in the dataset."""
@@ -198,6 +200,11 @@ class DatasetWriter:
         for modality in changed:
             _merge(self.folder / modality, runs[modality], sorted(pieces[modality]), self.file_bytes)
         shutil.rmtree(self._staging)
+
+    def leave(self) -> None:
+        """Stop without finishing: the pieces that are whole wait for the next writer; without any, no trace is left."""
+        with contextlib.suppress(OSError):
+            self._staging.rmdir()
 
     def discard(self, names: Sequence[str]) -> None:
         """Forget the staged piece with these names, as if it had not been written."""

@@ -82,14 +82,18 @@ def import_survey(
     writer = DatasetWriter(output, allow_unplaced=allow_unplaced)
     waiting = [file for file in files if not writer.has_piece(names[file])]
     run = _Import(writer, known, settings, names, allow_unplaced, on_error)
-    with _progress() as progress:
-        task = progress.add_task(f"import {source}", total=len(files), completed=len(files) - len(waiting))
-        for group in _groups(waiting):
-            run.add(group)
-            progress.advance(task, len(group))
-    if len(run.skipped) == len(files):
-        raise ObservationError(f"{source}: no file could be read; the first: {next(iter(run.skipped.values()))}")
-    run.finish()
+    try:
+        with _progress() as progress:
+            task = progress.add_task(f"import {source}", total=len(files), completed=len(files) - len(waiting))
+            for group in _groups(waiting):
+                run.add(group)
+                progress.advance(task, len(group))
+        if len(run.skipped) == len(files):
+            raise ObservationError(f"{source}: no file could be read; the first: {next(iter(run.skipped.values()))}")
+        run.finish()
+    except BaseException:
+        writer.leave()
+        raise
     num_objects: dict[str, int] = defaultdict(int)
     for counts in run.num_objects.values():
         for name, count in counts.items():

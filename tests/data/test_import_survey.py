@@ -233,6 +233,14 @@ def test_a_bad_file_stops_the_import_and_is_named(tmp_path, files_with_a_bad_one
         import_survey("desi-coadd", [tmp_path / "in"], tmp_path / "d")
 
 
+def test_an_import_that_fails_at_once_leaves_the_dataset_as_it_was(tmp_path, files_with_a_bad_one):
+    import_survey("desi-coadd", files_with_a_bad_one[:1], tmp_path / "d")
+    before = sorted(path for path in (tmp_path / "d").rglob("*"))
+    with pytest.raises(ObservationError, match=r"coadd-01\.fits"):
+        import_survey("desi-coadd", files_with_a_bad_one[1:2], tmp_path / "d")
+    assert sorted(path for path in (tmp_path / "d").rglob("*")) == before
+
+
 def test_bad_files_are_left_out_on_request_and_reported(tmp_path, files_with_a_bad_one):
     summary = import_survey("desi-coadd", [tmp_path / "in"], tmp_path / "d", on_error="skip")
     assert list(summary.skipped) == [files_with_a_bad_one[1]]
