@@ -16,7 +16,7 @@ from ...settings import Settings
 from ..modalities import Modality, modality
 from ..observations import UNITS_OF_FLUX_AT_ZERO_MAGNITUDE, ObservationError, ScalarObservation, stack
 from .fits_files import naming_file, open_fits, parse_unit
-from .table_files import ROWS_PER_BATCH, column_units, numbers, object_ids, table_batches
+from .table_files import ROWS_PER_BATCH, ColumnNames, column_units, numbers, object_ids, table_batches
 
 SDSS_BANDS = ("u", "g", "r", "i", "z")
 TWOMASS_BANDS = ("j", "h", "k")
@@ -99,8 +99,8 @@ class ScalarTableSettings(Settings):
 
     columns: dict[str, str]
     """Modality name -> column of its values, in the modality's unit."""
-    object_id: str
-    """Column of whole numbers or text that names each object."""
+    object_id: ColumnNames
+    """Column of whole numbers or text that names each object; or several, joined by hyphens."""
     ra: str | None = None
     """Columns of the position, degrees, ICRS."""
     dec: str | None = None
@@ -116,7 +116,7 @@ def read_scalar_table(
     path: str | Path,
     columns: Mapping[str, str],
     *,
-    object_id: str,
+    object_id: str | Sequence[str],
     ra: str | None = None,
     dec: str | None = None,
     errors: Mapping[str, str] | None = None,
@@ -126,7 +126,7 @@ def read_scalar_table(
     """Read columns of a table, one ScalarObservation for each entry of `columns`; `scalar_table_batches` says how."""
     settings = ScalarTableSettings(
         columns=dict(columns),
-        object_id=object_id,
+        object_id=(object_id,) if isinstance(object_id, str) else tuple(object_id),
         ra=ra,
         dec=dec,
         errors=dict(errors or {}),
@@ -153,7 +153,7 @@ def scalar_table_batches(
             f"{path}: errors are given for {sorted(settings.errors)}, values for {sorted(settings.columns)}"
         )
     positions = {axis: name for axis, name in (("ra", settings.ra), ("dec", settings.dec)) if name is not None}
-    names = [settings.object_id, *settings.columns.values(), *settings.errors.values(), *positions.values()]
+    names = [*settings.object_id, *settings.columns.values(), *settings.errors.values(), *positions.values()]
     batches = table_batches(path, names, extension=settings.extension, rows_per_batch=rows_per_batch)
     first_row = 0
     for columns in batches:

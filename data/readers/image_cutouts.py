@@ -17,15 +17,15 @@ from .fits_files import FITS_SUFFIXES, naming_file
 from .images import CUTOUTS_PER_BATCH, cutout_batches, pixels_of, sources_by_tile
 from .mosaics import Mosaic, open_mosaic
 from .sky_maps import sky_position
-from .table_files import numbers, object_ids, table_batches
+from .table_files import ColumnNames, numbers, object_ids, table_batches
 
 
 class Positions(Settings):
     """A table of objects: where they are on the sky, or in pixels of a field without WCS."""
 
     path: Path
-    object_id: str
-    """Column of whole numbers or text that names each object."""
+    object_id: ColumnNames
+    """Column of whole numbers or text that names each object; or several, joined by hyphens."""
     ra: str | None = None
     """Columns of the position, degrees, ICRS."""
     dec: str | None = None
@@ -130,7 +130,7 @@ def _detected(mosaic: Mosaic, settings: ImageCutoutSettings) -> Iterator[Objects
 def _listed(mosaic: Mosaic, positions: Positions) -> Iterator[Objects]:
     axes = {name: getattr(positions, name) for name in ("ra", "dec", "row", "column")}
     axes = {name: column for name, column in axes.items() if column is not None}
-    wanted = [positions.object_id, *axes.values(), *([positions.field] if positions.field is not None else [])]
+    wanted = [*positions.object_id, *axes.values(), *([positions.field] if positions.field is not None else [])]
     first_row = 0
     for table in table_batches(positions.path, wanted, extension=positions.extension):
         names = object_ids(positions.path, table, positions.object_id, first_row)

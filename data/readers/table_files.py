@@ -6,7 +6,7 @@ a format for small tables, is read whole.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from astropy.table import Table
 from jaxtyping import Float64
+from pydantic import BeforeValidator
 
 from ..observations import ObservationError
 from .fits_files import FITS_SUFFIXES, open_fits
@@ -22,6 +23,9 @@ from .fits_files import FITS_SUFFIXES, open_fits
 ROWS_PER_BATCH = 65536
 
 Columns = Mapping[str, np.ma.MaskedArray]
+
+ColumnNames = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""For settings: one name, or a list of names."""
 
 _BUFFER_BYTES = 1 << 20
 
@@ -92,21 +96,32 @@ def numbers(path: str | Path, columns: Columns, name: str) -> Float64[np.ndarray
     return np.ma.masked_array(column, dtype=np.float64).filled(np.nan)
 
 
-def object_ids(path: str | Path, columns: Columns, name: str, first_row: int = 0) -> list[str]:
-    """A column of integers or text as object ids. Raises ObservationError if one is missing, or comes twice."""
-    column = columns[name]
-    if column.dtype.kind not in "iuUSO" or column.ndim != 1:
-        raise ObservationError(f"{path}: column {name} must hold whole numbers or text, found {column.dtype}")
+def object_ids(path: str | Path, columns: Columns, names: Sequence[str], first_row: int = 0) -> list[str]:
+    """Object ids: a column of whole numbers or text, or several, joined by hyphens, where none is enough by itself.
+
+    Raises ObservationError if one is missing, or comes twice.
+    """
+    parts = [_texts(path, columns[name], name, first_row) for name in names]
     found: dict[str, int] = {}
-    for row, value in enumerate(column.tolist(), first_row):
-        text = value.decode() if isinstance(value, bytes) else "" if value is None else str(value)
-        text = text.strip()
-        if not text:
-            raise ObservationError(f"{path}: column {name} must name every object, and does not in row {row}")
+    for row, text in enumerate(map("-".join, zip(*parts, strict=True)), first_row):
         if text in found:
-            raise ObservationError(f"{path}: object {text} comes twice, in rows {found[text]} and {row} of {name}")
+            raise ObservationError(
+                f"{path}: object {text} comes twice, in rows {found[text]} and {row} of {', '.join(names)}"
+            )
         found[text] = row
     return list(found)
+
+
+def _texts(path: str | Path, column: np.ma.MaskedArray, name: str, first_row: int) -> list[str]:
+    if column.dtype.kind not in "iuUSO" or column.ndim != 1:
+        raise ObservationError(f"{path}: column {name} must hold whole numbers or text, found {column.dtype}")
+    texts = []
+    for row, value in enumerate(column.tolist(), first_row):
+        text = value.decode() if isinstance(value, bytes) else "" if value is None else str(value)
+        texts.append(text.strip())
+        if not texts[-1]:
+            raise ObservationError(f"{path}: column {name} must name every object, and does not in row {row}")
+    return texts
 
 
 def _fits_batches(path: Path, names: list[str], extension: str | int, rows_per_batch: int) -> Iterator[Columns]:

@@ -282,3 +282,13 @@ def test_text_of_csv_is_read_as_people_write_it(tmp_path):
     assert read.object_id == ("001", "002", "003", "004")
     assert read.values[:2].tolist() == pytest.approx([0.5, 0.1])
     assert read.mask.tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("kind", ["fits", "parquet", "csv"])
+def test_names_of_several_columns_are_joined(tmp_path, kind):
+    """As Legacy Survey objects are told apart: OBJID counts anew in every brick."""
+    path = write_table(tmp_path, kind, {"brick": ["a1", "a1", "b2"], "number": [1, 2, 1], "z": [0.1, 0.2, 0.3]})
+    (read,) = read_scalar_table(path, {"scalar/redshift": "z"}, object_id=["brick", "number"])
+    assert read.object_id == ("a1-1", "a1-2", "b2-1")
+    with pytest.raises(ObservationError, match="object 1 comes twice, in rows 0 and 2 of number"):
+        read_scalar_table(path, {"scalar/redshift": "z"}, object_id="number")

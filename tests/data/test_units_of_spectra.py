@@ -34,7 +34,7 @@ def catalogue():
     """Fluxes of the galaxy in g, r, z, nanomaggies: in a fibre of 1.5 arcsec, and in all."""
     names = [f"{kind}_{band}" for kind in ("FIBERFLUX", "FLUX") for band in "GRZ"]
     (table,) = table_batches(CATALOGUE, ["OBJID", "BRICKNAME", *names])
-    assert object_ids(CATALOGUE, table, "OBJID") == ["2657"]
+    assert object_ids(CATALOGUE, table, ["BRICKNAME", "OBJID"]) == ["1054p567-2657"]
     values = np.array([numbers(CATALOGUE, table, name)[0] for name in names])
     return values[:3], values[3:]
 
