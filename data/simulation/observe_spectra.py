@@ -13,8 +13,12 @@ from .object_random import generators
 from .observe_images import DEPTH_SCATTER
 from .scene import Neighbours
 from .sky_objects import SkyObjects
-from .spectrograph_response import noise_curves, response_matrix
+from .spectrograph_response import noise_curves, response_matrix, sky_parts
 
+MEAN_MOON = 0.3
+"""Mean moonlight over the dark sky's continuum at 4500 A, exponentially distributed; the card's depth includes it."""
+LINE_SCATTER = 0.3
+"""Scatter of the variance of the sky's lines from exposure to exposure (natural logarithm)."""
 FIBER_SEEING = 1.0
 """FWHM of the PSF on the fibres, arcsec: the convention of the Legacy Surveys' fibre fluxes."""
 
@@ -24,19 +28,24 @@ def observe_spectra(
 ) -> SpectrumObservation:
     """Spectra through the fibre on the card's own wavelengths, with noise of sky and source and some bad pixels.
 
-    What light of neighbours falls into the fibre is in the spectrum.
+    What light of neighbours falls into the fibre is in the spectrum. The sky of each object has its own transparency,
+    moonlight and strength of lines, which the noise follows.
     """
     flux = noiseless_spectra(objects, modality, neighbours)
     card = modality.card
     assert isinstance(card, Spectrograph)
-    sky, per_flux = noise_curves(card)
+    _, per_flux = noise_curves(card)
+    continuum, lines, moonlight = sky_parts(card)
     noise = np.empty(flux.shape, np.float32)
     mask = np.ones(flux.shape, bool)
-    quality = np.empty((len(objects), 1))
+    quality, moon, glow = np.empty((3, len(objects), 1))
     for row, rng in enumerate(generators(f"{modality.name} noise", objects.seed, objects.row)):
         rng.standard_normal(out=noise[row], dtype=np.float32)
         quality[row] = 10 ** (-0.8 * DEPTH_SCATTER * rng.standard_normal())
+        moon[row] = rng.exponential(MEAN_MOON)
+        glow[row] = np.exp(LINE_SCATTER * rng.standard_normal() - LINE_SCATTER**2 / 2)
         _spoil_wavelengths(rng, mask[row])
+    sky = continuum * (1 + moon * moonlight) / (1 + MEAN_MOON * moonlight) + lines * glow
     variance = quality * (sky + per_flux * flux.clip(0))
     deviation = np.sqrt(variance).astype(np.float32)
     return SpectrumObservation(

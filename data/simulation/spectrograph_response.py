@@ -66,6 +66,18 @@ def noise_curves(card: Spectrograph) -> tuple[Float[np.ndarray, " L"], Float[np.
     return variance, median_filter(variance, 151, mode="nearest") / sky_flux
 
 
+@functools.cache
+def sky_parts(card: Spectrograph) -> tuple[Float[np.ndarray, " L"], Float[np.ndarray, " L"], Float[np.ndarray, " L"]]:
+    """The sky's variance of `noise_curves` in two: continuum and lines; and how moonlight adds to the continuum.
+
+    Moonlight is as bright as the dark sky at 4500 A and falls with wavelength as scattered sunlight does, by the sky
+    model of Krisciunas & Schaefer 1991 (PASP 103, 1033) and its colours, rounded.
+    """
+    variance, _ = noise_curves(card)
+    continuum = np.minimum(median_filter(variance, 151, mode="nearest"), variance)
+    return continuum, variance - continuum, (card.wavelength() / 4500) ** -2.5
+
+
 def _share_below(offset: np.ndarray, sigma: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Cumulative distribution of a Gaussian convolved with a box, closed form."""
 

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
@@ -350,7 +351,7 @@ def write_gaia_bp_rp(wheel: zipfile.ZipFile) -> None:
     pseudo-wavelength, the matrices T (rotation) and C (inverse of the instrument's blur), and the response R. Kept are
     T, the inverse of (T C)^T, the response, the dispersion, and the ranges that scale the pseudo-wavelength.
     """
-    content: dict[str, np.ndarray] = {}
+    content: dict[str, Any] = {}
     for arm, model in (("bp", "bpC03_v375wi"), ("rp", "rpC03_v142r")):
         bases = wheel.read(f"gaiaxpy/config/{model}_bases.csv").decode()
         csv.field_size_limit(10**7)

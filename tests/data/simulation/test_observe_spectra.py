@@ -98,6 +98,25 @@ def test_desi_noise_rises_at_the_blue_end_and_in_sky_lines():
     )  # [O I]
 
 
+def test_noise_follows_each_objects_own_sky():
+    """Moonlight makes blue pixels noisier than red ones, the sky's lines rise and fall apart from the continuum."""
+    variance, per_flux = noise_curves(DESI.card)
+    objects = draw_objects(Population(11, 23.5, 0.0, 0.0, shard_size=100, healpix_order=1), np.arange(100))
+    clean = noiseless_spectra(objects, DESI)
+    faint = np.flatnonzero(np.median(per_flux * clean / variance, 1) < 0.1)
+    observed = observe_spectra(objects.select(faint), DESI)
+    wavelength = DESI.card.wavelength()
+    ratio = torch.where(observed.mask, 1 / observed.inverse_variance, torch.nan).double().numpy() / variance
+    blue, red = (
+        np.nanmedian(ratio[:, (wavelength > a) & (wavelength < b)], 1) for a, b in ((3700, 4300), (6000, 6200))
+    )
+    bright_lines = variance > 5 * np.median(variance)
+    lines = np.nanmedian(ratio[:, bright_lines & (wavelength > 7000)], 1)
+    assert 0.05 < (blue / red).std() < 0.4
+    assert 0.15 < np.log(lines / red).std() < 0.45
+    assert np.median(ratio[np.isfinite(ratio)]) == pytest.approx(1, abs=0.15)
+
+
 def test_bad_pixels_are_few_and_masked(objects):
     observed = observe_spectra(objects, DESI)
     bad = ~observed.mask
