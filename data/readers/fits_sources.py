@@ -7,7 +7,9 @@ from typing import Literal
 from ...settings import Settings
 from ..observations import Observation, ObservationError, ScalarObservation, SpectrumObservation
 from .desi import desi_batches, desi_exposure_batches, read_redrock, redrock_file, redshifts_of_targets
+from .fits_files import open_fits
 from .joined_redshifts import joined_redshifts
+from .manga import manga_batches, read_manga_redshift
 from .sdss import boss_plate_batches, boss_redshift_file, read_boss_redshifts
 
 
@@ -64,6 +66,15 @@ def read_plate(piece: Path, settings: Settings | None) -> Iterator[Observation]:
     wanted = settings if isinstance(settings, PlateSettings) else PlateSettings()
     spectra = boss_plate_batches(piece, estimate_noise=wanted.estimate_noise, targets_only=wanted.targets_only)
     yield from _with_redshifts(piece, spectra, boss_redshift_file(piece), read_boss_redshifts, joined_redshifts)
+
+
+def read_manga_piece(piece: Path, settings: Settings | None) -> Iterator[Observation]:
+    """Spectra of a datacube's spaxels, or of a file of rows with their redshifts. Raises ObservationError."""
+    yield from manga_batches(piece)
+    with open_fits(piece) as file:
+        has_redshifts = file.has("Z")
+    if has_redshifts:
+        yield read_manga_redshift(piece)
 
 
 def _with_redshifts(

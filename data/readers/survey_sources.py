@@ -18,11 +18,11 @@ from .fits_sources import (
     PlateSettings,
     read_desi_coadd,
     read_desi_spectra,
+    read_manga_piece,
     read_plate,
 )
 from .hugging_face_columns import HuggingFaceSettings
 from .image_cutouts import ImageCutoutSettings, field_folders, image_cutout_batches
-from .manga import manga_batches
 from .multimodal_universe_hats import (
     MultimodalUniverseHatsSettings,
     catalogue_files,
@@ -114,9 +114,9 @@ SOURCES: Mapping[str, Source] = {
         PlateSettings,
     ),
     "manga": Source(
-        "MaNGA datacubes (manga-*-LOGCUBE.fits.gz), a spectrum of each spaxel; named alone, a file of rows of spectra",
+        "MaNGA datacubes (manga-*-LOGCUBE.fits.gz), spectra of spaxels; named alone, a file of rows, with redshifts",
         _fits("*-LOGCUBE*"),
-        lambda piece, settings: manga_batches(piece),
+        read_manga_piece,
     ),
     "sdss-galaxies": Source(
         "a table as kcorrect's sample: SDSS and 2MASS magnitudes, redshifts",
