@@ -17,7 +17,7 @@ from armillary.data.readers.desi import (
     redrock_file,
     redshifts_of_targets,
 )
-from armillary.data.readers.fits_sources import ExposureSettings, DesiSettings, read_desi_coadd, read_desi_spectra
+from armillary.data.readers.fits_sources import DesiSettings, ExposureSettings, read_desi_coadd, read_desi_spectra
 from armillary.data.real_files import real_file
 
 FIBRES = real_file("desi-coadd-sv3-dark-26065.fits")
