@@ -36,7 +36,7 @@ from armillary.data.simulation.galaxies import (
     galaxies_per_square_degree,
     galaxy_spectra,
 )
-from armillary.data.simulation.galaxy_shapes import _growth
+from armillary.data.simulation.galaxy_shapes import sersic_growth
 from armillary.data.simulation.observe_images import band_flux
 from armillary.data.simulation.observe_spectra import noiseless_spectra, observe_spectra
 from armillary.data.simulation.quasars import draw_quasars, quasar_spectra
@@ -85,7 +85,7 @@ def half_light_radius(galaxies: Galaxies) -> np.ndarray:
     bulge = galaxies.bulge_fraction
     for _ in range(40):
         middle = np.sqrt(low * high)
-        inner, outer = (_growth(middle / galaxies.radius[:, k], index) for k, index in ((0, 4.0), (1, 1.0)))
+        inner, outer = (sersic_growth(middle / galaxies.radius[:, k], index) for k, index in ((0, 4.0), (1, 1.0)))
         is_beyond = bulge * inner + (1 - bulge) * outer > 0.5
         low, high = np.where(is_beyond, low, middle), np.where(is_beyond, middle, high)
     return high

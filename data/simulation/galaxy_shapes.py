@@ -92,14 +92,16 @@ def component_radii(radius: Float[np.ndarray, " B"], bulge_share: Float[np.ndarr
     low, high = np.full(len(radius), 0.2), np.full(len(radius), 6.0)  # of the disc, over the whole
     for _ in range(20):
         middle = (low + high) / 2
-        within = bulge_share * _growth(1 / (middle * ratio), 4.0) + (1 - bulge_share) * _growth(1 / middle, 1.0)
+        within = bulge_share * sersic_growth(1 / (middle * ratio), 4.0) + (1 - bulge_share) * sersic_growth(
+            1 / middle, 1.0
+        )
         low, high = np.where(within > 0.5, middle, low), np.where(within > 0.5, high, middle)
     disc = radius * (low + high) / 2
     return np.stack([ratio * disc, disc], 1)
 
 
-def _growth(radius: np.ndarray, index: float) -> np.ndarray:
-    """Share of a Sersic profile's light within `radius`, in half-light radii."""
+def sersic_growth(radius: Float[np.ndarray, "*B"], index: float) -> Float[np.ndarray, "*B"]:
+    """Share of the light of a Sersic profile without end within `radius`, in half-light radii."""
     return gammainc(2 * index, gammaincinv(2 * index, 0.5) * radius ** (1 / index))
 
 

@@ -3,7 +3,7 @@
 Redshift and luminosity are drawn from the quasar luminosity function of Ross et al. 2013 (ApJ 773, 14), as far as a
 survey to the limit sees it. Strengths and widths of the lines are those of the composite spectrum of Vanden Berk et al.
 2001 (AJ 122, 549, Table 2), rounded, scattered from object to object, and weaker at high luminosity (Baldwin 1977, ApJ
-214, 679). Broad absorption lines and single lines of the Lyman-alpha forest are left out.
+214, 679). Broad absorption lines are left out.
 """
 
 import functools
@@ -19,7 +19,7 @@ from .cosmology import comoving_distance, kiloparsec_per_arcsec, luminosity_dist
 from .galaxy_evolution import passive_brightening
 from .galaxy_shapes import component_radii, mean_radius
 from .galaxy_spectra import MAX_GALAXY_REDSHIFT, component_flux, templates
-from .intergalactic import transmission
+from .intergalactic import LYMAN_ALPHA, LYMAN_LIMIT, forest, transmission
 from .object_random import normals, uniforms
 from .wavelength_grid import STEP, observed_wavelength, rest_wavelength
 
@@ -102,6 +102,9 @@ class Quasars:
     host_radius: Float[np.ndarray, "B P"]
     """Arcsec."""
     host_axis_ratio: Float[np.ndarray, " B"]
+    row: Int[np.ndarray, " B"]
+    """Of the sky; with the seed it decides the gas on the line of sight."""
+    seed: Int[np.ndarray, " B"]
 
     def __len__(self) -> int:
         return len(self.redshift)
@@ -138,6 +141,8 @@ def draw_quasars(rows: Int[np.ndarray, " B"], seed: int, magnitude_limit: float)
         host_mass=mass,
         host_radius=radius,
         host_axis_ratio=0.5 + 0.5 * axis_ratio,
+        row=rows,
+        seed=np.full(len(rows), seed),
     )
 
 
@@ -170,7 +175,14 @@ def _nuclei(quasars: Quasars) -> Float[Tensor, "B L"]:
             quasars.iron_strength[row],
             quasars.reddening[row],
         )
-    return torch.from_numpy(spectra) * transmission(quasars.redshift)
+    share = transmission(quasars.redshift).numpy()
+    observed = observed_wavelength()
+    for place in np.flatnonzero(LYMAN_ALPHA * (1 + quasars.redshift) > observed[0]):
+        low, high = np.searchsorted(observed, np.array([LYMAN_LIMIT, LYMAN_ALPHA]) * (1 + quasars.redshift[place]))
+        sky_row = quasars.row[place : place + 1]
+        gas = normals("forest", int(quasars.seed[place]), sky_row, len(observed))[:high, 0]
+        share[place, low:high] = forest(share[place, low:high].astype(np.float64), gas[low:])
+    return torch.from_numpy(spectra * share)
 
 
 def _nucleus(

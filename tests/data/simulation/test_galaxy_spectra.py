@@ -11,7 +11,7 @@ from armillary.data.simulation.cosmology import (
     redshift_at,
 )
 from armillary.data.simulation.galaxy_spectra import EMISSION_LINES, calzetti_curve, component_flux, templates
-from armillary.data.simulation.intergalactic import transmission
+from armillary.data.simulation.intergalactic import forest, transmission
 from armillary.data.simulation.wavelength_grid import observed_wavelength
 
 
@@ -115,6 +115,18 @@ def test_gas_takes_nothing_above_lyman_alpha_and_dims_with_distance():
     np.testing.assert_allclose(forest, [0.86, 0.72, 0.48], atol=0.05)
     with pytest.raises(ValueError, match=r"row 1 has 7\.0"):
         transmission(np.array([1.0, 7.0]))
+
+
+def test_forest_of_lines_has_the_mean_transmission_and_scatters_as_real_ones():
+    rng = np.random.default_rng(0)
+    for mean in (0.9, 0.75, 0.4):
+        lines = forest(np.full(200_000, mean), rng.standard_normal(200_000))
+        assert lines.mean() == pytest.approx(mean, abs=0.01)
+        assert ((lines >= 0) & (lines <= 1)).all()
+        lag = np.corrcoef(lines[:-2], lines[2:])[0, 1]
+        assert 0.2 < lag < 0.8  # lines are wider than pixels
+        assert np.abs(np.corrcoef(lines[:-20], lines[20:])[0, 1]) < 0.05
+    assert 0.2 < forest(np.full(200_000, 0.75), rng.standard_normal(200_000)).std() < 0.35
 
 
 def test_distant_galaxies_are_dimmed_by_the_gas():

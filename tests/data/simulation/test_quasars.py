@@ -109,6 +109,21 @@ def test_gas_takes_the_light_below_lyman_alpha(quasars, spectra):
             assert spectra[row, 2][rest < 880].mean() < 0.45 * mean[1]
 
 
+def test_every_quasar_has_its_own_forest(quasars, spectra):
+    wavelength = observed_wavelength()
+    far = np.flatnonzero((quasars.redshift > 2.6) & (quasars.redshift < 3.2))[:20]
+    forests = []
+    for row in far:
+        rest = wavelength / (1 + quasars.redshift[row])
+        part = spectra[row, 2][(rest > 1060) & (rest < 1160)][:800]
+        forests.append(part / np.convolve(part, np.full(101, 1 / 101), "same"))
+    forests = np.array(forests)[:, 60:-60]
+    assert 0.2 < forests.std(1).mean() < 0.6
+    assert np.abs(np.corrcoef(forests) - np.eye(len(far))).max() < 0.35
+    again = quasar_spectra(draw_quasars(far[:2], 3, 20.0)).double().numpy()
+    np.testing.assert_allclose(again, spectra[far[:2]], rtol=1e-5, atol=1e-9)
+
+
 def test_hosts_matter_nearby_and_vanish_far_away(quasars, spectra):
     share = spectra[:, :2].sum((1, 2)) / spectra.sum((1, 2))
     assert 0.1 < np.median(share[quasars.redshift < 0.4]) < 0.6
