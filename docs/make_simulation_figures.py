@@ -252,7 +252,7 @@ def spectra(folder: Path) -> dict[str, Any]:
 
     real = read_manga(real_file("manga-spectra.fits.gz"))
     truth = dict(zip(*_scalars(read_manga_redshift(real_file("manga-spectra.fits.gz"))), strict=True))
-    brightest = int(np.argmax([real.flux[row].median() for row in range(len(real))]))
+    brightest = int(real.flux.median(1).values.argmax())
     redshift = truth[real.object_id[brightest]]
     galaxies = draw_galaxies(rows, 0, 18.0)
     near = rows[np.abs(galaxies.redshift - redshift) < 0.006]

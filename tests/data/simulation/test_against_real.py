@@ -85,7 +85,7 @@ def test_some_simulated_galaxy_has_the_spectrum_of_a_real_one():
     real = read_manga(real_file("manga-spectra.fits.gz"))
     truth = read_manga_redshift(real_file("manga-spectra.fits.gz"))
     redshift = dict(zip(truth.object_id, truth.values.tolist(), strict=True))
-    row = int(np.argmax(real.flux.median(1).values))
+    row = int(real.flux.median(1).values.argmax())
     rows = np.arange(6000)
     near = rows[np.abs(draw_galaxies(rows, 0, 18.0).redshift - redshift[real.object_id[row]]) < 0.006][:200]
     objects = draw_objects(Population(0, 18.0, 0.0, 0.0, 10000, 1), near)

@@ -91,8 +91,14 @@ def test_run_killed_with_its_workers_at_work_is_continued_to_the_same_bytes(writ
     assert not living(process.pid)
     stood = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("Npix=*.parquet")}
     assert stood
-    write_simulated_dataset(SETTINGS, tmp_path / "data", workers=2)
+    write_simulated_dataset(SETTINGS, tmp_path / "data")
     assert all(path.stat().st_mtime_ns == moment for path, moment in stood.items())
+    assert content(tmp_path / "data") == content(written)
+
+
+@pytest.mark.slow
+def test_bytes_do_not_depend_on_the_number_of_processes(written, tmp_path):
+    assert write_simulated_dataset(SETTINGS, tmp_path / "data", workers=3) == 4
     assert content(tmp_path / "data") == content(written)
 
 
