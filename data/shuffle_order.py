@@ -61,10 +61,7 @@ class ShuffleOrder:
         samples, stretches = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         at = start
         while at < stop:
-            epoch, place = divmod(at, self.num_samples)
-            _, borders = self._epoch(epoch)
-            index = int(np.searchsorted(borders, place, side="right")) - 1
-            first, last = at - place + int(borders[index]), at - place + int(borders[index + 1])
+            epoch, index, first, last = self._window_at(at)
             of_window = self._window(epoch, index)
             if at == first and last <= stop and stretch_of[at - start] == stretch_of[last - 1 - start]:
                 samples.append(of_window)
@@ -76,6 +73,17 @@ class ShuffleOrder:
                 stretches.append(stretch_of[places[within]])
             at = min(last, stop)
         return np.concatenate(samples), np.concatenate(stretches)
+
+    def window_stop(self, position: int) -> int:
+        """Where in the stream the window ends that holds `position`."""
+        return self._window_at(position)[3]
+
+    def _window_at(self, position: int) -> tuple[int, int, int, int]:
+        """Epoch and number of the window that holds `position`, and where in the stream it begins and ends."""
+        epoch, place = divmod(position, self.num_samples)
+        _, borders = self._epoch(epoch)
+        index = int(np.searchsorted(borders, place, side="right")) - 1
+        return epoch, index, position - place + int(borders[index]), position - place + int(borders[index + 1])
 
     def _make_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " blocks"], Int64[np.ndarray, " edges"]]:
         """The blocks in the epoch's order, and where in the epoch its windows begin and end."""

@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,8 +73,9 @@ class TokenLoader:
 
     The stream of each source is one of whole epochs: in each, every object comes once. Where an epoch ends within a
     batch the next one begins, so that no sample is left out and no batch is short. `start` is the number of samples
-    given out before (`cursor`): the stream goes on there, on any number of processes. `block_size` and `window` belong
-    to the order. `prefetch` chunks are read ahead; `pin_memory` lets copies to a GPU run beside its work.
+    given out before (`cursor`): the stream goes on there, on any number of processes. `mix` tells whether weights hold
+    for the samples of each batch, or for batches, each of which then comes from one source. `block_size` and `window`
+    belong to the order. `prefetch` chunks are read ahead; `pin_memory` lets copies to a GPU run beside its work.
 
     Raises ValueError if there is nothing to draw, the processes cannot divide a batch, or stores do not fit together.
     """
@@ -88,6 +90,7 @@ class TokenLoader:
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        mix: Literal["samples", "batches"] = "samples",
         block_size: int = BLOCK_SIZE,
         window: int = WINDOW,
         chunk_size: int = CHUNK_SIZE,
@@ -97,6 +100,10 @@ class TokenLoader:
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
             raise ValueError(
                 f"batch_size {batch_size} must be a multiple of the {world_size} processes; rank is {rank}"
+            )
+        if mix == "batches" and start % batch_size:
+            raise ValueError(
+                f"start {start} must be a multiple of batch_size {batch_size}, for sources take whole batches"
             )
         self.batch_size = batch_size
         self.cursor = start
@@ -117,13 +124,14 @@ class TokenLoader:
             for runs, source in zip(self._runs, self.sources, strict=True)
         ]
         self._mixture = Mixture(weights)
+        self._unit = batch_size if mix == "batches" else 1
         # Objects of all sources under one number; the shards of the second source follow those of the first.
         self._offsets = np.cumsum([0, *(len(source.store) for source in self.sources)])
         self._shards = [(source.store, i) for source in self.sources for i in range(len(source.store.starts) - 1)]
         self._starts = np.concatenate(
             [offset + source.store.starts[:-1] for offset, source in zip(self._offsets, self.sources, strict=False)]
         )
-        settings = [seed, block_size, window, weights, [source.store.digest for source in self.sources]]
+        settings = [seed, block_size, window, self._unit, weights, [source.store.digest for source in self.sources]]
         digest = hashlib.sha256(json.dumps(settings).encode())
         for runs in self._runs:
             digest.update(runs.objects.tobytes() + runs.lengths.tobytes())
@@ -135,7 +143,7 @@ class TokenLoader:
         """Samples of an epoch of each source."""
         return tuple(order.num_samples for order in self._orders)
 
-    def __iter__(self) -> Iterator[TokenSamples]:
+    def __iter__(self) -> Generator[TokenSamples, None, None]:
         """Batches from the cursor on, without end; closing the iterator ends its thread."""
         start = self.cursor
         share = self._slice.stop - self._slice.start
@@ -164,7 +172,8 @@ class TokenLoader:
 
         None: in the same.
         """
-        edges = self._mixture.counts(start + self.batch_size * np.arange(self._num_batches + 1))
+        positions = start + self.batch_size * np.arange(self._num_batches + 1)
+        edges = self._mixture.counts(positions // self._unit) * self._unit
         drawn = [order.draw(edges[:, source]) for source, order in enumerate(self._orders)]
         numbers = np.concatenate(
             [o + runs.take(samples) for o, runs, (samples, _) in zip(self._offsets, self._runs, drawn, strict=False)]

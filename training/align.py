@@ -1,23 +1,25 @@
 """Alignment: a contrastive head on the frozen encoder brings views of the same object together."""
 
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from lightning.fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..data.token_store import TokenStore
+from ..data.token_loader import TokenLoader, TokenSamples, TokenSource
 from ..models.alignment import AlignmentHead, AlignmentHeadSettings, info_nce
 from ..models.foundation import FoundationModel
 from ..models.token_batch import TokenBatch
 from ..settings import Settings, to_yaml
-from .example_order import ExampleOrder
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 from .mask_sampler import hashed_uniform, smallest
-from .pretrain import check_tokens, read_batch, read_ids
+from .pretrain import make_loader, open_sources, read_ids, token_batch
 from .records import describe_versions
 
 
@@ -43,46 +45,31 @@ class AlignSettings(Settings):
 class AlignObjective(nn.Module):
     """InfoNCE between two views of each object; each step takes one survey of each view, and some of its tokens."""
 
-    def __init__(self, model: FoundationModel, head: AlignmentHead, store: TokenStore, settings: AlignSettings):
+    def __init__(self, model: FoundationModel, head: AlignmentHead, loader: TokenLoader, settings: AlignSettings):
         super().__init__()
         self.head = head
-        self.store = store
+        self.loader = loader
         self.settings = settings
+        self.fingerprint = loader.fingerprint
         # In a list, so that the frozen transformer is neither trained nor saved with the state of the run.
         self._frozen = [model.transformer.eval().requires_grad_(False)]
-        self.modalities = {view: tuple(m for m in store.modalities if m.kind == view) for view in settings.views}
-        excluded = store.find(sorted(read_ids(settings.held_out)))
-        has = [np.any([store.has(m.name) for m in of_view], 0) for of_view in self.modalities.values() if of_view]
-        in_all = np.all(has, 0) if len(has) == len(settings.views) else np.zeros(len(store), bool)
-        in_all[excluded[excluded >= 0]] = False
-        self.objects = np.flatnonzero(in_all)
-        if len(self.objects) < 2:
-            raise ValueError(
-                f"{store.folder}: expected objects with views of {settings.views}, found {len(self.objects)}"
-            )
-        self.modalities = {
-            view: tuple(m for m in of_view if store.has(m.name)[self.objects].any())
-            for view, of_view in self.modalities.items()
-        }
-        self.keys = torch.from_numpy(store.keys(self.objects))
-        self.order = ExampleOrder([len(self.objects)], settings.loop.seed)
 
-    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> tuple[list[TokenBatch], Tensor, int]:
-        """The tokens of both views of the objects of a step."""
-        vocabularies = self._frozen[0].vocabulary_index
-        objects = self.objects[rows]
-        batches = [read_batch(self.store, objects, vocabularies, self.modalities[v]) for v in self.settings.views]
-        return batches, self.keys[rows], step
+    def batches(self, first_step: int) -> Generator[tuple[int, TokenSamples], None, None]:
+        """Number and samples of each step."""
+        self.loader.cursor = first_step * self.loader.batch_size
+        with contextlib.closing(iter(self.loader)) as stream:
+            yield from enumerate(stream, first_step)
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
         """Summed InfoNCE, the number of pairs, and how often the partner is the nearest of this process's batch."""
-        views, keys, step = batch.content
-        device = self._frozen[0].device
+        step, samples = batch.content
+        device, vocabularies = self._frozen[0].device, self._frozen[0].vocabulary_index
+        keys, seed = samples.keys.to(device, non_blocking=True), self.settings.loop.seed
         vectors = []
-        for index, (view, tokens) in enumerate(zip(self.settings.views, views, strict=True)):
-            drawn = draw_view(
-                tokens.to(device), keys.to(device), self.settings.loop.seed, 2 * step + index, self.settings.num_tokens
-            )
+        for index, view in enumerate(self.settings.views):
+            columns = [i for i, modality in enumerate(samples.modalities) if modality.kind == view]
+            tokens = token_batch(samples, columns, vocabularies, device)
+            drawn = draw_view(tokens, keys, seed, 2 * step + index, self.settings.num_tokens)
             with torch.no_grad():
                 encoded = self._frozen[0].encode(drawn)
             vectors.append(self.head(view, encoded, drawn.mask))
@@ -108,12 +95,28 @@ def draw_view(tokens: TokenBatch, keys: Int[Tensor, " B"], seed: int, step: int,
     return tokens.take(*smallest(order, num_tokens))
 
 
+def pair_loader(fabric: Fabric, source: TokenSource, settings: AlignSettings) -> TokenLoader:
+    """The loader of objects with both views, in the modalities of the views that any of them has.
+
+    Raises ValueError if there are not two of them.
+    """
+    store, chosen = source.store, source.chosen
+    assert chosen is not None  # open_sources always says
+    of_views = [[m.name for m in store.modalities if m.kind == view] for view in settings.views]
+    for names in of_views:
+        chosen = chosen & np.any([np.zeros(len(store), dtype=bool), *(store.has(name) for name in names)], 0)
+    if chosen.sum() < 2:
+        raise ValueError(f"{store.folder}: expected objects with views of {settings.views}, found {chosen.sum()}")
+    names = [name for of_view in of_views for name in of_view if store.has(name)[chosen].any()]
+    return make_loader(fabric, [TokenSource(store, chosen)], settings.loop, names)
+
+
 def align(settings: AlignSettings) -> Finished:
     """Run (or go on with) alignment; the checkpoint with the head is written to `<run>/checkpoint`."""
     model = FoundationModel.load(settings.checkpoint)
-    store = TokenStore(settings.tokens)
-    check_tokens(store, model.tokenizers)
+    sources = open_sources(settings.tokens, model.tokenizers, read_ids(settings.held_out))
     fabric = make_fabric(settings.loop)
+    loader = pair_loader(fabric, sources[0], settings)
     torch.manual_seed(settings.loop.seed)
     head = AlignmentHead(
         AlignmentHeadSettings(
@@ -125,7 +128,7 @@ def align(settings: AlignSettings) -> Finished:
         )
     )
     model.transformer.to(fabric.device)
-    objective = AlignObjective(model, head, store, settings)
+    objective = AlignObjective(model, head, loader, settings)
     run = Path(settings.run)
     if fabric.is_global_zero:
         run.mkdir(parents=True, exist_ok=True)

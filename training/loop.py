@@ -1,9 +1,8 @@
 """The one training loop, on Lightning Fabric, shared by tokenizers, pretraining and alignment.
 
-An `Objective` is a module that fetches the examples of a step and returns their summed loss. The order of examples is a
-pure function of (seed, step), so that a run resumes exactly from its step alone, on any number of processes. Signals
-only set a flag; at a step's end the processes agree on it, save and stop: USR1 asks Slurm to requeue the job, TERM and
-INT end it.
+An `Objective` is a module with a stream of batches, and returns the summed loss of one. The stream is a pure function
+of (seed, step), so that a run resumes exactly from its step alone, on any number of processes. Signals only set a flag;
+at a step's end the processes agree on it, save and stop: USR1 asks Slurm to requeue the job, TERM and INT end it.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning.fabric import Fabric
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
@@ -30,7 +29,6 @@ from torch import Tensor, nn
 
 from ..settings import Settings
 from .checkpoints import TrainingState, load_latest_state, save_state
-from .example_order import ExampleOrder
 
 REQUEUE, END = 1, 2
 console = Console(stderr=True)
@@ -63,10 +61,11 @@ class LoopSettings(Settings):
 class Objective(Protocol):
     """What the loop trains: a module with examples."""
 
-    order: ExampleOrder
+    fingerprint: str
+    """Names the examples and their order."""
 
-    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> Any:
-        """The examples `rows` of the step's group, on the host."""
+    def batches(self, first_step: int) -> Generator[Any, None, None]:
+        """This process's share of the examples of each step, from `first_step` on, on the host."""
 
     def __call__(self, batch: "Batch") -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
         """Sum of the losses, their number (or weight), and metrics, each a sum and a count [2]."""
@@ -121,8 +120,8 @@ def choose_precision(wanted: str) -> Any:
 def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: str | Path, title: str) -> Finished:
     """Train `objective` (an `Objective` that is a module) to `settings.steps`, or go on where `run_folder` stands.
 
-    Writes metrics.csv and checkpoints to `run_folder`. Raises Interrupted after saving at a signal, and RuntimeError
-    with the step's number if the loss is not finite.
+    Writes metrics.csv and checkpoints to `run_folder`. Raises Interrupted after saving at a signal, RuntimeError with
+    the step's number if the loss is not finite, and ValueError if the run stands at a step of other examples.
     """
     run_folder = Path(run_folder)
     optimizer = make_optimizer(objective, settings)
@@ -130,22 +129,22 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
     module, optimizer = fabric.setup(objective, optimizer)
     # After the setup, which moves the weights but not the optimiser's state to the device.
     start = load_latest_state(run_folder, state)
-    share = settings.batch_size // fabric.world_size
-    if share * fabric.world_size != settings.batch_size:
-        raise ValueError(f"batch_size {settings.batch_size} must be a multiple of the {fabric.world_size} processes")
+    _check_examples(fabric, run_folder, objective.fingerprint, start)
     log = MetricsLog(run_folder / "metrics.csv", start) if fabric.is_global_zero else None
     last = _last_logged(run_folder / "metrics.csv", start)
-    with Signals() as signals, _progress(fabric, title, start, settings.steps) as advance:
+    with (
+        Signals() as signals,
+        contextlib.closing(objective.batches(start)) as batches,
+        _progress(fabric, title, start, settings.steps) as advance,
+    ):
         # What was not logged yet belongs to the next row; it is a sum over all processes, so one of them takes it.
         mine_first = float(fabric.is_global_zero)
         sums = {name: value.to(fabric.device) * mine_first for name, value in state.unlogged.items()}
         began, began_step = time.perf_counter(), start
         for step in range(start, settings.steps):
-            rows = objective.order.rows(step, settings.batch_size)
-            mine = rows[fabric.global_rank * share : (fabric.global_rank + 1) * share]
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group["scale"]
-            loss_sum, count, metrics = module(Batch(objective.prepare(step, mine)))
+            loss_sum, count, metrics = module(Batch(next(batches)))
             # The normaliser is that of the whole batch, so that the gradient does not depend on how it is split; DDP
             # averages over processes, hence the factor.
             total = _all_sum(fabric, count.detach())
@@ -312,6 +311,21 @@ def _progress(fabric: Fabric, title: str, start: int, steps: int) -> Iterator[An
         console.print(
             f"{title}: at step {int(progress.tasks[0].completed)} of {steps}. {progress.tasks[0].fields['note']}"
         )
+
+
+def _check_examples(fabric: Fabric, run_folder: Path, fingerprint: str, start: int) -> None:
+    """Keep the fingerprint of a run's examples. Raises ValueError if it goes on at `start` with others."""
+    path = run_folder / "examples.txt"
+    found = path.read_text(encoding="utf-8").strip() if start and path.is_file() else fingerprint
+    if found != fingerprint:
+        raise ValueError(
+            f"{path}: the run stands at step {start} of examples {found}, and these are {fingerprint}: data, held-out "
+            "objects, weights or seed have changed. Begin another run."
+        )
+    fabric.barrier()
+    if fabric.is_global_zero:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(fingerprint + "\n", encoding="utf-8")
 
 
 def _all_sum(fabric: Fabric, value: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """Training the tokenizers: reconstruct the observations of a dataset."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.dataset import ObservationDataset
+from ..data.observation_loader import ObservationLoader
 from ..data.observations import Observation, ScalarObservation
 from ..models.foundation import TOKENIZER_TYPES
 from ..settings import Settings, to_yaml
@@ -18,7 +20,6 @@ from ..tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from ..tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from ..tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
 from ..tokenizers.token_grid import Tokenizer
-from .example_order import ExampleOrder
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 
 
@@ -34,8 +35,6 @@ class TrainTokenizerSettings(Settings):
     """Modalities of the dataset to learn from; by default all of the kind."""
     held_out: str | None = None
     """A file of object ids, one in a line, that no step may see."""
-    max_objects: int = 20_000
-    """Objects of each modality to learn from, the first of the dataset: they are held in memory."""
     image: ImageTokenizerSettings = ImageTokenizerSettings()
     spectrum: SpectrumTokenizerSettings = SpectrumTokenizerSettings()
     scalar: ScalarTokenizerSettings = ScalarTokenizerSettings()
@@ -45,15 +44,17 @@ class TrainTokenizerSettings(Settings):
 class TokenizerObjective(nn.Module):
     """Reconstruction loss of a tokenizer; each step takes its objects from one modality, in turn."""
 
-    def __init__(self, tokenizer: ImageTokenizer | SpectrumTokenizer, observations: Sequence[Observation], seed: int):
+    def __init__(self, tokenizer: ImageTokenizer | SpectrumTokenizer, loader: ObservationLoader):
         super().__init__()
         self.tokenizer = tokenizer
-        self.observations = list(observations)
-        self.order = ExampleOrder([len(o) for o in observations], seed, weights=[1.0] * len(self.observations))
+        self.loader = loader
+        self.fingerprint = loader.fingerprint
 
-    def prepare(self, step: int, rows: Int[np.ndarray, " B"]) -> Observation:
-        """The objects of a step, of one modality."""
-        return self.observations[self.order.group(step)].select(rows.tolist())
+    def batches(self, first_step: int) -> Generator[Observation, None, None]:
+        """The objects of each step, of one modality."""
+        self.loader.cursor = first_step
+        with contextlib.closing(iter(self.loader)) as stream:
+            yield from stream
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
         """Loss times the number of objects, that number, and the loss by modality."""
@@ -71,22 +72,28 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
     if not names:
         raise ValueError(f"{settings.data}: no modality of kind {settings.kind}; it has {dataset.modalities}")
     held_out = set() if settings.held_out is None else set(Path(settings.held_out).read_text("utf-8").split())
-    observations = [
-        dataset.read(name, ids[: settings.max_objects]) for name, ids in _seen(dataset, names, held_out).items()
-    ]
     run = Path(settings.run)
     if settings.kind == "scalar":
         _write_settings(run, settings)
-        values = {o.modality.name: o.values[o.mask].numpy() for o in observations if isinstance(o, ScalarObservation)}
+        values = _known_values(dataset, names, held_out)
         ScalarTokenizer(settings.scalar).fit(values).save_pretrained(run / "tokenizer")
         return Finished(0, {"quantities": float(len(values))})
     fabric = make_fabric(settings.loop)
+    loader = ObservationLoader(
+        dataset,
+        names,
+        settings.loop.batch_size,
+        settings.loop.seed,
+        held_out=held_out,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
     torch.manual_seed(settings.loop.seed)
     tokenizer: ImageTokenizer | SpectrumTokenizer
     tokenizer = ImageTokenizer(settings.image) if settings.kind == "image" else SpectrumTokenizer(settings.spectrum)
     if fabric.is_global_zero:
         _write_settings(run, settings)
-    objective = TokenizerObjective(tokenizer, observations, settings.loop.seed)
+    objective = TokenizerObjective(tokenizer, loader)
     finished = train(fabric, objective, settings.loop, run, title=f"{settings.kind} tokenizer")
     if fabric.is_global_zero:
         tokenizer.save_pretrained(run / "tokenizer")
@@ -116,12 +123,18 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def _seen(dataset: ObservationDataset, names: Sequence[str], held_out: set[str]) -> dict[str, list[str]]:
-    """Ids to learn from, of each modality that has any. Raises ValueError if none has."""
-    seen = {name: [i for i in dataset.object_ids(name) if i not in held_out] for name in names}
-    if not any(seen.values()):
+def _known_values(dataset: ObservationDataset, names: Sequence[str], held_out: set[str]) -> dict[str, np.ndarray]:
+    """The values of each quantity that any object which is not held out has. Raises ValueError if there is none."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name in names:
+        for observation in dataset.batches(name, 2**16):
+            assert isinstance(observation, ScalarObservation)  # asked for by kind
+            seen = torch.tensor([object_id not in held_out for object_id in observation.object_id])
+            if seen.any():
+                found.setdefault(name, []).append(observation.values[observation.mask & seen].numpy())
+    if not found:
         raise ValueError(f"{dataset.folder}: every object of {list(names)} is held out")
-    return {name: ids for name, ids in seen.items() if ids}
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def _write_settings(run: Path, settings: Settings) -> None:

@@ -94,6 +94,21 @@ def test_a_window_holds_whole_blocks_and_no_block_comes_twice():
     assert sorted(seen) == list(range(40))
 
 
+def test_it_is_known_where_windows_end():
+    order = ShuffleOrder(np.array([4, 4, 4, 4, 4]), 2, 0)
+    stops = [order.window_stop(position) for position in range(50)]
+    sizes = [8, 8, 4]
+    assert (
+        stops
+        == [
+            stop
+            for epoch in (0, 20, 40)
+            for stop, n in zip((8, 16, 20), sizes, strict=True)
+            for stop in [stop + epoch] * n
+        ][:50]
+    )
+
+
 def test_seeds_and_epochs_give_other_orders():
     order = ShuffleOrder(np.full(10, 10), 3, 0)
     epochs = [order.take(100 * e, 100 * (e + 1)).tolist() for e in range(4)]

@@ -1,5 +1,7 @@
 """Datasets to tokenizers, token stores, and checks that tokens and tokenizers belong together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,21 +10,24 @@ from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
 from armillary.data.modalities import modality
 from armillary.data.observations import ScalarObservation
+from armillary.data.token_loader import TokenLoader, TokenSource
 from armillary.data.token_shards import object_key
 from armillary.data.token_store import TokenStore
 from armillary.models.embeddings import read_embedding_shards
 from armillary.models.foundation import FoundationModel, new_transformer
+from armillary.models.token_batch import join_grids
 from armillary.settings import load_settings
 from armillary.tokenizers.image import ImageTokenizer
 from armillary.tokenizers.scalar import ScalarTokenizer
 from armillary.training.embed import EmbedSettings, embed
 from armillary.training.pretrain import (
-    PretrainObjective,
     PretrainSettings,
     check_tokens,
+    open_sources,
     pretrain,
-    read_batch,
+    read_grid,
     read_ids,
+    token_batch,
 )
 from armillary.training.tokenize import TokenizeSettings, tokenize
 from armillary.training.tokenizers import (
@@ -81,20 +86,27 @@ def test_tokens_of_other_tokenizers_are_refused(tokens, tokenizer_folder, tmp_pa
         check_tokens(store, {kind: t for kind, t in tokenizers.items() if kind != "scalar"})
 
 
-def test_a_batch_is_what_the_store_holds_even_with_an_object_twice(tokens, tokenizer_folder):
+def test_a_batch_of_a_loader_is_what_the_store_holds_and_can_be_some_of_its_modalities(tokens):
     store = TokenStore(tokens)
     vocabularies = {"image": 0, "scalar/redshift": 1, "spectrum": 2}
-    objects = np.array([6, 2, 6, 9])
-    batch = read_batch(store, objects, vocabularies)
-    assert len(batch) == 4
-    assert torch.equal(batch.codes[0], batch.codes[2])
-    start = 0
+    samples = next(iter(TokenLoader([TokenSource(store)], 30, 0)))
+    batch = token_batch(samples, range(3), vocabularies, torch.device("cpu"))
+    grids = []
     for declared in store.modalities:
-        rows = store.read(declared.name, objects)
-        part = slice(start, start + store.num_tokens(declared.name))
-        for place, row in enumerate(rows.rows):
-            assert batch.codes[row, part].tolist() == rows.codes[place].tolist()
-        start = part.stop
+        grid, rows = read_grid(store, samples.objects.numpy(), declared)
+        grids.append(replace(grid, object_id=tuple(map(str, rows))))  # where epochs meet, an object comes twice
+    expected, _ = join_grids(grids, vocabularies, [str(row) for row in range(30)])
+    assert torch.equal(batch.mask, expected.mask)
+    assert torch.equal(batch.slots, expected.slots)
+    assert torch.equal(batch.slot_vocabularies, expected.slot_vocabularies)
+    assert torch.equal(batch.codes, expected.codes)
+    assert torch.equal(batch.positions[batch.mask], expected.positions[expected.mask])
+    present = torch.stack([(batch.mask & (batch.slots == slot)).any(1) for slot in range(3)], 1)
+    assert torch.equal(batch.instruments[present], expected.instruments[present])
+    spectra = token_batch(samples, [2], vocabularies, torch.device("cpu"))
+    assert torch.equal(spectra.codes, batch.only([2]).codes)
+    assert torch.equal(spectra.mask, batch.only([2]).mask)
+    assert spectra.slot_vocabularies.tolist() == [2]
 
 
 def test_the_key_of_an_object_is_fixed_for_all_time():
@@ -112,26 +124,38 @@ def test_held_out_objects_are_never_seen(tokens, tokenizer_folder, tmp_path):
     store, tokenizers = TokenStore(tokens), load_tokenizers(tokenizer_folder)
     (tmp_path / "ids").write_text("\n".join(store.object_ids()[5:12]))
     held_out = read_ids(tmp_path / "ids")
-    transformer = new_transformer("nano", tokenizers, store.modalities)
-    objective = PretrainObjective(transformer, store, pretrain_settings(tokens, tokenizer_folder, tmp_path), held_out)
-    seen = sorted(int(i) for group in objective.groups for i in group)
-    assert seen == [i for i in range(24) if store.object_ids()[i] not in held_out]
-    with pytest.raises(ValueError, match="every one of its 24 objects is held out"):
-        PretrainObjective(transformer, store, objective.settings, set(store.object_ids()))
+    loader = TokenLoader(open_sources(str(tokens), tokenizers, held_out), 17, 0)
+    seen = next(iter(loader)).objects.tolist()
+    assert sorted(seen) == [i for i in range(24) if not 5 <= i < 12]
+    with pytest.raises(ValueError, match="none of its 24 objects can be drawn"):
+        TokenLoader(open_sources(str(tokens), tokenizers, set(store.object_ids())), 4, 0)
 
 
-def test_objects_of_a_step_have_the_same_modalities(tokens, tokenizer_folder, tmp_path):
-    store, tokenizers = TokenStore(tokens), load_tokenizers(tokenizer_folder)
-    transformer = new_transformer("nano", tokenizers, store.modalities)
-    objective = PretrainObjective(transformer, store, pretrain_settings(tokens, tokenizer_folder, tmp_path), set())
-    for group, modalities in zip(objective.groups, objective.modalities, strict=True):
-        for declared in store.modalities:
-            assert (store.has(declared.name)[group] == (declared in modalities)).all()
+def test_stores_are_mixed_by_the_weights_of_the_settings(data, tokens, tokenizer_folder, tmp_path):
+    settings = {"data": str(data), "tokenizers": str(tokenizer_folder), "tokens": str(tmp_path / "redshifts")}
+    tokenize(TokenizeSettings(**settings, modalities=("scalar/redshift",)))
+    chosen = pretrain_settings(tokens, tokenizer_folder, tmp_path / "run")
+    chosen = chosen.model_copy(update={"tokens": {str(tokens): 3.0, str(tmp_path / "redshifts"): 1.0}})
+    assert pretrain(chosen).step == 2
+    sources = open_sources(chosen.tokens, load_tokenizers(tokenizer_folder), set())
+    samples = next(iter(TokenLoader(sources, 40, 0)))
+    assert (samples.sources == 1).sum() == 10
+    assert samples.availability[samples.sources == 1].sum(0).tolist() == [0, 10, 0]
+
+
+def test_a_run_does_not_go_on_with_other_examples(tokens, tokenizer_folder, tmp_path):
+    settings = pretrain_settings(tokens, tokenizer_folder, tmp_path / "run")
+    pretrain(settings)
+    (tmp_path / "ids").write_text(TokenStore(tokens).object_ids()[3])
+    longer = settings.model_copy(update={"loop": settings.loop.model_copy(update={"steps": 3})})
+    with pytest.raises(ValueError, match=r"examples.txt: the run stands at step 2 of examples \w+, and these are \w+"):
+        pretrain(longer.model_copy(update={"held_out": str(tmp_path / "ids")}))
+    assert pretrain(longer).step == 3
 
 
 def test_a_weight_for_a_modality_that_is_not_there_is_refused(tokens, tokenizer_folder, tmp_path):
     settings = pretrain_settings(tokens, tokenizer_folder, tmp_path, modality_weights={"image/hcs": 2.0})
-    with pytest.raises(ValueError, match=r"modality_weights names \['image/hcs'\]; the store has"):
+    with pytest.raises(ValueError, match=r"modality_weights names \['image/hcs'\]; the tokens are of"):
         pretrain(settings)
 
 
