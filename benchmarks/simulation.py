@@ -1,9 +1,9 @@
 """Objects that one core simulates in a minute: two images, two spectra and all numbers of each, with everything on.
 
 Everything: galaxies with structure, stars, quasars, neighbours, noise, bad pixels. Measured are CPU seconds of one
-thread in batches, after a first batch that makes tables; the best of some runs. The shares of the stages are of the sky of
-`data/sky.yaml`. Where there is a GPU, its objects per second of wall time are measured too: all of it, and spectra and
-noiseless images alone, without the noise that one CPU core draws.
+thread in batches, after a first batch that makes tables; the best of some runs. The shares of the stages are of the sky
+of `data/sky.yaml`. Where there is a GPU, its objects per second of wall time are measured too: all of it, and spectra
+and noiseless images alone, without the noise that one CPU core draws.
 
     python benchmarks/simulation.py [--quick]
 """
