@@ -68,9 +68,10 @@ def missing_shards(store: str | Path) -> dict[str, list[int]]:
 def describe_unfinished(store: Path) -> str:
     """Why a store without a manifest cannot be opened."""
     if not shard_indices(store, OBJECTS):
-        old = sorted(store.glob("*/*/shard-*/shard.json"))
-        if old:
-            read_description(old[0].parent)  # says so if it is of another format
+        begun = _begun(store)
+        if begun:
+            old = shard_path(store, begun[0], shard_indices(store, begun[0])[0])
+            read_description(old)  # says so if it is of another format
             return f"{store}: expected shards of objects beside those of tokens, found none"
         return f"{store}: expected a token store, found no shards"
     missing = missing_shards(store)
@@ -195,8 +196,13 @@ def _check_ids(store: Path, counts: Sequence[int]) -> None:
 
 
 def _begun(store: str | Path) -> list[str]:
-    """Modalities of which a shard stands, by name."""
-    return sorted({"/".join(path.parts[-3:-1]) for path in Path(store).glob("*/*/shard-*")})
+    """Modalities of which a shard stands, by name.
+
+    Hidden folders are not looked into: other writers rename theirs at any time.
+    """
+    kinds = [path.name for path in Path(store).glob("[!.]*") if path.is_dir() and path.name != OBJECTS]
+    names = sorted(f"{kind}/{path.name}" for kind in kinds for path in (Path(store) / kind).glob("[!.]*"))
+    return [name for name in names if shard_indices(store, name)]
 
 
 def _replace(path: Path, text: str) -> None:
