@@ -71,44 +71,24 @@ def tokenize(settings: TokenizeSettings) -> int:
     unknown = sorted(set(settings.modalities) - {m.name for m in chosen})
     if unknown:
         raise ValueError(f"no data or no tokenizer for {unknown}; there are both for {[m.name for m in known]}")
-    hashes = {m.name: tokenizer_hash(tokenizers[m.kind]) for m in chosen}
-    for tokenizer in tokenizers.values():
-        tokenizer.to(settings.device)
     store = Path(settings.tokens)
     before = None if read_manifest(store) is None else TokenStore(store, verify=False)
     plan = plan_shards(dataset, before, settings.shard_size, part, num_parts)
-    # Objects that are new have none of the modalities that the store has and the dataset has not.
-    absent = (
-        [] if before is None else [m for m in before.modalities if m.name not in {k.name for k in dataset.modalities}]
-    )
     num_written = 0
     with Progress(console=console) as progress:
         total = sum(len(shard.members[m.name][0]) for shard in plan.shards for m in chosen)
         task = progress.add_task("tokenize", total=total)
+        work = _Work(settings, dataset, tokenizers, before, lambda count: progress.advance(task, count))
         for shard in plan.shards:
-            objects = _register(store, shard, plan.num_shards)
+            objects = work.register(shard, plan.num_shards)
             for modality in chosen:
-                num_rows = len(shard.members[modality.name][0])
-                if _stands(store, modality, shard, hashes[modality.name], objects):
-                    progress.advance(task, num_rows)
-                    continue
-                tokenizer = tokenizers[modality.kind]
-                arrays = _encode(
-                    dataset, tokenizer, modality, shard, settings.batch_size, lambda n: progress.advance(task, n)
-                )
-                names = {"tokenizer_hash": hashes[modality.name], "objects": objects}
-                num_written += write_token_shard(
-                    store, modality, shard.index, shard.rows(modality.name), arrays, **names
-                )
-            for modality in absent if shard.object_id is not None else []:
-                assert before is not None
-                names = {"tokenizer_hash": before.tokenizer_hashes[modality.name], "objects": objects}
-                nobody = np.full(shard.num_objects, -1)
-                num_written += write_token_shard(store, modality, shard.index, nobody, _NO_TOKENS, **names)
+                num_written += work.tokenize(shard, modality, objects)
+            num_written += work.fill(shard, objects)
     counts = {m.name: dataset.num_objects(m.name) for m in dataset.modalities}
     if not finish_store(store, str(Path(settings.data).resolve()), counts):
         waiting = ", ".join(f"{len(shards)} of {name}" for name, shards in missing_shards(store).items())
-        console.print(f"tokenize: part {part} of {num_parts} is done; shards still to come: {waiting}")
+        note = f"tokenize: part {part} of {num_parts} is done; shards still to come: {waiting}"
+        console.print(note, soft_wrap=True)
     return num_written
 
 
@@ -136,62 +116,102 @@ def choose_part(settings: TokenizeSettings, environment: Mapping[str, str]) -> t
     return part, num_parts
 
 
-def _register(store: Path, shard: PlannedShard, num_shards: int) -> str:
-    """The hash of the shard's objects, which are registered first if they are new."""
-    if shard.object_id is not None and shard.sky is not None:
-        return write_object_shard(store, shard.index, num_shards, shard.object_id, shard.sky)
-    return str(check_shard(shard_path(store, OBJECTS, shard.index), checksums=False)["objects"])
+class _Work:
+    """What a process does for a shard: register its objects, tokenize one modality of them, say what is absent."""
 
+    def __init__(
+        self,
+        settings: TokenizeSettings,
+        dataset: ObservationDataset,
+        tokenizers: Mapping[str, Tokenizer],
+        before: TokenStore | None,
+        advance: Callable[[int], None],
+    ):
+        self.store = Path(settings.tokens)
+        self.batch_size = settings.batch_size
+        self.dataset = dataset
+        self.hashes = {kind: tokenizer_hash(tokenizer) for kind, tokenizer in tokenizers.items()}
+        self.tokenizers = {kind: tokenizer.to(settings.device) for kind, tokenizer in tokenizers.items()}
+        self.before = before
+        self.advance = advance
+        self.num_tokens = {} if before is None else {m.name: before.num_tokens(m.name) for m in before.modalities}
 
-def _stands(store: Path, modality: Modality, shard: PlannedShard, expected_hash: str, objects: str) -> bool:
-    """Whether the tokens of a shard stand. Raises TokenStoreError if they are not those that would be made now."""
-    folder = shard_path(store, modality.name, shard.index)
-    if not folder.exists():
-        return False
-    found = check_shard(folder, checksums=False)
-    if found["tokenizer_hash"] != expected_hash:
-        raise TokenStoreError(
-            f"{folder}: its tokens were made by tokenizer {found['tokenizer_hash']}, expected {expected_hash}. "
-            "Tokenize to another store."
+    def register(self, shard: PlannedShard, num_shards: int) -> str:
+        """Register the shard's objects if they are new; returns their hash."""
+        if shard.object_id is not None and shard.sky is not None:
+            return write_object_shard(self.store, shard.index, num_shards, shard.object_id, shard.sky)
+        return str(check_shard(shard_path(self.store, OBJECTS, shard.index), checksums=False)["objects"])
+
+    def tokenize(self, shard: PlannedShard, modality: Modality, objects: str) -> bool:
+        """Write the tokens of the shard's objects in one modality; returns whether they did not stand."""
+        if self._stands(shard, modality, objects):
+            self.advance(len(shard.members[modality.name][0]))
+            return False
+        arrays = self._encode(shard, modality)
+        found = arrays["codes"].shape[1]
+        if len(arrays["codes"]) and found != self.num_tokens.setdefault(modality.name, found):
+            raise self._several_sizes(modality.name, [self.num_tokens[modality.name], found])
+        names = {"tokenizer_hash": self.hashes[modality.kind], "objects": objects}
+        return write_token_shard(self.store, modality, shard.index, shard.rows(modality.name), arrays, **names)
+
+    def fill(self, shard: PlannedShard, objects: str) -> int:
+        """Say that new objects have no tokens of modalities that the store has and the dataset has not."""
+        if self.before is None or shard.object_id is None:
+            return 0
+        num_written = 0
+        for modality in self.before.modalities:
+            if modality.name not in shard.members:
+                names = {"tokenizer_hash": self.before.tokenizer_hashes[modality.name], "objects": objects}
+                nobody = np.full(shard.num_objects, -1)
+                num_written += write_token_shard(self.store, modality, shard.index, nobody, _NO_TOKENS, **names)
+        return num_written
+
+    def _stands(self, shard: PlannedShard, modality: Modality, objects: str) -> bool:
+        """Whether the tokens of a shard stand. Raises TokenStoreError if they are not those that would be made now."""
+        folder = shard_path(self.store, modality.name, shard.index)
+        if not folder.exists():
+            return False
+        found, expected = check_shard(folder, checksums=False), self.hashes[modality.kind]
+        if found["tokenizer_hash"] != expected:
+            raise TokenStoreError(
+                f"{folder}: its tokens were made by tokenizer {found['tokenizer_hash']}, expected {expected}. Tokenize "
+                "to another store."
+            )
+        if found["objects"] != objects:
+            raise TokenStoreError(f"{folder}: its tokens are of other objects than those registered under its number")
+        places = shard.members[modality.name][0]
+        has = open_token_shard(folder).rows >= 0 if found["num_rows"] else np.zeros(shard.num_objects, bool)
+        if not has[places].all():
+            ids = open_object_shard(shard_path(self.store, OBJECTS, shard.index)).object_id
+            raise TokenStoreError(
+                f"{folder}: object {ids[int(places[~has[places]][0])]} has {modality.name} now, and had none when the "
+                "shard was written. Shards are never rewritten: tokenize to another store."
+            )
+        return True
+
+    def _encode(self, shard: PlannedShard, modality: Modality) -> dict[str, np.ndarray]:
+        """Tokens of the shard's objects that have the modality, in the order of their places."""
+        places, rows = shard.members[modality.name]
+        if not len(rows):
+            return _NO_TOKENS
+        # Read along the disk, at least a row group at a time: a part of one costs as much as all of it.
+        files = self.dataset.files(modality.name)
+        num_read = max(self.batch_size, *(max(file.row_group_sizes) for file in files))
+        grids = []
+        for start in range(0, len(rows), num_read):
+            observation = self.dataset.read(modality.name, rows[start : start + num_read])
+            for first in range(0, len(observation), self.batch_size):
+                batch = observation.select(slice(first, first + self.batch_size))
+                grids.append(self.tokenizers[modality.kind].encode(batch))
+                self.advance(len(batch))
+        sizes = {grid.num_tokens for grid in grids}
+        if len(sizes) > 1:
+            raise self._several_sizes(modality.name, sorted(sizes))
+        order = torch.from_numpy(np.argsort(places))
+        fields = ("codes", "mask", "positions", "instrument")
+        return {field: torch.cat([getattr(grid, field) for grid in grids])[order].numpy() for field in fields}
+
+    def _several_sizes(self, name: str, counts: list[int]) -> ValueError:
+        return ValueError(
+            f"{self.dataset.folder}: {name} gives {counts} tokens; a store needs images of one size. Crop them to one."
         )
-    if found["objects"] != objects:
-        raise TokenStoreError(f"{folder}: its tokens are of other objects than those registered under its number")
-    places = shard.members[modality.name][0]
-    has = open_token_shard(folder).rows >= 0 if found["num_rows"] else np.zeros(shard.num_objects, bool)
-    if not has[places].all():
-        name = open_object_shard(shard_path(store, OBJECTS, shard.index)).object_id[int(places[~has[places]][0])]
-        raise TokenStoreError(
-            f"{folder}: object {name} has {modality.name} now, and had none when the shard was written. Shards are "
-            "never rewritten: tokenize to another store."
-        )
-    return True
-
-
-def _encode(
-    dataset: ObservationDataset,
-    tokenizer: Tokenizer,
-    modality: Modality,
-    shard: PlannedShard,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> dict[str, np.ndarray]:
-    """Tokens of the shard's objects that have the modality, in the order of their places."""
-    places, rows = shard.members[modality.name]
-    if not len(rows):
-        return _NO_TOKENS
-    # Read along the disk, at least a row group at a time: a part of one costs as much as all of it.
-    num_read = max(batch_size, *(max(file.row_group_sizes) for file in dataset.files(modality.name)))
-    grids = []
-    for start in range(0, len(rows), num_read):
-        observation = dataset.read(modality.name, rows[start : start + num_read])
-        for first in range(0, len(observation), batch_size):
-            grids.append(tokenizer.encode(observation.select(slice(first, first + batch_size))))
-            advance(len(grids[-1]))
-    sizes = {grid.num_tokens for grid in grids}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"{dataset.folder}: {modality.name} gives {sorted(sizes)} tokens; one shard needs images of one size"
-        )
-    order = torch.from_numpy(np.argsort(places))
-    fields = ("codes", "mask", "positions", "instrument")
-    return {field: torch.cat([getattr(grid, field) for grid in grids])[order].numpy() for field in fields}
