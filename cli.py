@@ -27,7 +27,7 @@ def _report(error: Exception) -> int:
     """Say what is wrong in one line if it is the user's to mend, or raise what is ours."""
     from .data.observations import ObservationError
     from .data.publish import PublishError
-    from .data.token_store import TokenStoreError
+    from .data.token_shards import TokenStoreError
     from .models.embeddings import EmbeddingsError
     from .tokenizers.pretrained import PretrainedError
     from .training.loop import Interrupted
