@@ -74,7 +74,7 @@ def test_overrides_reach_nested_settings(tmp_path, capsys):
             "no such settings file: pretrain/nan.yaml; the nearest one shipped is configs/pretrain/na",
         ),
         (["tokenize", "tokenize.yaml", "data=/no/such/folder"], "/no/such/folder: no such dataset folder"),
-        (["pretrain", "pretrain/nano.yaml", "tokens=/no/such/folder"], "/no/such/folder: expected a token store"),
+        (["pretrain", "pretrain/nano.yaml", "tokenizers=/no/such/folder"], "/no/such/folder: expected tokenizers in"),
         (["embed", "embed/default.yaml", "tokens=/no/such", "checkpoint=/no/such"], "/no/such"),
     ],
 )
