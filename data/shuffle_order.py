@@ -68,9 +68,11 @@ class ShuffleOrder:
                 stretches.append(stretch_of[at - start : last - start])
             else:
                 places = first - start + self._ranks(epoch, index)
-                within = (places >= 0) & (places < len(stretch_of))
-                samples.append(of_window[within])
-                stretches.append(stretch_of[places[within]])
+                if first < start or last > stop:
+                    within = (places >= 0) & (places < len(stretch_of))
+                    of_window, places = of_window[within], places[within]
+                samples.append(of_window)
+                stretches.append(stretch_of[places])
             at = min(last, stop)
         return np.concatenate(samples), np.concatenate(stretches)
 

@@ -4,14 +4,14 @@ Disks and caches like neighbouring rows copied as one; rows in random order cost
 in the processor's cache. So some thousand objects are read first, and shuffled afterwards.
 """
 
-import itertools
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, Integer
+from jaxtyping import Bool, Float, Int16, Int64, Integer
 from torch import Tensor
 
 from .token_store import TokenStore
@@ -24,72 +24,52 @@ FIELDS = {"codes": -1, "positions": 0, "instrument": 0}
 """Arrays of a shard of tokens, and what an object gets that lacks the modality."""
 
 
-@dataclass(frozen=True, eq=False)
-class ShardRows:
-    """Some objects of one shard, by their rows in it."""
+class ShardRows(NamedTuple):
+    """Some objects of one shard, by their rows in it: a slice if they are neighbours."""
 
     store: TokenStore
     shard: int
-    rows: Int64[np.ndarray, " R"]
+    rows: slice | np.ndarray
+    count: int
 
 
 class Memory:
-    """Arrays whose memory is used again once nobody holds a part of them: fresh memory costs as much as copying."""
+    """Memory that is used again: when it is fresh, the first touch costs as much as the copy into it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pin_memory: bool = False) -> None:
+        self._pin_memory = pin_memory
         self._free: dict[int, list[np.ndarray]] = {}
+        self._scratch = np.empty(0, np.uint8)
 
-    def rows(self, count: int, like: np.ndarray) -> np.ndarray:
-        """`count` rows like those of `like`, with anything in them."""
-        size = count * like[:1].size
-        if size * like.itemsize < GRAIN:
-            return np.empty((count, *like.shape[1:]), like.dtype)
+    def tensor(self, count: int, like: np.ndarray) -> Tensor:
+        """`count` rows like those of `like`, with anything in them; used again once nobody holds a part of it."""
+        shape, size = (count, *like.shape[1:]), count * like[:1].size
+        if self._pin_memory:  # torch does the same, and waits for copies from it to end
+            return torch.empty(shape, dtype=torch.from_numpy(like[:0].copy()).dtype, pin_memory=True)
         num_bytes = -(-size * like.itemsize // GRAIN) * GRAIN
         free = self._free.setdefault(num_bytes, [])
         raw = free.pop() if free else np.empty(num_bytes, np.uint8)
         # A memoryview in between makes this array the one that all views of it keep alive.
         array = np.frombuffer(raw.data, like.dtype)
         weakref.finalize(array, free.append, raw).atexit = False
-        return array[:size].reshape(count, *like.shape[1:])
+        return torch.from_numpy(array[:size].reshape(shape))
+
+    def scratch(self, count: int, like: np.ndarray) -> np.ndarray:
+        """The same as an array, until `scratch` is called again: small enough to stay in the processor's cache."""
+        size = count * like[:1].size
+        if len(self._scratch) < size * like.itemsize:
+            self._scratch = np.empty(size * like.itemsize, np.uint8)
+        return self._scratch[: size * like.itemsize].view(like.dtype).reshape(count, *like.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
 class TokenColumn:
-    """What the C objects of a chunk have of one modality, in the order of reading.
-
-    `row`: the row of each object in `arrays`, or None if they are their own; objects that lack the modality share row
-    0, which is masked. `common` are the fields that all objects share, of one row.
-    """
+    """What the C objects of a chunk have of one modality; fields that all share have stride 0 along C."""
 
     has: Bool[np.ndarray, " C"]
-    row: Int64[np.ndarray, " C"] | None
-    arrays: dict[str, np.ndarray]
-    common: dict[str, Tensor]
-    memory: Memory
-
-    def gather(self, places: Int64[np.ndarray, " B"], pin_memory: bool) -> list[Tensor]:
-        """Codes, positions and instrument numbers of the objects at these places, as new tensors."""
-        rows = places if self.row is None else self.row[places]
-        found = []
-        for name in FIELDS:
-            if name in self.common:
-                found.append(self.common[name].expand(len(rows), *self.common[name].shape[1:]))
-                continue
-            array = self.arrays[name]
-            tensor = torch.from_numpy(self.memory.rows(len(rows), array))
-            if pin_memory:  # torch gives such memory to other tensors, once copies from it have ended
-                tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            np.take(array, rows, axis=0, out=tensor.numpy(), mode="clip")  # other modes copy through a buffer
-            found.append(tensor)
-        return found
-
-    def view(self, places: slice) -> list[Tensor]:
-        """The same for neighbours, without a copy if each object has a row."""
-        count = places.stop - places.start
-        if self.row is not None:
-            return self.gather(np.arange(places.start, places.stop), pin_memory=False)
-        common = {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.common.items()}
-        return [common[name] if name in common else torch.from_numpy(self.arrays[name][places]) for name in FIELDS]
+    codes: Int16[Tensor, "C N"]
+    positions: Float[Tensor, "C N P"]
+    instrument: Float[Tensor, "C F"]
 
 
 class ColumnReader:
@@ -100,43 +80,47 @@ class ColumnReader:
         self.memory = memory
         # Any shard with tokens: it gives shapes, and the positions of a chunk in which nobody has the modality.
         shards = (store.token_shard(name, index) for index in range(len(store.starts) - 1))
-        self._example = next(shard for shard in shards if shard is not None)
+        example = next(shard for shard in shards if shard is not None)
+        self._nobody = replace(example, positions=example.positions[:1], instrument=example.instrument[:1])
 
-    def read(self, segments: Sequence[ShardRows]) -> TokenColumn:
-        """Copy what the objects of `segments` have."""
+    def read(self, segments: Sequence[ShardRows], order: Int64[np.ndarray, " C"] | None) -> TokenColumn:
+        """What the objects of `segments` have, in this order (None: as they come)."""
         shards, stored = [], []
-        for segment in segments:
-            held = self.name in segment.store.tokenizer_hashes
-            shard = segment.store.token_shard(self.name, segment.shard) if held else None
-            shards.append(shard)
-            if shard is None:
-                stored.append(np.full(len(segment.rows), -1))
-            else:
-                stored.append(segment.rows if shard.is_full else shard.rows[segment.rows])
+        for store, index, rows, count in segments:
+            shard = store.token_shard(self.name, index) if self.name in store.tokenizer_hashes else None
+            shards.append(shard or self._nobody)
+            stored.append(np.full(count, -1) if shard is None else shard.rows[rows])
         rows = np.concatenate(stored)
-        owner = np.repeat(np.arange(len(segments)), [len(segment.rows) for segment in segments])
+        owner = np.repeat(np.arange(len(segments)), [segment.count for segment in segments])
         has = rows >= 0
-        row = None if has.all() else np.where(has, np.cumsum(has), 0)
-        if row is not None:
-            rows, owner = rows[has], owner[has]
-        copies = plan_copies(rows, owner)
-        arrays, common = {}, {}
+        everyone = bool(has.all())
+        # Of those who have the modality, in the order of reading; row 0 is for those who have not.
+        place = np.arange(1, len(rows) + 1) if everyone else np.where(has, np.cumsum(has), 0)
+        copies = plan_copies(rows, owner) if everyone else plan_copies(rows[has], owner[has])
+        if order is not None:
+            has, place = has[order], place[order]
+        fields = []
         for name, absent in FIELDS.items():
-            sources = [getattr(self._example, name)[:1] if shard is None else getattr(shard, name) for shard in shards]
+            sources = [getattr(shard, name) for shard in shards]
             first, *others = {id(source): source for source in sources}.values()
             if name != "codes" and all(len(a) == 1 and np.array_equal(a, first) for a in (first, *others)):
-                common[name] = torch.from_numpy(np.array(first))
+                one = self.memory.tensor(1, first)
+                one.numpy()[:] = first
+                fields.append(one.expand(len(has), *first.shape[1:]))
                 continue
-            extra = int(row is not None)
-            arrays[name] = self.memory.rows(extra + len(rows), first)
-            arrays[name][:extra] = absent
-            for copy in copies:
-                copy.apply(sources[copy.owner], arrays[name][extra:])
-        return TokenColumn(has, row, arrays, common, self.memory)
+            tensor = self.memory.tensor(len(has), first)
+            if everyone and order is None:
+                _copy(copies, sources, tensor.numpy())
+            else:
+                staged = self.memory.scratch(1 + len(has), first)
+                staged[0] = absent
+                _copy(copies, sources, staged[1:])
+                np.take(staged, place, axis=0, out=tensor.numpy(), mode="clip")  # other modes copy through a buffer
+            fields.append(tensor)
+        return TokenColumn(has, *fields)
 
 
-@dataclass(frozen=True, eq=False)
-class Copy:
+class Copy(NamedTuple):
     """Rows of the arrays of one segment, and where they go."""
 
     owner: int
@@ -144,27 +128,30 @@ class Copy:
     start: int
     stop: int
 
-    def apply(self, source: np.ndarray, target: np.ndarray) -> None:
-        """Copy; the one row of a `source` whose objects share it goes to all."""
-        part = target[self.start : self.stop]
-        if len(source) == 1:
-            part[:] = source
-        elif isinstance(self.rows, slice):
-            part[:] = source[self.rows]
-        else:
-            np.take(source, self.rows, axis=0, out=part, mode="clip")
-
 
 def plan_copies(rows: Integer[np.ndarray, " R"], owner: Int64[np.ndarray, " R"]) -> list[Copy]:
     """How to copy `rows` of the segments `owner`: neighbours as one, unless most stand alone."""
+    if not len(rows):
+        return []
     changes = owner[1:] != owner[:-1]
     breaks = changes | (rows[1:] - rows[:-1] != 1)
     by_run = np.count_nonzero(breaks) * SHORTEST_RUN < len(rows)
-    edges = [0, *(np.flatnonzero(breaks if by_run else changes) + 1).tolist(), len(rows)]
-    copies = []
-    for start, stop in itertools.pairwise(edges):
-        if stop > start:
-            first = int(rows[start])
-            chosen = slice(first, first + stop - start) if by_run else rows[start:stop]
-            copies.append(Copy(int(owner[start]), chosen, start, stop))
-    return copies
+    edges = np.concatenate([[0], np.flatnonzero(breaks if by_run else changes) + 1])
+    starts, stops = edges.tolist(), [*edges[1:].tolist(), len(rows)]
+    firsts, owners = rows[edges].tolist(), owner[edges].tolist()
+    return [
+        Copy(segment, slice(first, first + stop - start) if by_run else rows[start:stop], start, stop)
+        for segment, first, start, stop in zip(owners, firsts, starts, stops, strict=True)
+    ]
+
+
+def _copy(copies: Sequence[Copy], sources: Sequence[np.ndarray], target: np.ndarray) -> None:
+    """Carry out copies; the one row of a source whose objects share it goes to all."""
+    for owner, rows, start, stop in copies:
+        source = sources[owner]
+        if len(source) == 1:
+            target[start:stop] = source
+        elif isinstance(rows, slice):
+            target[start:stop] = source[rows]
+        else:
+            np.take(source, rows, axis=0, out=target[start:stop], mode="clip")

@@ -22,7 +22,7 @@ from torch import Tensor
 from .modalities import Modality
 from .prefetch import prefetched
 from .shuffle_order import Mixture, ShuffleOrder
-from .token_chunks import ColumnReader, Memory, ShardRows, TokenColumn
+from .token_chunks import ColumnReader, Memory, ShardRows
 from .token_store import TokenStore
 
 BLOCK_SIZE = 128
@@ -66,6 +66,14 @@ class TokenSamples:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def rows(self, rows: slice) -> "TokenSamples":
+        """Some of the objects, without a copy."""
+        codes, positions, instrument = (
+            tuple(tensor[rows] for tensor in field) for field in (self.codes, self.positions, self.instrument)
+        )
+        others = (self.availability, self.keys, self.objects, self.sources)
+        return TokenSamples(self.modalities, codes, positions, instrument, *(tensor[rows] for tensor in others))
 
 
 class TokenLoader:
@@ -149,13 +157,13 @@ class TokenLoader:
         share = self._slice.stop - self._slice.start
         with contextlib.closing(prefetched(lambda: self._chunks(start), self.prefetch)) as chunks:
             for chunk in chunks:
-                for first in range(0, len(chunk.numbers), share):
+                for first in range(0, len(chunk), share):
                     self.cursor += self.batch_size
-                    yield self._samples(chunk, slice(first, first + share))
+                    yield chunk.rows(slice(first, first + share))
 
-    def _chunks(self, start: int) -> Iterator["_Chunk"]:
-        """This process's objects of so many batches at a time, with what they have."""
-        memory = Memory()
+    def _chunks(self, start: int) -> Iterator[TokenSamples]:
+        """This process's slices of so many batches at a time, one after the other."""
+        memory = Memory(self.pin_memory)
         readers = []
         for name in (modality.name for modality in self.modalities):
             store = next(source.store for source in self.sources if name in source.store.tokenizer_hashes)
@@ -163,8 +171,24 @@ class TokenLoader:
         while True:
             numbers, order = self._draw(start)
             segments = self._segments(numbers)
-            keys = np.concatenate([s.store.object_shard(s.shard).key[s.rows] for s in segments])
-            yield _Chunk(numbers, order, keys, [reader.read(segments) for reader in readers])
+            columns = [reader.read(segments, order) for reader in readers]
+            keys = np.concatenate([store.object_shard(shard).key[rows] for store, shard, rows, _ in segments])
+            if order is not None:
+                numbers, keys = numbers[order], keys[order]
+            sources = np.zeros_like(numbers)
+            if len(self.sources) > 1:
+                sources = np.searchsorted(self._offsets, numbers, side="right") - 1
+                numbers = numbers - self._offsets[sources]
+            yield TokenSamples(
+                self.modalities,
+                tuple(column.codes for column in columns),
+                tuple(column.positions for column in columns),
+                tuple(column.instrument for column in columns),
+                torch.from_numpy(np.stack([column.has for column in columns], 1)),
+                torch.from_numpy(keys),
+                torch.from_numpy(numbers),
+                torch.from_numpy(sources),
+            )
             start += self._num_batches * self.batch_size
 
     def _draw(self, start: int) -> tuple[Int64[np.ndarray, " C"], Int64[np.ndarray, " C"] | None]:
@@ -196,43 +220,11 @@ class TokenLoader:
         segments = []
         for first, last in itertools.pairwise(edges):
             store, shard = self._shards[owner[first]]
-            segments.append(ShardRows(store, shard, numbers[first:last] - self._starts[owner[first]]))
+            rows = numbers[first:last] - self._starts[owner[first]]
+            begin, end = int(rows[0]), int(rows[-1]) + 1
+            neighbours = end - begin == last - first  # they ascend
+            segments.append(ShardRows(store, shard, slice(begin, end) if neighbours else rows, last - first))
         return segments
-
-    def _samples(self, chunk: "_Chunk", rows: slice) -> TokenSamples:
-        """Samples number `rows` of a chunk."""
-        if chunk.order is None and not self.pin_memory:
-            places = np.arange(rows.start, rows.stop)
-            columns = [column.view(rows) for column in chunk.columns]
-        else:
-            places = np.arange(rows.start, rows.stop) if chunk.order is None else chunk.order[rows]
-            columns = [column.gather(places, self.pin_memory) for column in chunk.columns]
-        codes, positions, instrument = zip(*columns, strict=True)
-        numbers = chunk.numbers[places]
-        sources = np.zeros_like(numbers)
-        if len(self.sources) > 1:
-            sources = np.searchsorted(self._offsets, numbers, side="right") - 1
-            numbers = numbers - self._offsets[sources]
-        return TokenSamples(
-            self.modalities,
-            codes,
-            positions,
-            instrument,
-            torch.from_numpy(np.stack([column.has[places] for column in chunk.columns], 1)),
-            torch.from_numpy(chunk.keys[places]),
-            torch.from_numpy(numbers),
-            torch.from_numpy(sources),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """What was read at once, for so many batches: samples in the order of reading, and the order they are given in."""
-
-    numbers: Int64[np.ndarray, " C"]
-    order: Int64[np.ndarray, " C"] | None
-    keys: Int64[np.ndarray, " C"]
-    columns: list[TokenColumn]
 
 
 def common_modalities(stores: Sequence[TokenStore], names: Sequence[str] | None = None) -> tuple[Modality, ...]:

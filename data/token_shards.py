@@ -70,8 +70,6 @@ class TokenShard:
     codes: Int16[np.ndarray, "r N"]
     positions: Float[np.ndarray, "s N P"]
     instrument: Float[np.ndarray, "t F"]
-    is_full: bool
-    """Whether all objects have the modality, and stand in the same order here."""
 
 
 def shard_path(store: str | Path, name: str, index: int) -> Path:
@@ -228,9 +226,7 @@ def open_token_shard(folder: Path) -> TokenShard:
         if len(array) not in (1, num_rows):
             raise TokenStoreError(f"{folder / name}.npy: expected 1 or {num_rows} rows, found {len(array)}")
     rows = _map(folder / "rows.npy", np.int32, (count,))
-    codes = _map(folder / "codes.npy", np.int16, (num_rows, num_tokens))
-    is_full = num_rows == count and np.array_equal(rows, np.arange(count))
-    return TokenShard(rows, codes, positions, instrument, is_full)
+    return TokenShard(rows, _map(folder / "codes.npy", np.int16, (num_rows, num_tokens)), positions, instrument)
 
 
 def _map(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:

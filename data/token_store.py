@@ -10,7 +10,6 @@ a shard, token_plan.py who goes where.
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -81,7 +80,7 @@ class TokenStore:
         size = sum(sum(entry["bytes"]) for entry in self._entries.values())
         if verify or (verify is None and size <= VERIFIED_BYTES):
             verify_store(self.folder)
-        self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._open: dict[tuple[str, int], Any] = {}
         self._common: dict[tuple[str, str], np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -170,12 +169,11 @@ class TokenStore:
         return self._shard(name, index, lambda folder: self._with_common(name, open_token_shard(folder)))
 
     def _shard(self, name: str, index: int, open_shard: Callable[[Path], _Shard]) -> _Shard:
-        found: _Shard | None = self._open.pop((name, index), None)
+        found: _Shard | None = self._open.get((name, index))
         if found is None:
-            found = open_shard(shard_path(self.folder, name, index))
-        self._open[name, index] = found
-        while len(self._open) > MAX_OPEN_SHARDS:
-            self._open.popitem(last=False)
+            found = self._open[name, index] = open_shard(shard_path(self.folder, name, index))
+            if len(self._open) > MAX_OPEN_SHARDS:
+                self._open.pop(next(iter(self._open)))
         return found
 
     def _with_common(self, name: str, shard: TokenShard) -> TokenShard:
