@@ -52,7 +52,13 @@ class _Observation:
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
                 chosen[f.name] = value[index]
-        return replace(self, **chosen)
+        return self._unchecked(**chosen) if len(index) else replace(self, **chosen)
+
+    def _unchecked(self: "ObservationType", **changes: Any) -> "ObservationType":
+        """The same with other rows of observations that have been checked: that takes longer than reading them."""
+        made = object.__new__(type(self))
+        made._set(**{f.name: changes.get(f.name, getattr(self, f.name)) for f in fields(self)})
+        return made
 
     def _error(self, row: int, problem: str) -> ObservationError:
         return ObservationError(f"{self.modality.name}, object {self.object_id[row]}: {problem}")
@@ -387,7 +393,7 @@ def stack(observations: Sequence[Any]) -> Any:
     for f in fields(first):
         if isinstance(getattr(first, f.name), Tensor):
             joined[f.name] = torch.cat([getattr(o, f.name) for o in observations])
-    return replace(first, **joined)
+    return first._unchecked(**joined)
 
 
 def pad_bands(image: ImageObservation, bands: Sequence[str]) -> ImageObservation:
