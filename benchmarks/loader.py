@@ -1,12 +1,13 @@
 """Samples per second of the loaders, against bare reads of the same arrays in the same run.
 
-Tokens: objects with 576 image tokens, half of them with 273 spectrum tokens. The loader shuffles, looks up who has what,
-and can resume anywhere. A *bare memory-mapped read* takes batches of random objects from one NumPy memory map for each
-modality, `array[rows]`, and does nothing else; a *sequential copy* takes consecutive rows, which nobody can train on:
-it is the speed of memory. Arrow, Parquet and `datasets` stand for the usual ways. Pairs: images of 4 x 96 x 96 pixels
-and spectra of 7781, with inverse variance and mask, from an Armillary dataset in Parquet, checked and as tensors.
+Tokens: objects with 576 image tokens, half of them with 273 spectrum tokens. The loader shuffles, looks up who has what
+and can resume anywhere. A *bare memory-mapped read* takes batches of random objects out of one NumPy memory map for
+each modality, `array[rows]`, and does nothing else. A *sequential copy* takes consecutive rows, which nobody can train
+on: it is the speed of memory. Batches are of 8192 objects, as in configs/pretrain/base.yaml, and of 512. Arrow, Parquet
+and `datasets` stand for the usual ways; they read images alone. Pairs: images of 4 x 96 x 96 pixels and spectra of
+7781, with inverse variance and mask, out of an Armillary dataset in Parquet, checked, as tensors.
 
-All take turns; a figure is the median of the turns. `samples/s` is by the clock, `cpu` by CPU seconds of all threads.
+All take turns; a figure is the median of the turns, by the clock (`per_s`) and by CPU seconds of all threads.
 
     python benchmarks/loader.py [--quick] [--folder FOLDER]
 """
@@ -40,9 +41,8 @@ from armillary.data.token_store import TokenStore
 IMAGE, SPECTRUM = modality("image/legacysurvey"), modality("spectrum/desi")
 NUM_TOKENS = {IMAGE.name: 576, SPECTRUM.name: 273}
 SHARD_SIZE = 16_384
-BATCH_SIZE = 512
-LARGE_BATCH_SIZE = 8192
-"""As configs/pretrain/base.yaml has it."""
+SMALL, LARGE = 512, 8192
+"""Sizes of batches."""
 
 
 def write_tokens(folder: Path, num_objects: int) -> None:
@@ -73,7 +73,7 @@ def write_tokens(folder: Path, num_objects: int) -> None:
     images = np.load(folder / "image.npy", mmap_mode="r")
     table = pa.table({"codes": pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), images.shape[1])})
     with pa.OSFile(str(folder / "image.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=BATCH_SIZE)
+        writer.write_table(table, max_chunksize=SMALL)
     pq.write_table(table, folder / "image.parquet", compression="zstd", compression_level=1, row_group_size=8192)
 
 
@@ -97,17 +97,17 @@ def token_readers(folder: Path) -> dict[str, Callable[[], Iterator[int]]]:
             torch.from_numpy(np.array(spectrum[batch * size // 2 : (batch + 1) * size // 2]))
             yield size
 
-    loaders = {size: TokenLoader([TokenSource(store)], size, seed=0) for size in (BATCH_SIZE, LARGE_BATCH_SIZE)}
+    loaders = {size: TokenLoader([TokenSource(store)], size, seed=0) for size in (SMALL, LARGE)}
 
     def arrow() -> Iterator[int]:
-        for batch in itertools.cycle(range(len(table) // BATCH_SIZE)):
-            column = table["codes"].slice(batch * BATCH_SIZE, BATCH_SIZE).combine_chunks()
-            torch.from_numpy(column.flatten().to_numpy().reshape(BATCH_SIZE, -1).copy())
-            yield BATCH_SIZE
+        for batch in itertools.cycle(range(len(table) // SMALL)):
+            column = table["codes"].slice(batch * SMALL, SMALL).combine_chunks()
+            torch.from_numpy(column.flatten().to_numpy().reshape(SMALL, -1).copy())
+            yield SMALL
 
     def parquet() -> Iterator[int]:
         while True:
-            for batch in pq.ParquetFile(folder / "image.parquet").iter_batches(BATCH_SIZE):
+            for batch in pq.ParquetFile(folder / "image.parquet").iter_batches(SMALL):
                 torch.from_numpy(batch["codes"].flatten().to_numpy().reshape(len(batch), -1).copy())
                 yield len(batch)
 
@@ -128,7 +128,7 @@ def token_readers(folder: Path) -> dict[str, Callable[[], Iterator[int]]]:
 def stream(pattern: Path) -> Iterator[Any]:
     """Batches of the usual stream: Parquet files through `datasets` with a shuffle buffer, as torch tensors."""
     found = datasets.load_dataset("parquet", data_files=str(pattern), split="train", streaming=True)
-    for batch in found.shuffle(seed=0, buffer_size=1000).with_format("torch").batch(BATCH_SIZE // 4):
+    for batch in found.shuffle(seed=0, buffer_size=1000).with_format("torch").batch(SMALL // 4):
         yield next(iter(batch.values()))
 
 
@@ -212,18 +212,18 @@ def main() -> None:
         folder = Path(name)
         write_tokens(folder, num_objects)
         slow = {"datasets_streaming": 2000, "parquet": 50_000}
-        rates = measure(token_readers(folder), {"others": 200_000, **slow}, turns)
+        rates = measure(token_readers(folder), {"others": 1_000_000, **slow}, turns)
         write_pairs(folder, num_pairs)
         slow = {"pairs_datasets_streaming": 64}
         rates |= measure(pair_readers(folder), {"others": num_pairs, **slow}, min(turns, 3))
     record: dict[str, float] = {}
+    for size, suffix in ((LARGE, ""), (SMALL, f"_batch_{SMALL}")):
+        for unit, by_cpu in (("per_s", ""), ("per_cpu_s", "_cpu")):
+            ours, bare, copy = (rates[f"{name}_{size}"][unit] for name in ("loader", "memmap", "copy"))
+            record[f"ratio_to_memmap{suffix}{by_cpu}"] = round(ours / bare, 2)
+            record[f"ratio_to_sequential_copy{suffix}{by_cpu}"] = round(ours / copy, 2)
     for name, rate in rates.items():
         record |= {f"{name}_{unit}": round(value) for unit, value in rate.items()}
-    for size, suffix in ((BATCH_SIZE, ""), (LARGE_BATCH_SIZE, f"_batch_{LARGE_BATCH_SIZE}")):
-        for unit, unit_suffix in (("per_s", ""), ("per_cpu_s", "_cpu")):
-            ours, bare, copy = (rates[f"{name}_{size}"][unit] for name in ("loader", "memmap", "copy"))
-            record[f"ratio_to_memmap{suffix}{unit_suffix}"] = round(ours / bare, 2)
-            record[f"ratio_to_sequential_copy{suffix}{unit_suffix}"] = round(ours / copy, 2)
     print(json.dumps(record))
 
 

@@ -142,11 +142,12 @@ def permutation(size: int, *key: int) -> Int64[np.ndarray, " size"]:
     state = np.zeros(1, dtype=np.uint64)
     for part in key:
         state = _mixed(state + np.uint64(part % 2**64) + _GOLDEN)
-    number = np.arange(size, dtype=np.uint64)
-    # The number takes the place of the hash's lowest bits: equal hashes are told apart, and no index need be sorted.
-    low = np.uint64((1 << max(size - 1, 0).bit_length()) - 1)
-    hashes = _mixed(state + (number + np.uint64(1)) * _GOLDEN)
-    return (np.sort((hashes & ~low) | number) & low).astype(np.int64)
+    hashes = _mixed(state + np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN)
+    order = np.arange(size)
+    for shift in (0, 16, 32):  # by 48 bits, the lowest first: numpy sorts 16 bits in linear time
+        digits = (hashes >> np.uint64(shift)).astype(np.uint16)
+        order = order[np.argsort(digits[order], kind="stable")]
+    return order
 
 
 def _mixed(x: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:

@@ -25,9 +25,9 @@ from .shuffle_order import Mixture, ShuffleOrder
 from .token_chunks import ColumnReader, Memory, ShardRows
 from .token_store import TokenStore
 
-BLOCK_SIZE = 128
+BLOCK_SIZE = 256
 """Objects that are read together: neighbours in a shard."""
-WINDOW = 64
+WINDOW = 32
 """Blocks that are shuffled together."""
 CHUNK_SIZE = 8192
 """Samples that a process reads at once: a few megabytes of each modality, which caches hold."""
@@ -214,15 +214,16 @@ class TokenLoader:
         return numbers, None if (order[1:] > order[:-1]).all() else order
 
     def _segments(self, numbers: Int64[np.ndarray, " C"]) -> list[ShardRows]:
-        """The same objects, shard by shard."""
+        """The same objects, shard by shard; within a segment they ascend."""
         owner = np.searchsorted(self._starts, numbers, side="right") - 1
-        edges = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist(), len(owner)]
+        breaks = (owner[1:] != owner[:-1]) | (numbers[1:] <= numbers[:-1])
+        edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(owner)]
         segments = []
         for first, last in itertools.pairwise(edges):
             store, shard = self._shards[owner[first]]
             rows = numbers[first:last] - self._starts[owner[first]]
             begin, end = int(rows[0]), int(rows[-1]) + 1
-            neighbours = end - begin == last - first  # they ascend
+            neighbours = end - begin == last - first
             segments.append(ShardRows(store, shard, slice(begin, end) if neighbours else rows, last - first))
         return segments
 

@@ -225,8 +225,13 @@ def open_token_shard(folder: Path) -> TokenShard:
     for name, array in (("positions", positions), ("instrument", instrument)):
         if len(array) not in (1, num_rows):
             raise TokenStoreError(f"{folder / name}.npy: expected 1 or {num_rows} rows, found {len(array)}")
-    rows = _map(folder / "rows.npy", np.int32, (count,))
-    return TokenShard(rows, _map(folder / "codes.npy", np.int16, (num_rows, num_tokens)), positions, instrument)
+    codes = _map(folder / "codes.npy", np.int16, (num_rows, num_tokens))
+    return TokenShard(open_rows(folder, count), codes, positions, instrument)
+
+
+def open_rows(folder: Path, num_objects: int) -> Int32[np.ndarray, " n"]:
+    """Map `rows.npy` of a shard of tokens alone. Raises TokenStoreError as `open_token_shard`."""
+    return _map(folder / "rows.npy", np.int32, (num_objects,))
 
 
 def _map(path: Path, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:

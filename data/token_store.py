@@ -29,6 +29,7 @@ from .token_shards import (
     TokenStoreError,
     object_keys,
     open_object_shard,
+    open_rows,
     open_token_shard,
     shard_path,
 )
@@ -97,11 +98,12 @@ class TokenStore:
     def has(self, name: str) -> Bool[np.ndarray, " objects"]:
         """Whether each object has this modality."""
         found = np.zeros(len(self), dtype=bool)
-        for index, (start, stop) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
-            if self._entry(name)["num_rows"][index] == stop - start:
+        for index, num_rows in enumerate(self._entry(name)["num_rows"]):
+            start, stop = self.starts[index : index + 2].tolist()
+            if num_rows == stop - start:
                 found[start:stop] = True
-            elif (shard := self.token_shard(name, index)) is not None:
-                found[start:stop] = shard.rows >= 0
+            elif num_rows:
+                found[start:stop] = open_rows(shard_path(self.folder, name, index), stop - start) >= 0
         return found
 
     def object_ids(self, objects: Int64[np.ndarray, " B"] | None = None) -> list[str]:

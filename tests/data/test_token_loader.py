@@ -100,6 +100,16 @@ def test_batches_hold_the_tokens_of_whole_epochs(
     assert np.array_equal(objects_of(take(again, len(batches))), seen)
 
 
+@pytest.mark.parametrize("block_size", [1, 2, 7])
+def test_many_epochs_may_lie_in_one_chunk(make_store, expected_tokens, expected_presence, tmp_path, block_size):
+    store = TokenStore(make_store(tmp_path, num_objects=7, shard_size=4))
+    for seed in range(5):
+        loader = TokenLoader([TokenSource(store)], 3, seed, block_size=block_size, window=2, chunk_size=100, prefetch=0)
+        batches = take(loader, 70)
+        check_tokens(joined(batches), expected_tokens, expected_presence)
+        assert np.bincount(objects_of(batches)).tolist() == [30] * 7
+
+
 def test_where_an_epoch_ends_within_a_batch_the_next_one_begins(store):
     batches = take(TokenLoader([TokenSource(store)], 64, 0, **SMALL), 5)
     before, both = objects_of(batches[:4]), batches[4].objects.tolist()
