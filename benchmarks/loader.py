@@ -149,37 +149,50 @@ def write_pairs(folder: Path, num_objects: int) -> None:
             np.save(folder / f"{name}_{field}.npy", same)
 
 
-def pair_readers(folder: Path) -> dict[str, Callable[[], Iterator[int]]]:
+def pair_readers(folder: Path) -> dict[str, Callable[[], Iterator[float]]]:
     """The ways to read image + spectrum pairs."""
     names = [f"{name}{field}.npy" for name in ("flux", "spectra") for field in ("", "_inverse_variance", "_mask")]
     arrays = [np.load(folder / name, mmap_mode="r") for name in names]
     order = np.random.default_rng(1).permutation(len(arrays[0]))
-    loader = ObservationLoader(ObservationDataset(folder / "data"), [IMAGE.name, SPECTRUM.name], 32, seed=0)
+    dataset, dataset_names = ObservationDataset(folder / "data"), [IMAGE.name, SPECTRUM.name]
+    loader = ObservationLoader(dataset, dataset_names, 32, seed=0)
 
-    def bare() -> Iterator[int]:
+    def bare() -> Iterator[float]:
         for batch in itertools.cycle(range(len(order) // 32)):
             for array in arrays:
                 torch.from_numpy(array[order[batch * 32 : (batch + 1) * 32]])
             yield 32
 
-    def paired() -> Iterator[int]:
+    def paired() -> Iterator[float]:
         with contextlib.closing(iter(loader)) as batches:
             for batch in batches:
-                yield len(batch) // 2  # a batch is of images or of spectra, in turn
+                yield len(batch) / 2  # a batch is of images or of spectra, in turn
 
-    def streaming() -> Iterator[int]:
+    def parquet() -> Iterator[float]:
+        while True:
+            for path in itertools.chain.from_iterable(zip(*(dataset.files(n) for n in dataset_names), strict=True)):
+                with pq.ParquetFile(path.path, page_checksum_verification=True) as file:
+                    for batch in file.iter_batches(32):
+                        yield len(batch) / 2
+
+    def streaming() -> Iterator[float]:
         while True:
             for kind in ("image", "spectrum"):
                 files = str(folder / "data" / kind / "*" / "dataset" / "**" / "Npix=*.parquet")
                 found = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
                 for batch in found.select_columns(["flux", "inverse_variance", "mask"]).with_format("numpy").batch(16):
-                    yield len(batch["flux"]) // 2
+                    yield len(batch["flux"]) / 2
 
-    return {"pairs_loader": paired, "pairs_memmap": bare, "pairs_datasets_streaming": streaming}
+    return {
+        "pairs_loader": paired,
+        "pairs_memmap": bare,
+        "pairs_parquet": parquet,
+        "pairs_datasets_streaming": streaming,
+    }
 
 
 def measure(
-    readers: dict[str, Callable[[], Iterator[int]]], num_samples: dict[str, int], turns: int
+    readers: dict[str, Callable[[], Iterator[float]]], num_samples: dict[str, int], turns: int
 ) -> dict[str, dict[str, float]]:
     """Samples per second and per CPU second of each reader: the median of some turns, after one that does not count."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
