@@ -30,7 +30,7 @@ class ShardRows(NamedTuple):
     store: TokenStore
     shard: int
     rows: slice | np.ndarray
-    count: int
+    num_rows: int
 
 
 class Memory:
@@ -86,12 +86,12 @@ class ColumnReader:
     def read(self, segments: Sequence[ShardRows], order: Int64[np.ndarray, " C"] | None) -> TokenColumn:
         """What the objects of `segments` have, in this order (None: as they come)."""
         shards, stored = [], []
-        for store, index, rows, count in segments:
+        for store, index, rows, num_rows in segments:
             shard = store.token_shard(self.name, index) if self.name in store.tokenizer_hashes else None
             shards.append(shard or self._nobody)
-            stored.append(np.full(count, -1) if shard is None else shard.rows[rows])
+            stored.append(np.full(num_rows, -1) if shard is None else shard.rows[rows])
         rows = np.concatenate(stored)
-        owner = np.repeat(np.arange(len(segments)), [segment.count for segment in segments])
+        owner = np.repeat(np.arange(len(segments)), [segment.num_rows for segment in segments])
         has = rows >= 0
         everyone = bool(has.all())
         # Of those who have the modality, in the order of reading; row 0 is for those who have not.
