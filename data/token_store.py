@@ -175,7 +175,7 @@ class TokenStore:
         if found is None:
             found = self._open[name, index] = open_shard(shard_path(self.folder, name, index))
             if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.pop(next(iter(self._open)))
+                self._open.pop(next(iter(self._open)), None)
         return found
 
     def _with_common(self, name: str, shard: TokenShard) -> TokenShard:
