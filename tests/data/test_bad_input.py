@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from astropy.io import fits
 from astropy.table import Table
 
@@ -102,7 +103,10 @@ def make_table(path: Path) -> None:
 
 
 def make_image(path: Path) -> None:
+    """Noise and two bright sources."""
     pixels = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    pixels[10:14, 20:24] += 100
+    pixels[28:32, 34:38] += 200
     fits.PrimaryHDU(pixels, fits.Header({"BUNIT": "nanomaggy"})).writeto(path, checksum=True)
 
 
@@ -181,16 +185,24 @@ def spoil(path: Path, change: Callable[[Any], object]) -> None:
         hdus.writeto(path, overwrite=True, checksum=True)
 
 
-def fails(read: Callable[[Path], object], path: Path, *problems: str) -> None:
+def assert_refused(read: Callable[[Path], object], path: Path, *problems: str) -> None:
     """The reader refuses the file with an ObservationError that begins with its path and says all of `problems`."""
     with pytest.raises(ObservationError, match=rf"^{re.escape(str(path))}") as caught:
         read(path)
+    said = str(caught.value).removeprefix(str(path))
     for problem in problems:
-        assert re.search(problem, str(caught.value)), f"{problem!r} is not in {caught.value}"
+        assert re.search(problem, said), f"{problem!r} is not in {said}"
+
+
+def numbers(read: Any) -> list[bytes]:
+    """Every number of what a reader gave."""
+    observations = read if isinstance(read, list) else [getattr(read, "image", read)]
+    found = [value for observation in observations for value in vars(observation).values()]
+    return [value.contiguous().numpy().tobytes() for value in found if isinstance(value, torch.Tensor)]
 
 
 def test_the_good_files_are_good(case, good):
-    assert case.read(good) is not None
+    assert any(numbers(case.read(good)))
 
 
 # ---- files that are not whole ----------------------------------------------------------------------------------------
@@ -217,7 +229,7 @@ def test_a_file_cut_short_is_refused_wherever_it_ends(case, good, where):
         "one byte short": len(content) - 1,
     }[where]
     good.write_bytes(content[:size])
-    fails(case.read, good, r"cut short|damaged|expected a FITS file", r"\d+ bytes|at \d+|\[\]|\d+")
+    assert_refused(case.read, good, r"cut short|damaged|expected a FITS file", r"\d+ bytes|byte \d+")
 
 
 @pytest.mark.parametrize("name", ["DESI coadd", "DESI exposures", "redrock", "SDSS spectrum", "plate", "MaNGA rows"])
@@ -230,19 +242,19 @@ def test_a_file_that_ends_between_two_extensions_is_refused(tmp_path, name):
         last = max(map(hdus.index_of, needed))
     for start, _, _ in extents(good)[1 : last + 1]:
         short.write_bytes(content[:start])
-        fails(CASES[name].read, short, r"missing|holds no inverse variance|expected the arms")
+        assert_refused(CASES[name].read, short, r"missing|holds no inverse variance|expected the arms")
 
 
 def test_an_empty_file_a_missing_one_and_one_that_is_no_fits_are_refused(case, tmp_path):
     empty, text, folder = tmp_path / "empty.fits", tmp_path / "text.fits", tmp_path / "folder.fits"
     empty.touch()
     text.write_text("object,redshift\n" * 400)
-    fails(case.read, empty, "expected a FITS file of 0 bytes")
-    fails(case.read, text, "expected a FITS file of 6400 bytes")
+    assert_refused(case.read, empty, "expected a FITS file of 0 bytes")
+    assert_refused(case.read, text, "expected a FITS file of 6400 bytes")
     if case is not CASES["cutouts"]:
-        fails(case.read, tmp_path / "nowhere.fits", "no such file")
+        assert_refused(case.read, tmp_path / "nowhere.fits", "no such file")
         folder.mkdir()
-        fails(case.read, folder, "cannot be read")
+        assert_refused(case.read, folder, "cannot be read")
 
 
 @pytest.mark.parametrize("share", [0.02, 0.6, 0.999])
@@ -250,15 +262,16 @@ def test_a_gzipped_file_cut_short_is_refused(case, good, share):
     packed = good.with_name("packed.fits.gz")
     content = gzip.compress(good.read_bytes())
     packed.write_bytes(content[: int(share * len(content))])
-    fails(case.read, packed, "expected a whole gzip file")
+    assert_refused(case.read, packed, "expected a whole gzip file")
 
 
-def test_a_gzipped_file_is_read_as_the_plain_one(case, good):
-    packed = good.with_name("packed.fits.gz")
+def test_a_gzipped_file_is_read_as_the_plain_one(case, good, tmp_path):
+    packed = tmp_path / "packed" / "input.fits.gz"
+    packed.parent.mkdir()
     packed.write_bytes(gzip.compress(good.read_bytes()))
-    plain, unpacked = case.read(good), case.read(packed)
-    if isinstance(plain, list):
-        assert [observation.object_id for observation in plain] == [observation.object_id for observation in unpacked]
+    plain = numbers(case.read(good))
+    assert any(plain)
+    assert numbers(case.read(packed)) == plain
 
 
 def test_a_flipped_bit_does_not_pass_where_there_are_checksums(case, good):
@@ -272,7 +285,7 @@ def test_a_flipped_bit_does_not_pass_where_there_are_checksums(case, good):
     content = bytearray(good.read_bytes())
     content[(start + end) // 2] ^= 0x10
     good.write_bytes(content)
-    fails(case.read, good, r"do not agree with its DATASUM")
+    assert_refused(case.read, good, r"do not agree with its DATASUM")
 
 
 def test_a_damaged_header_is_refused_or_does_no_harm(case, good):
@@ -289,26 +302,29 @@ def test_a_damaged_header_is_refused_or_does_no_harm(case, good):
             case.read(good)
         except ObservationError as problem:
             messages.append(str(problem))
+    assert messages
     assert all(message.startswith(str(good)) for message in messages)
 
 
 # ---- files that lack something ---------------------------------------------------------------------------------------
 
 
-def test_each_extension_that_is_missing_is_named(case, good):
-    for name in case.extensions:
-        copy = good.with_name(f"without-{name}.fits")
-        shutil.copy(good, copy)
-        spoil(copy, lambda hdus, name=name: hdus.pop(name))
-        fails(case.read, copy, name if case is not CASES["SDSS spectrum"] else "extension|columns", "missing")
+@pytest.mark.parametrize("name, extension", [(n, e) for n, case in CASES.items() for e in case.extensions])
+def test_each_extension_that_is_missing_is_named(tmp_path, name, extension):
+    path = tmp_path / "without.fits"
+    CASES[name].make(path)
+    spoil(path, lambda hdus: hdus.pop(extension))
+    # Of the SDSS's files the extensions are read by number: the one behind takes the place of the one that is missing.
+    is_numbered = name.startswith(("SDSS", "plate"))
+    assert_refused(CASES[name].read, path, r"extension \d" if is_numbered else extension, "missing")
 
 
-def test_each_column_that_is_missing_is_named(case, good):
-    for extension, name in case.columns:
-        copy = good.with_name(f"without-{name}.fits")
-        shutil.copy(good, copy)
-        spoil(copy, lambda hdus, extension=extension, name=name: hdus[extension].columns.del_col(name))
-        fails(case.read, copy, rf"extension {extension} must have columns .*missing: \['{name}'\]")
+@pytest.mark.parametrize("name, place", [(n, place) for n, case in CASES.items() for place in case.columns])
+def test_each_column_that_is_missing_is_named(tmp_path, name, place):
+    path, (extension, column) = tmp_path / "without.fits", place
+    CASES[name].make(path)
+    spoil(path, lambda hdus: hdus[extension].columns.del_col(column))
+    assert_refused(CASES[name].read, path, rf"extension {extension} must have columns .*missing: \['{column}'\]")
 
 
 # ---- files that hold something else ----------------------------------------------------------------------------------
@@ -423,7 +439,7 @@ def test_what_is_wrong_is_said(tmp_path, name, change, problem):
     path = tmp_path / "wrong.fits"
     CASES[name].make(path)
     spoil(path, change)
-    fails(CASES[name].read, path, problem)
+    assert_refused(CASES[name].read, path, problem)
 
 
 # ---- tables of other kinds -------------------------------------------------------------------------------------------
@@ -445,7 +461,7 @@ def test_what_is_wrong_is_said(tmp_path, name, change, problem):
 def test_damaged_tables_are_refused(tmp_path, name, content, problem):
     path = tmp_path / name
     path.write_bytes(content)
-    fails(CASES["table"].read, path, problem)
+    assert_refused(CASES["table"].read, path, problem)
 
 
 def test_a_parquet_table_cut_short_or_with_a_spoilt_page_is_refused(tmp_path):
@@ -456,11 +472,11 @@ def test_a_parquet_table_cut_short_or_with_a_spoilt_page_is_refused(tmp_path):
     whole = path.read_bytes()
     for size in (10, len(whole) // 2, len(whole) - 5):
         path.write_bytes(whole[:size])
-        fails(CASES["table"].read, path, "cannot be read as .parquet")
+        assert_refused(CASES["table"].read, path, "cannot be read as .parquet")
     spoilt = bytearray(whole)
     spoilt[len(whole) // 3] ^= 0x08
     path.write_bytes(spoilt)
-    fails(CASES["table"].read, path, "cannot be read as .parquet")
+    assert_refused(CASES["table"].read, path, "cannot be read as .parquet")
 
 
 # ---- in an import ----------------------------------------------------------------------------------------------------
@@ -482,7 +498,7 @@ def test_an_import_names_the_file_of_an_object_that_it_cannot_take(tmp_path, sou
     path = tmp_path / name
     shutil.copy(GALAXY, path)
     spoil(path, change)
-    fails(lambda path: import_survey(source, [path], tmp_path / "d"), path, problem)
+    assert_refused(lambda path: import_survey(source, [path], tmp_path / "d"), path, problem)
 
 
 def test_an_object_in_two_files_is_an_error_that_names_both(tmp_path):

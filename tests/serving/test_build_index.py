@@ -170,7 +170,7 @@ def test_each_object_is_one_neighbour_and_short_rows_are_filled_up(folder):
     assert ((found.row < 0) == np.isnan(labels)).all()
 
 
-def wrong(tmp_path, inputs, says, kind=EmbeddingIndexError, **changes):
+def assert_refused(tmp_path, inputs, says, kind=EmbeddingIndexError, **changes):
     with pytest.raises(kind, match=says):
         build_index(index=tmp_path / "index", **{**inputs, **changes})
     assert not (tmp_path / "index").exists()
@@ -178,30 +178,30 @@ def wrong(tmp_path, inputs, says, kind=EmbeddingIndexError, **changes):
 
 def test_validation_objects_that_are_not_held_out_are_refused(inputs, tmp_path):
     (tmp_path / "ids").write_text("object-0\nobject-1\n")
-    wrong(
+    assert_refused(
         tmp_path,
         inputs,
         "1 of 2 validation objects are not held out, the first: 'object-1'",
         validation=tmp_path / "ids",
     )
-    wrong(tmp_path, inputs, "67 of 67 validation objects are not held out", held_out=None)
+    assert_refused(tmp_path, inputs, "67 of 67 validation objects are not held out", held_out=None)
 
 
 def test_lists_that_cannot_be_meant_are_refused(inputs, tmp_path):
     (tmp_path / "ids").write_text("object_id,ra\nobject-0,1.0\n")
-    wrong(tmp_path, inputs, "none of its 2 objects", held_out=tmp_path / "ids", validation=None)
+    assert_refused(tmp_path, inputs, "none of its 2 objects", held_out=tmp_path / "ids", validation=None)
     (tmp_path / "ids").write_text("\n")
-    wrong(
+    assert_refused(
         tmp_path, inputs, "expected object ids, one in a line, found none", held_out=tmp_path / "ids", validation=None
     )
-    wrong(tmp_path, inputs, "needs the dataset", data=None)
+    assert_refused(tmp_path, inputs, "needs the dataset", data=None)
 
 
 def test_properties_and_modalities_that_are_not_there_are_refused(inputs, tmp_path):
-    wrong(tmp_path, inputs, "no labels of 'scalar/age'", calibrate=("scalar/age",))
-    wrong(tmp_path, inputs, "no query modality 'image/hcs'", query_modalities=("image/hcs",))
+    assert_refused(tmp_path, inputs, "no labels of 'scalar/age'", calibrate=("scalar/age",))
+    assert_refused(tmp_path, inputs, "no query modality 'image/hcs'", query_modalities=("image/hcs",))
     few = {"calibrate": ("scalar/stellar_mass",)}
-    wrong(tmp_path, inputs, "queries of image/hsc: .* at least", NeighbourPredictionError, **few)
+    assert_refused(tmp_path, inputs, "queries of image/hsc: .* at least", NeighbourPredictionError, **few)
 
 
 def test_a_changed_predictor_is_refused(inputs, tmp_path):
