@@ -82,13 +82,27 @@ class _Observation:
                     f"found shape {list(value.shape)}"
                 )
             self._set(**{name: value})
-        self._check_rows((self.dec < -90) | (self.dec > 90), self.dec, "dec must lie in [-90, 90] degrees")
-        self._check_rows((self.ra < 0) | (self.ra >= 360), self.ra, "ra must lie in [0, 360) degrees")
+        self._check((self.dec < -90) | (self.dec > 90), self.dec, "dec must lie in [-90, 90] degrees")
+        self._check((self.ra < 0) | (self.ra >= 360), self.ra, "ra must lie in [0, 360) degrees")
 
-    def _check_rows(self, wrong: Tensor, values: Tensor, rule: str) -> None:
+    def _check(self, wrong: Tensor, values: Tensor, rule: str) -> None:
+        """Raise ObservationError about the first of `values` [B, ...] that is `wrong`, if there is one."""
         if wrong.any():
-            row = int(wrong.nonzero()[0, 0])
-            raise self._error(row, f"{rule}; found {values[row].item()}")
+            row, *place = wrong.nonzero()[0].tolist()
+            where = f" at {place}" if place else ""
+            raise self._error(row, f"{rule}; found {values[(row, *place)].item()}{where}")
+
+    def _set_values(
+        self, shape: tuple[int, ...], values: ArrayLike, mask: ArrayLike | None, error: ArrayLike | None
+    ) -> None:
+        """Set numbers of this shape with their mask and error; where they are not valid they are zero."""
+        numbers = _numbers(values, self.modality, "values", like=torch.empty(shape))
+        valid = _booleans(mask, self.modality, like=numbers)
+        errors = torch.full_like(numbers, torch.nan)
+        if error is not None:
+            errors = _numbers(error, self.modality, "error", like=numbers)
+        self._check(valid & (errors < 0), errors, "error must not be negative")
+        self._set(values=torch.where(valid, numbers, 0.0), mask=valid, error=errors)
 
     def _set_pixels(self, flux: Tensor, inverse_variance: ArrayLike, mask: ArrayLike | None) -> None:
         ivar = _numbers(inverse_variance, self.modality, "inverse_variance", like=flux)
@@ -173,7 +187,7 @@ class ImageObservation(_Observation):
             typical = torch.tensor([getattr(self.card.band(b), name) for b in self.bands]).expand(len(self), -1)
             value = _numbers(typical if given is None else given, modality, name, like=typical)
             wrong = ~((value > 0) & value.isfinite())
-            self._check_rows(wrong.any(1), torch.where(wrong, value, 0).sum(1), f"{name} must be finite and positive")
+            self._check(wrong, value, f"{name} must be finite and positive")
             self._set(**{name: value})
         typical_ivar = (self.noise()[..., None, None] ** -2).expand(shape)
         self._set_pixels(pixels, typical_ivar if inverse_variance is None else inverse_variance, mask)
@@ -250,8 +264,7 @@ class SpectrumObservation(_Observation):
         if resolving_power is None:
             resolving_power = self.card.resolving_power_at(self.wavelength.numpy())
         power = _numbers(resolving_power, modality, "resolving_power", like=pixels)
-        wrong = ~(power > 0) & self.mask
-        self._check_rows(wrong.any(1), torch.where(wrong, power, 0).sum(1), "resolving_power must be positive")
+        self._check(~(power > 0) & self.mask, power, "resolving_power must be positive")
         self._set(resolving_power=power)
 
     @property
@@ -305,18 +318,13 @@ class ScalarObservation(_Observation):
         dec: ArrayLike | None = None,
     ) -> None:
         self._set_objects("scalar", modality, object_id, ra, dec)
-        numbers = _numbers(values, modality, "values", like=torch.empty(len(self)))
-        valid = _booleans(mask, modality, like=numbers)
-        unknown = torch.full_like(numbers, torch.nan)
-        errors = unknown if error is None else _numbers(error, modality, "error", like=numbers)
+        self._set_values((len(self),), values, mask, error)
         quantity = modality.quantity
-        self._check_rows(
-            valid & ~((numbers >= quantity.minimum) & (numbers <= quantity.maximum)),
-            numbers,
+        self._check(
+            self.mask & ~((self.values >= quantity.minimum) & (self.values <= quantity.maximum)),
+            self.values,
             f"value must lie in [{quantity.minimum}, {quantity.maximum}] {quantity.unit} (missing? pass mask=False)",
         )
-        self._check_rows(valid & (errors < 0), errors, "error must not be negative")
-        self._set(values=torch.where(valid, numbers, 0.0), mask=valid, error=errors)
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -344,24 +352,9 @@ class CoefficientsObservation(_Observation):
         dec: ArrayLike | None = None,
     ) -> None:
         self._set_objects("coefficients", modality, object_id, ra, dec)
-        shape = torch.empty(len(self), self.card.num_coefficients)
-        numbers = _numbers(values, modality, "values", like=shape)
-        valid = _booleans(mask, modality, like=numbers)
-        errors = torch.full_like(numbers, torch.nan)
-        if error is not None:
-            errors = _numbers(error, modality, "error", like=numbers)
-        for wrong, array, rule in (
-            (
-                valid & ~numbers.isfinite(),
-                numbers,
-                "values must be finite where they are valid (missing? pass mask=False)",
-            ),
-            (valid & (errors < 0), errors, "error must not be negative"),
-        ):
-            if wrong.any():
-                row, place = wrong.nonzero()[0].tolist()
-                raise self._error(row, f"{rule}; coefficient {place} is {array[row, place].item()}")
-        self._set(values=torch.where(valid, numbers, 0.0), mask=valid, error=errors)
+        self._set_values((len(self), self.card.num_coefficients), values, mask, error)
+        rule = "values must be finite where they are valid (missing? pass mask=False)"
+        self._check(self.mask & ~_isfinite(self.values), self.values, rule)
 
     @property
     def card(self) -> CoefficientSpectrograph:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from armillary.data.modalities import modality
 from armillary.data.observations import (
+    CoefficientsObservation,
     ImageObservation,
     ObservationError,
     ScalarObservation,
@@ -147,6 +148,36 @@ def test_a_pixel_without_inverse_variance_is_masked_and_holds_zero():
     assert not observed.mask[0, 3]
     assert observed.flux[0, 3] == 0
     assert observed.mask.sum() == 59
+
+
+def coefficients(values, **more):
+    return CoefficientsObservation(modality("coefficients/gaia_bp_rp"), ["a", "b"], values, **more)
+
+
+def test_coefficients_hold_zero_where_they_are_masked_and_the_callers_array_is_not_changed():
+    values, mask = np.ones((2, 110)), np.ones((2, 110), bool)
+    values[1, 3], mask[1, 3] = np.nan, False
+    observed = coefficients(values, mask=mask)
+    assert np.isnan(values[1, 3])
+    assert observed.values[1, 3] == 0
+    assert observed.values.sum() == 219
+    assert torch.equal(observed.mask, torch.from_numpy(mask))
+    assert observed.error.isnan().all()
+    assert observed.select([1]).object_id == ("b",)
+
+
+@pytest.mark.parametrize(
+    "values, more, problem",
+    [
+        (np.ones((2, 55)), {}, r"values must have shape \[2, 110\], found \[2, 55\]"),
+        (np.full((2, 110), np.inf), {}, r"object a: values must be finite where they are valid .*found inf at \[0\]"),
+        (np.ones((2, 110)), {"error": np.full((2, 110), -1.0)}, "object a: error must not be negative; found -1"),
+        (np.ones((2, 110)), {"mask": np.ones((2, 110))}, "mask must be boolean"),
+    ],
+)
+def test_coefficients_that_cannot_be_are_refused(values, more, problem):
+    with pytest.raises(ObservationError, match=problem):
+        coefficients(values, **more)
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor, lambda a: a.tolist(), lambda a: a.astype(">f8")])
