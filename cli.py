@@ -136,7 +136,7 @@ def _data_verbs(verbs: Any) -> None:
     )
     match.set_defaults(run=_crossmatch)
 
-    validate = verbs.add_parser("validate", help="check a dataset against docs/data.md")
+    validate = verbs.add_parser("validate", help="check every byte of a dataset (docs/data.md) or of a token store")
     validate.add_argument("path", type=Path)
     validate.set_defaults(run=_validate)
 
@@ -258,8 +258,15 @@ def _crossmatch(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .data.token_manifest import MANIFEST, verify_store
     from .data.validate import validate_dataset
 
+    if (options.path / MANIFEST).is_file():
+        count = verify_store(options.path, Console(stderr=True))
+        print(f"{options.path}: {count} shards of tokens, nothing wrong")  # noqa: T201
+        return 0
     problems = validate_dataset(options.path)
     for problem in problems:
         print(problem)  # noqa: T201

@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from armillary import cli
 from armillary.data.dataset import ObservationDataset
+from armillary.data.modalities import modality
 from armillary.data.real_files import real_file
 from armillary.data.simulation.sky import SkySettings
+from armillary.data.token_manifest import finish_store
+from armillary.data.token_shards import write_object_shard, write_token_shard
 from armillary.settings import CONFIGS_FOLDER, SettingsError, load_settings
 from armillary.training.align import AlignSettings
 from armillary.training.embed import EmbedSettings
@@ -161,6 +165,27 @@ def test_simulating_writes_a_dataset_that_is_valid(tmp_path, capsys):
     next(Path(sky).rglob("Npix=*.parquet")).unlink()
     assert cli.main(["data", "validate", sky]) == 1
     assert "is listed in partition_info.csv, and missing" in capsys.readouterr().out
+
+
+def test_every_byte_of_a_token_store_is_checked(tmp_path, capsys):
+    objects = write_object_shard(tmp_path, 0, 1, ["a", "b"], np.zeros((2, 2)))
+    arrays = {
+        "codes": np.array([[3], [4]], np.int16),
+        "mask": np.ones((2, 1), bool),
+        "positions": np.zeros((2, 1, 3), np.float32),
+        "instrument": np.zeros((2, 11), np.float32),
+    }
+    names = {"tokenizer_hash": "h", "objects": objects}
+    write_token_shard(tmp_path, modality("scalar/redshift"), 0, np.arange(2), arrays, **names)
+    assert finish_store(tmp_path, "test", {})
+    assert cli.main(["data", "validate", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: 2 shards of tokens, nothing wrong\n"
+    path = tmp_path / "scalar" / "redshift" / "shard-00000" / "codes.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert cli.main(["data", "validate", str(tmp_path)]) == 2
+    assert f"{path}: the content does not match its checksum" in capsys.readouterr().err
 
 
 def test_two_surveys_are_imported_matched_and_joined(tmp_path, capsys):
