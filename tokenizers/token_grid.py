@@ -57,6 +57,20 @@ class TokenGrid:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What a learned tokenizer's `loss` returns: the number to minimise, and what is worth watching.
+
+    `parts` are scalars for the log, by name. `codes` and `mask` are those of the learned quantiser, without gradient,
+    on the tokenizer's device: of them the loop sees which codes are dead.
+    """
+
+    loss: Float[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]]
+    codes: Int[Tensor, "B N"]
+    mask: Bool[Tensor, "B N"]
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """What every tokenizer does; each takes observations of its own kind, of any instrument with a card."""
