@@ -41,7 +41,7 @@ from armillary.data.simulation.observe_images import band_flux
 from armillary.data.simulation.observe_spectra import noiseless_spectra, observe_spectra
 from armillary.data.simulation.quasars import draw_quasars, quasar_spectra
 from armillary.data.simulation.sky import SimulatedSky, SkySettings
-from armillary.data.simulation.sky_objects import positions
+from armillary.data.simulation.sky_objects import CLASSES, positions
 from armillary.data.simulation.stars import draw_stars, star_spectra
 from armillary.data.simulation.wavelength_grid import observed_wavelength
 from armillary.data.tables.make_tables import SDSS_TO_AB
@@ -388,15 +388,19 @@ def gaia(folder: Path) -> dict[str, Any]:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
     seen = np.flatnonzero(observed.mask.all(1).numpy())
+    magnitude = flux_to_magnitude(band_flux(objects, ("decam2014-r",)).sum(1)[:, 0].double().numpy())
     color = objects.spectra.sum(1)[:, 8000:9000].mean(1) / objects.spectra.sum(1)[:, 3000:4000].mean(1)
     order = seen[np.argsort(color.numpy()[seen])]
     shown = order[np.linspace(0, len(order) - 1, 5).astype(int)]
     for place, (axis, arm) in enumerate(zip(axes, ("bp", "rp"), strict=True)):
-        for row in shown:
-            for values, style in ((clean, "-"), (observed.values.double().numpy(), ":")):
+        for number, row in enumerate(shown):
+            name = f"{CLASSES[objects.object_class[row]]}, r = {magnitude[row]:.1f}"
+            for values, style, label in ((clean, "-", name), (observed.values.double().numpy(), ":", None)):
                 samples = values[row, 55 * place : 55 * place + 55] @ sampled_basis(arm)
-                axis.plot(samples / clean[row, :55].sum(), style, lw=1)
+                axis.plot(samples / clean[row, :55].sum(), style, color=f"C{number}", lw=1, label=label)
         axis.set(xlabel="pseudo-wavelength", title=arm.upper())
+    axes[0].plot([], [], ":", color="black", lw=1, label="with noise")
+    axes[0].legend(frameon=False)
     axes[0].set_ylabel("electrons / s, scaled")
     _save(figure, folder / "gaia.png")
     signal = np.abs(clean[seen][:, [0, 55]]) / observed.error.numpy()[seen][:, [0, 55]]

@@ -126,7 +126,7 @@ def _choose_modalities(sources: Sequence[SkySource], wanted: Mapping[str, Sequen
             if name in owner:
                 raise ObservationError(
                     f"{owner[name].path} and {source.path} both hold {name}, and one would overwrite the other; name "
-                    "the modalities to take from each"
+                    f"what to take from each (--take {source.survey}=MODALITY,...)"
                 )
             owner[name] = source
         chosen[source.survey] = names

@@ -146,7 +146,10 @@ class SkyTable:
         counts = pc.value_counts(self.object_id)
         doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         first = min(doubled.to_pylist())
-        raise ObservationError(f"{self.name}: object {first} comes twice ({len(doubled)} such ids in all)")
+        raise ObservationError(
+            f"{self.name}: object {first} comes twice ({len(doubled)} such ids in all); name a column of unique "
+            f"ids, or take row numbers as ids (--set {self.name}.object_id=null)"
+        )
 
     def _refuse_equal_places(self) -> None:
         """Equal places are equal bits, but for the sign of zero, and any right ascension at a pole."""
