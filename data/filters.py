@@ -3,11 +3,14 @@
 A curve is the total response of telescope, filter, detector and atmosphere to one photon. The magnitude of a spectrum
 through it is the photon-counting mean of the flux relative to that of a source of 3631 Jy (Fukugita et al. 1996, AJ
 111, 1748, eq. 7). For a fixed grid of wavelengths that is one row of weights, so that photometry is a matrix product.
-The curves are in `tables/filters.npz`.
+The curves of real filters are in `tables/filters.npz`; a name `synthetic-WAVELENGTH-WIDTH` is the curve of a filter
+that nobody made.
 """
 
 import difflib
 import functools
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,12 @@ SPEED_OF_LIGHT = 2.99792458e18
 """Angstrom per second."""
 FLUX_UNIT = 1e-17
 """Unit of spectra, erg / s / cm2 / angstrom."""
+FLANK = 0.04
+"""Width over which a synthetic filter opens or closes, over its wavelength: from 10 to 90 % in 2 % of the wavelength.
+The interference filters of BASS r, HSC i and z and DECam i need 1.4 to 2.8 %."""
+_NUM_POINTS = 401
+"""Of a synthetic curve."""
+_SYNTHETIC = re.compile(r"synthetic-([1-9]\d*)-([1-9]\d*)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +56,18 @@ class FilterCurve:
 
 @functools.cache
 def filter_curve(name: str) -> FilterCurve:
-    """The curve called `name` (as `decam2014-g`). Raises LookupError that names the nearest known one."""
+    """The curve called `name`: a shipped one, as `decam2014-g`, or a `synthetic_curve`, as `synthetic-6200-1400`.
+
+    Raises LookupError that names the nearest known one, or says what a synthetic one's numbers must be.
+    """
+    if name.startswith("synthetic"):
+        numbers = _SYNTHETIC.fullmatch(name)
+        if numbers is None or int(numbers[2]) > int(numbers[1]):
+            raise LookupError(
+                f"no filter curve {name!r}; expected synthetic-WAVELENGTH-WIDTH in whole angstrom, the width at most "
+                f"the wavelength"
+            )
+        return synthetic_curve(int(numbers[1]), int(numbers[2]))
     with np.load(TABLES_FOLDER / "filters.npz", allow_pickle=False) as table:
         names = filter_names()
         if name not in names:
@@ -55,6 +75,20 @@ def filter_curve(name: str) -> FilterCurve:
             raise LookupError(f"no filter curve {name!r}; the nearest known is {nearest[0]!r}, all: {names}")
         wavelength, response = np.asarray(table[name], np.float64)
         return FilterCurve(name, wavelength, response)
+
+
+def synthetic_curve(wavelength: int, width: int) -> FilterCurve:
+    """The curve of an ideal interference filter: a box with smooth flanks of this effective wavelength and width.
+
+    In angstrom; the width must not exceed the wavelength. A box from a to b has the effective wavelength
+    (b - a) / ln(b / a), which solved for a gives its place. Flanks are those of the box after convolution with a raised
+    cosine; FLANK makes them, but never takes the top.
+    """
+    low = width / math.expm1(width / wavelength)
+    flank = min(FLANK * wavelength, width / 2)
+    grid = np.linspace(low - flank / 2, low + width + flank / 2, _NUM_POINTS)
+    share = np.minimum((grid - grid[0]) / flank, (grid[-1] - grid) / flank).clip(0, 1)
+    return FilterCurve(f"synthetic-{wavelength}-{width}", grid, share - np.sin(2 * np.pi * share) / (2 * np.pi))
 
 
 @functools.cache

@@ -3,10 +3,13 @@
 One spectrum of each object gives the flux in every band, the light in every fibre and every catalogue magnitude, so all
 modalities agree on the object. An object and all noise of its measurements depend on the settings and its row alone:
 batches of any rows, in any order, are parts of the same sky (up to rounding), so that it can be written to disk in
-parallel or be a source of training examples without a disk.
+parallel or be a source of training examples without a disk. Besides the instruments that all objects are seen through,
+there may be random ones, each of which sees a part of the sky.
 """
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
@@ -26,6 +29,7 @@ from .observe_gaia import observe_gaia_scalars, observe_gaia_spectra
 from .observe_images import band_flux, observe_images
 from .observe_scalars import LATENTS, is_simulated, observe_scalars
 from .observe_spectra import observe_spectra
+from .random_instruments import image_size, random_camera, random_spectrograph
 from .scene import Neighbours
 from .sky_objects import CLASSES, Population, SkyObjects, draw_objects
 
@@ -41,6 +45,9 @@ DEFAULT_MODALITIES = (
 FIELD_MARGIN = 3.0
 """Arcsec beyond an image's corners and a fibre's edge in which a neighbour still matters."""
 DEFAULT_IMAGE_SIZES = {"image/legacysurvey": 48, "image/hsc": 64}
+MAX_RANDOM = 1000
+"""Most random instruments of a kind."""
+_RANDOM = re.compile(r"(?P<kind>image|spectrum)/random_(?P<number>\d{3})")
 
 
 class SkySettings(Settings):
@@ -58,6 +65,11 @@ class SkySettings(Settings):
         default_factory=lambda: dict(DEFAULT_IMAGE_SIZES)
     )
     """Pixels along each side of the images of a modality."""
+    random_cameras: Annotated[int, Field(ge=0, le=MAX_RANDOM)] = 0
+    """How many cameras are drawn at random, by the seed (`random_instruments.py`). The objects of each shard are seen
+    through one of them, in turn: `image/random_000` and so on have a part of the objects each."""
+    random_spectrographs: Annotated[int, Field(ge=0, le=MAX_RANDOM)] = 0
+    """Likewise: `spectrum/random_000` and so on."""
     shard_size: Annotated[int, Field(gt=0)] = 500
     """Objects of one HEALPix pixel, which is one file of each modality."""
     healpix_order: Annotated[int, Field(ge=0, le=12)] = 5
@@ -109,6 +121,33 @@ class SkySettings(Settings):
             healpix_order=self.healpix_order,
         )
 
+    def modalities_of(self, shard: int) -> tuple[Modality, ...]:
+        """What sees the objects of rows [shard, shard + 1) * shard_size: `modalities`, then random instruments."""
+        return tuple(modality(name) for name in self.modalities) + self.random_instruments(shard)
+
+    def random_instruments(self, shard: int) -> tuple[Modality, ...]:
+        """The random camera and the random spectrograph of a shard, if there are any."""
+        return tuple(
+            draw(self.seed, shard % count)
+            for draw, count in ((random_camera, self.random_cameras), (random_spectrograph, self.random_spectrographs))
+            if count
+        )
+
+    def declared(self, modality_name: str) -> Modality:
+        """The modality of this name: of the registry, or a random instrument of this sky.
+
+        Raises LookupError that names the nearest known one.
+        """
+        found = _RANDOM.fullmatch(modality_name)
+        if found is not None:
+            draw, count = {
+                "image": (random_camera, self.random_cameras),
+                "spectrum": (random_spectrograph, self.random_spectrographs),
+            }[found["kind"]]
+            if int(found["number"]) < count:
+                return draw(self.seed, int(found["number"]))
+        return modality(modality_name)
+
 
 class SimulatedSky:
     """A source of observations that needs no disk: any rows, in any order, at any time.
@@ -130,15 +169,26 @@ class SimulatedSky:
         return draw_objects(self.settings.population, np.asarray(rows, np.int64), self.device)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, Observation]:
-        """For each modality of the settings, by name, the observation of these rows, in their order."""
+        """For each modality, by name, the observation of these rows, in their order.
+
+        Random instruments come after the modalities of the settings, by name, each with those of the rows that it sees.
+        """
         objects = self.objects(rows)
-        return {name: self.observe(objects, name) for name in self.settings.modalities}
+        found = {name: self.observe(objects, name) for name in self.settings.modalities}
+        seen = defaultdict(list)
+        for place, shard in enumerate((objects.row // self.settings.shard_size).tolist()):
+            for instrument in self.settings.random_instruments(shard):
+                seen[instrument.name].append(place)
+        return found | {name: self.observe(objects.select(seen[name]), name) for name in sorted(seen)}
 
     def observe(self, objects: SkyObjects, modality_name: str) -> Observation:
-        """What one modality measures of `objects`."""
-        declared = modality(modality_name)
+        """What one modality measures of `objects`; a random instrument may look at any of them.
+
+        Raises LookupError if the sky has no such modality.
+        """
+        declared = self.settings.declared(modality_name)
         if isinstance(declared.card, ImagingInstrument):
-            size = self.settings.image_sizes[modality_name]
+            size = self.settings.image_sizes.get(modality_name) or image_size(declared.card)
             neighbours = self.neighbours(objects, size * declared.card.pixel_scale / math.sqrt(2) + FIELD_MARGIN)
             return observe_images(objects, declared, size, neighbours, real_background=self.settings.real_background)
         if isinstance(declared.card, Spectrograph):
@@ -166,7 +216,7 @@ class SimulatedSky:
 
 
 def simulate_sky(settings: SkySettings, batch_size: int = 256) -> Iterator[list[Observation]]:
-    """Batches of at most `batch_size` objects: for each, one observation of every modality of `settings`, in order."""
+    """Batches of at most `batch_size` objects: for each, one observation of every modality, as `SimulatedSky.batch`."""
     sky = SimulatedSky(settings)
     for start in range(0, len(sky), batch_size):
         rows = np.arange(start, min(start + batch_size, len(sky)))

@@ -26,7 +26,7 @@ from rich.progress import track
 from ...settings import Settings, SettingsError
 from ..dataset_writer import catalogue_folder, finish_catalogues, write_partition
 from ..hats_catalogue import DATASET_FOLDER
-from ..modalities import modality
+from ..modalities import Modality
 from ..observations import Observation, ObservationError, stack
 from ..parquet_files import replacing
 from .sky import SimulatedSky, SkySettings
@@ -73,7 +73,11 @@ def write_shard(settings: SkySettings, folder: Path, shard: int) -> None:
     pixel = settings.population.pixel(shard)
     first = shard * settings.shard_size
     rows = np.arange(first, min(first + settings.shard_size, settings.num_objects))
-    names = [name for name in settings.modalities if not _path(settings, folder, name, shard).exists()]
+    names = [
+        declared.name
+        for declared in settings.modalities_of(shard)
+        if not _path(settings, folder, declared, shard).exists()
+    ]
     sky = SimulatedSky(settings)
     parts: dict[str, list[Observation]] = {name: [] for name in names}
     for start in range(0, len(rows), BATCH_SIZE):
@@ -145,7 +149,8 @@ def _claim(folder: Path, settings: SkySettings) -> bool:
     if path.exists():
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            known, is_whole = record["settings"], bool(record["is_whole"])
+            # The record of an older version lacks the keys that are newer: they had their defaults.
+            known, is_whole = SkySettings().model_dump(mode="json") | record["settings"], bool(record["is_whole"])
         except (ValueError, KeyError, TypeError) as error:
             raise ObservationError(f"{path}: expected the record of a simulated sky; {error!r}") from None
         wanted = settings.model_dump(mode="json")
@@ -170,8 +175,8 @@ def _write_record(folder: Path, settings: Settings, *, is_whole: bool) -> None:
 
 
 def _is_written(settings: SkySettings, folder: Path, shard: int) -> bool:
-    return all(_path(settings, folder, name, shard).exists() for name in settings.modalities)
+    return all(_path(settings, folder, declared, shard).exists() for declared in settings.modalities_of(shard))
 
 
-def _path(settings: SkySettings, folder: Path, name: str, shard: int) -> Path:
-    return catalogue_folder(folder, modality(name)) / DATASET_FOLDER / settings.population.pixel(shard).path
+def _path(settings: SkySettings, folder: Path, declared: Modality, shard: int) -> Path:
+    return catalogue_folder(folder, declared) / DATASET_FOLDER / settings.population.pixel(shard).path
