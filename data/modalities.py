@@ -87,9 +87,12 @@ def _scalars(card_name: str, prefix: str = "") -> tuple[Modality, ...]:
 MODALITIES: tuple[Modality, ...] = (
     Modality("image/legacysurvey", instrument("legacysurvey")),
     Modality("image/hsc", instrument("hsc")),
+    Modality("image/sdss", instrument("sdss_imaging")),
+    Modality("image/bass_mzls", instrument("bass_mzls")),
     Modality("spectrum/desi", instrument("desi")),
     Modality("spectrum/sdss", instrument("sdss")),
     Modality("spectrum/manga", instrument("manga")),
+    Modality("spectrum/lamost", instrument("lamost")),
     Modality("coefficients/gaia_bp_rp", instrument("gaia_bp_rp")),
     *_scalars("galaxy_properties"),
     *_scalars("legacysurvey_photometry", prefix="legacysurvey_"),

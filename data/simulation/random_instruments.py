@@ -28,8 +28,8 @@ PSF_FWHMS = (0.5, 1.8)
 """Arcsec; the logarithm is uniform."""
 LEAST_SAMPLING = 1.8
 """Pixels in the FWHM of a PSF, at least."""
-IMAGE_DEPTHS = (20.5, 27.0)
-"""AB magnitude: from the z band of the SDSS to a deep layer of HSC."""
+IMAGE_DEPTHS = (20.0, 27.0)
+"""AB magnitude: from below the z band of the SDSS to a deep layer of HSC."""
 REAL_CURVES = (
     *(f"decam2014-{band}" for band in "griz"),
     *(f"hsc2017-{band}" for band in "grizy"),
