@@ -168,7 +168,8 @@ class FoundationModel:
             query = self._query(wanted, len(part)).to(self.device)
             probabilities.append(self.transformer.predict(part, query, wanted.vocabulary)[:, 0].cpu())
         low, high = scalars.bins(wanted)
-        return ScalarPrediction(wanted, ids, torch.cat(probabilities), low, high)
+        of_values = torch.cat(probabilities)[:, : len(low)]  # what follows are the codes of errors
+        return ScalarPrediction(wanted, ids, of_values / of_values.sum(1, keepdim=True), low, high)
 
     def save(self, folder: str | Path) -> str:
         """Write the checkpoint, whole or not at all; returns and sets `model_id`, a hash of weights and configs."""

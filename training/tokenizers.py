@@ -2,24 +2,24 @@
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.dataset import ObservationDataset
 from ..data.observation_loader import ObservationLoader
-from ..data.observations import Observation, ScalarObservation
+from ..data.observations import Observation
 from ..models.foundation import TOKENIZER_TYPES
 from ..settings import Settings, to_yaml
 from ..tokenizers.image import ImageTokenizer, ImageTokenizerSettings
-from ..tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
+from ..tokenizers.scalar import ScalarTokenizerSettings
 from ..tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
 from ..tokenizers.token_grid import Tokenizer
+from .fitted_tokenizers import fit_scalars
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 
 
@@ -75,9 +75,9 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
     run = Path(settings.run)
     if settings.kind == "scalar":
         _write_settings(run, settings)
-        values = _known_values(dataset, names, held_out)
-        ScalarTokenizer(settings.scalar).fit(values).save_pretrained(run / "tokenizer")
-        return Finished(0, {"quantities": float(len(values))})
+        fitted = fit_scalars(settings.scalar, dataset, names, held_out)
+        fitted.save_pretrained(run / "tokenizer")
+        return Finished(0, {"quantities": float(len(fitted.settings.modalities))})
     fabric = make_fabric(settings.loop)
     loader = ObservationLoader(
         dataset,
@@ -121,20 +121,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _known_values(dataset: ObservationDataset, names: Sequence[str], held_out: set[str]) -> dict[str, np.ndarray]:
-    """The values of each quantity that any object which is not held out has. Raises ValueError if there is none."""
-    found: dict[str, list[np.ndarray]] = {}
-    for name in names:
-        for observation in dataset.batches(name, 2**16):
-            assert isinstance(observation, ScalarObservation)  # asked for by kind
-            seen = torch.tensor([object_id not in held_out for object_id in observation.object_id])
-            if seen.any():
-                found.setdefault(name, []).append(observation.values[observation.mask & seen].numpy())
-    if not found:
-        raise ValueError(f"{dataset.folder}: every object of {list(names)} is held out")
-    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def _write_settings(run: Path, settings: Settings) -> None:

@@ -67,7 +67,7 @@ def test_a_hub_id_goes_through_the_hub_library(tokenizers, tmp_path, monkeypatch
     monkeypatch.setattr(pretrained, "snapshot_download", snapshot_download)
     loaded = ScalarTokenizer.from_pretrained("somebody/scalar-tokenizer")
     assert asked == ["somebody/scalar-tokenizer"]
-    assert torch.equal(loaded.edges, tokenizers["scalar"].edges)
+    assert torch.equal(loaded.value_bins.edges, tokenizers["scalar"].value_bins.edges)
 
 
 def test_a_hub_id_that_is_not_in_the_cache_is_an_error_when_offline():
