@@ -48,10 +48,10 @@ LEAST_PIXELS, MOST_PIXELS = 1.7, 4.0
 """In the narrowest resolution element of a spectrograph."""
 MAX_LENGTH = 8192
 """Pixels of a spectrum: a fine spectrograph sees a part of the range, as what its detectors hold."""
-FIBER_DIAMETERS = (1.0, 3.3)
-"""Arcsec; LAMOST's are the widest."""
-SPECTRUM_DEPTHS = (19.5, 23.5)
-"""AB magnitude."""
+FIBER_DIAMETERS = (1.0, 3.5)
+"""Arcsec; LAMOST's have 3.3."""
+SPECTRUM_DEPTHS = (19.5, 24.0)
+"""AB magnitude; a spaxel of MaNGA has 23.5."""
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from armillary.data.filters import (
     FilterCurve,
@@ -16,6 +18,7 @@ from armillary.data.instruments import Catalogue, ImagingInstrument, instrument
 from armillary.data.readers.desi import read_desi
 from armillary.data.real_files import real_file
 from armillary.data.simulation.observe_scalars import CATALOGUE_FILTERS
+from armillary.data.simulation.wavelength_grid import observed_wavelength
 
 GRID = np.arange(2900.0, 11400.0, 1.0)
 
@@ -62,13 +65,54 @@ def test_unknown_curve_names_the_nearest():
         filter_curve("decam2015-g")
 
 
+@given(wavelength=st.integers(3500, 10000), width=st.integers(20, 3000))
+def test_a_synthetic_filter_is_what_its_name_says(wavelength, width):
+    curve = filter_curve(f"synthetic-{wavelength}-{width}")
+    assert curve.name == f"synthetic-{wavelength}-{width}"
+    assert curve.effective_wavelength == pytest.approx(wavelength, rel=1e-3)
+    assert curve.effective_width == pytest.approx(width, rel=1e-3)
+    assert (np.diff(curve.wavelength) > 0).all()
+    assert curve.response[[0, -1]] == pytest.approx([0, 0], abs=1e-12)
+    assert 0 <= curve.response.min() <= curve.response.max() <= 1
+
+
+def test_flanks_of_a_synthetic_filter_are_as_steep_as_those_of_real_ones():
+    def rise(name: str) -> float:
+        """From 10 to 90 % of the response at the blue edge, over the wavelength."""
+        curve = filter_curve(name)
+        top = int(curve.response.argmax()) + 1
+        response = np.maximum.accumulate(curve.response[:top]) / curve.response.max()
+        low, high = np.interp([0.1, 0.9], response, curve.wavelength[:top])
+        return (high - low) / curve.effective_wavelength
+
+    real = [rise(name) for name in ("BASS-r", "hsc2017-r", "hsc2017-i", "hsc2017-z", "decam2014-i")]
+    assert min(real) < rise("synthetic-7000-1400") < max(real)
+
+
+def test_a_source_of_3631_jansky_has_magnitude_zero_through_a_synthetic_filter():
+    flux = photometry_weights([filter_curve("synthetic-6200-1400")], GRID) @ ab_flux(GRID)
+    assert flux_to_magnitude(flux) == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["synthetic-3000-600", "synthetic-10800-1600"])
+def test_a_synthetic_filter_beyond_the_spectra_of_the_sky_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} needs wavelengths .* the spectrum has 2950 to 11299 A"):
+        photometry_weights([filter_curve(name)], observed_wavelength())
+
+
+@pytest.mark.parametrize("name", ["synthetic-6200", "synthetic-0-100", "synthetic-6200-1400.5", "synthetic-900-901"])
+def test_a_synthetic_filter_that_cannot_be_is_explained(name):
+    with pytest.raises(LookupError, match=f"{name}.*synthetic-WAVELENGTH-WIDTH"):
+        filter_curve(name)
+
+
 def test_magnitudes_and_nanomaggies_are_inverse():
     magnitudes = np.linspace(10, 25, 7)
     np.testing.assert_allclose(flux_to_magnitude(magnitude_to_flux(magnitudes)), magnitudes)
     assert magnitude_to_flux(np.array([22.5])) == 1
 
 
-@pytest.mark.parametrize("name", ["legacysurvey", "hsc", *CATALOGUE_FILTERS])
+@pytest.mark.parametrize("name", ["legacysurvey", "hsc", "sdss_imaging", "bass_mzls", *CATALOGUE_FILTERS])
 def test_cards_agree_with_their_curves(name):
     card = instrument(name)
     if isinstance(card, ImagingInstrument):
