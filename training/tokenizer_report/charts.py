@@ -56,12 +56,12 @@ def signal_to_noise_chart(results: Results) -> bytes:
 
 
 def codebook_chart(results: Results) -> bytes:
-    """How often each code of the patches occurs, the most frequent first, on sources and on sky."""
+    """How often each code of the learned codebook occurs, the most frequent first, on sources and on sky."""
     figure, axes = _panels(len(results), height=2.7)
     for axis, (name, summary) in zip(axes, results.items(), strict=True):
         for place, colour in (("source", "tab:red"), ("sky", "0.5")):
-            counts = np.array(summary["histograms"]["patch"][place], float)
-            scores = summary["codebooks"]["patch"][place]
+            counts = np.array(summary["histogram"][place], float)
+            scores = learned_codebook(summary)[place]
             if len(counts):
                 label = f"{place}: perplexity {scores['perplexity']:.0f} of {scores['vocabulary']}"
                 axis.step(np.arange(1, len(counts) + 1), counts / counts.sum(), color=colour, label=label)
@@ -124,6 +124,11 @@ def held_out_chart(results: Results) -> bytes:
     axis.set(xscale="log", xlabel="RMS error of source pixels, sigma")
     axis.legend(fontsize=7)
     return png(figure)
+
+
+def learned_codebook(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scores of a modality's learned codebook, by place."""
+    return next(iter(summary["codebooks"].values()))
 
 
 def png(figure: Figure) -> bytes:

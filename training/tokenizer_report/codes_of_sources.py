@@ -1,5 +1,6 @@
 """Codes by what they encode: which codebook a token belongs to, and whether a source or the sky alone lies under it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,66 +8,103 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ...data.observations import ImageObservation, SpectrumObservation
-from ...tokenizers.token_grid import TokenGrid
+from ...tokenizers.image import ImageTokenizer
+from ...tokenizers.spectrum import SpectrumTokenizer
+from ...tokenizers.token_grid import POSITION_FEATURES, TokenGrid
 from .codebook import CodeCounts
 
 PLACES = ("source", "sky")
+DETAIL = POSITION_FEATURES.index("detail")
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """The tokens that `belong` to one codebook of `size` codes, and their codes in it; elsewhere these mean nothing."""
+
+    codes: Int[Tensor, "B N"]
+    size: int
+    belong: Bool[Tensor, "B N"]
+
+
+def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, Codebook]:
+    """The codebooks of a tokenizer by name, the learned one first.
+
+    A vocabulary holds several, one behind the other: an image's codes are those of details, of patches' brightness and
+    of the object's brightness; a spectrum's those of windows, which say a shape and how much is missing, and of the
+    amplitude. Of an unknown tokenizer all codes are one book.
+    """
+    total = int(tokenizer.vocabulary_size(tokens.modality))
+    if isinstance(tokenizer, ImageTokenizer):
+        learned = tokenizer.planes.vocabulary_size
+        of_patches = tokenizer.settings.num_patch_brightnesses
+        sizes = {"detail": learned, "patch brightness": of_patches, "object brightness": total - learned - of_patches}
+    elif isinstance(tokenizer, SpectrumTokenizer):
+        sizes = {"window": total - tokenizer.settings.num_amplitudes, "amplitude": tokenizer.settings.num_amplitudes}
+    else:
+        sizes = {"code": total}
+    found, first = {}, 0
+    for name, size in sizes.items():
+        belong = tokens.mask & (tokens.codes >= first) & (tokens.codes < first + size)
+        found[name] = Codebook(tokens.codes - first, size, belong)
+        first += size
+    if isinstance(tokenizer, SpectrumTokenizer):
+        windows, shapes = found.pop("window"), tokenizer.quantizer.vocabulary_size
+        shape = {"shape": Codebook(windows.codes % shapes, shapes, windows.belong)}
+        missing = {"missing share": Codebook(windows.codes // shapes, windows.size // shapes, windows.belong)}
+        found = shape | missing | found
+    return found
 
 
 class CodebookUse:
-    """Counts the codes of each codebook of a tokenizer, apart for tokens on sources and on sky."""
+    """Counts the codes of each codebook, apart for tokens on sources and on sky; of the learned one each detail too."""
 
-    def __init__(self, tokenizer: Any, tokens: TokenGrid):
-        self.tokenizer = tokenizer
-        self.counts = {
-            (name, place): CodeCounts(size)
-            for name, (_, size, _) in codebooks(tokenizer, tokens).items()
-            for place in PLACES
-        }
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, str], CodeCounts] = {}
+        self.details: dict[int, CodeCounts] = {}
 
     def add(
-        self, tokens: TokenGrid, observation: ImageObservation | SpectrumObservation, is_source: Bool[Tensor, "B *n"]
+        self,
+        tokenizer: Any,
+        tokens: TokenGrid,
+        observation: ImageObservation | SpectrumObservation,
+        is_source: Bool[Tensor, "B *n"],
     ) -> None:
         """Count the tokens of a batch; `is_source` says which pixels show a source."""
         on_source = tokens_on(tokens, observation, is_source)
-        for name, (first, _, belongs) in codebooks(self.tokenizer, tokens).items():
+        books = codebooks(tokenizer, tokens)
+        for name, book in books.items():
             for place, chosen in (("source", on_source), ("sky", ~on_source)):
-                self.counts[name, place].add(tokens.codes[belongs & chosen] - first)
+                counts = self.counts.setdefault((name, place), CodeCounts(book.size))
+                counts.add(book.codes[book.belong & chosen])
+        learned = next(iter(books.values()))
+        detail = tokens.positions[..., DETAIL].long()
+        for number in detail[learned.belong].unique().tolist():
+            counts = self.details.setdefault(number, CodeCounts(learned.size))
+            counts.add(learned.codes[learned.belong & on_source & (detail == number)])
 
     def summary(self) -> dict[str, dict[str, dict[str, int | float]]]:
         """By codebook, then by place and for `all` tokens: `CodeCounts.summary`."""
         found: dict[str, dict[str, dict[str, int | float]]] = {}
-        for (name, place), counts in self.counts.items():
-            found.setdefault(name, {})[place] = counts.summary()
-        for name, of_places in found.items():
-            together = CodeCounts(len(self.counts[name, PLACES[0]].counts))
-            together.counts = sum(self.counts[name, place].counts for place in PLACES)
-            of_places["all"] = together.summary()
+        for name in dict.fromkeys(name for name, _ in self.counts):
+            parts = {place: self.counts[name, place] for place in PLACES}
+            together = CodeCounts(len(parts["source"].counts))
+            for part in parts.values():
+                together.counts += part.counts
+            found[name] = {place: part.summary() for place, part in (parts | {"all": together}).items()}
         return found
 
-    def histograms(self) -> dict[str, dict[str, list[int]]]:
-        """By codebook and place: how often each code that occurs does, the most frequent first."""
-        found: dict[str, dict[str, list[int]]] = {}
-        for (name, place), counts in self.counts.items():
-            found.setdefault(name, {})[place] = sorted(counts.counts[counts.counts > 0].tolist(), reverse=True)
-        return found
+    def of_details(self) -> dict[int, dict[str, int | float]]:
+        """The summary of the learned codebook on sources for each detail; empty if its tokens have but one."""
+        return {n: self.details[n].summary() for n in sorted(self.details)} if len(self.details) > 1 else {}
 
-
-def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, tuple[int, int, Bool[Tensor, "B N"]]]:
-    """The codebooks of a tokenizer: for each its first code, its number of codes, and which tokens are of it.
-
-    A tokenizer with a learned quantiser keeps the codes of patches below `quantizer.vocabulary_size` and those of
-    brightness or amplitude above.
-    """
-    total = tokenizer.vocabulary_size(tokens.modality)
-    if not hasattr(tokenizer, "quantizer"):
-        return {"value": (0, total, tokens.mask)}
-    learned = tokenizer.quantizer.vocabulary_size
-    below = tokens.codes < learned
-    found = {"patch": (0, learned, tokens.mask & below)}
-    if total > learned:
-        found["brightness"] = (learned, total - learned, tokens.mask & ~below)
-    return found
+    def histograms(self) -> dict[str, list[int]]:
+        """Of the learned codebook by place: how often each code that occurs does, the most frequent first."""
+        learned = next(iter(self.counts), ("", ""))[0]
+        return {
+            place: sorted(counts.counts[counts.counts > 0].tolist(), reverse=True)
+            for (name, place), counts in self.counts.items()
+            if name == learned
+        }
 
 
 def tokens_on(
@@ -95,7 +133,7 @@ def tokens_on(
     return found
 
 
-def _touched(places: torch.Tensor, pixels: torch.Tensor, is_source: Bool[Tensor, "B L"]) -> Bool[Tensor, "B N"]:
+def _touched(places: Tensor, pixels: Tensor, is_source: Bool[Tensor, "B L"]) -> Bool[Tensor, "B N"]:
     """Whether a source pixel is nearest to a token's place along one axis; places of 0 are nowhere."""
     found = torch.zeros(places.shape, dtype=torch.bool)
     for row in range(len(places)):
@@ -108,7 +146,7 @@ def _touched(places: torch.Tensor, pixels: torch.Tensor, is_source: Bool[Tensor,
     return found
 
 
-def _nearest(places: torch.Tensor, wanted: torch.Tensor) -> Int[Tensor, " n"]:
+def _nearest(places: Tensor, wanted: Tensor) -> Int[Tensor, " n"]:
     """Index of the nearest of ascending places."""
     middles = (places[1:] + places[:-1]) / 2
     return torch.searchsorted(middles, wanted.contiguous())

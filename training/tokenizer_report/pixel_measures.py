@@ -56,7 +56,7 @@ class PixelMeasures:
     features: dict[str, list[np.ndarray]] = field(default_factory=dict)
     object_id: list[str] = field(default_factory=list)
     validity: RankArea = field(default_factory=RankArea)
-    codes: CodebookUse | None = None
+    codes: CodebookUse = field(default_factory=CodebookUse)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """By `encode` and `decode`: seconds for each object, batch after batch."""
     bands: tuple[str, ...] = ()
@@ -138,9 +138,7 @@ class PixelMeasures:
             self.objects.setdefault(name, []).append(values.double().numpy())
 
     def _add_tokens(self, of: Compared) -> None:
-        if self.codes is None:
-            self.codes = CodebookUse(self.tokenizer, of.tokens)
-        self.codes.add(of.tokens, of.observation, of.source)
+        self.codes.add(self.tokenizer, of.tokens, of.observation, of.source)
         if hasattr(self.tokenizer, "validity"):
             probability = self.tokenizer.validity(of.tokens, of.observation)
             exists = torch.ones_like(of.observation.mask)
@@ -164,7 +162,5 @@ class PixelMeasures:
 
 def bits(tokenizer: Any, tokens: TokenGrid) -> Float[Tensor, " B"]:
     """Bits of each object's tokens at the full size of their codebooks."""
-    found = torch.zeros(len(tokens))
-    for _, size, belongs in codebooks(tokenizer, tokens).values():
-        found += belongs.sum(1) * math.log2(size)
-    return found
+    parts = [book.belong.sum(1) * math.log2(book.size) for book in codebooks(tokenizer, tokens).values()]
+    return torch.stack(parts).sum(0)

@@ -26,7 +26,6 @@ def summarise(
 ) -> dict[str, Any]:
     """All scores. `redshifts` are labels by object id; objects without one are not probed."""
     of = {name: np.concatenate(parts) for name, parts in measures.objects.items()}
-    codes = measures.codes
     return {
         "num_objects": len(measures.object_id),
         "is_simulated": measures.truth is not None,
@@ -42,8 +41,9 @@ def summarise(
         "flux_bias": _flux_bias(measures, of, bright_magnitude),
         "mask_auc": measures.validity.area,
         "num_masked_pixels": int(measures.validity.invalid.sum()),
-        "codebooks": {} if codes is None else codes.summary(),
-        "histograms": {} if codes is None else codes.histograms(),
+        "codebooks": measures.codes.summary(),
+        "details": measures.codes.of_details(),
+        "histogram": measures.codes.histograms(),
         "redshift": _redshift(measures, redshifts, label_counts),
         # The first batch pays for what is set up once.
         "objects_per_second": {
@@ -54,12 +54,12 @@ def summarise(
     }
 
 
-def score_of(summary: Mapping[str, Any], against: str, by: str, pixels: str = "all") -> dict[str, Any] | None:
-    """The entry of `scores` that compares `by` with `against` at these pixels; None if there is none."""
+def score_of(summary: Mapping[str, Any], against: str, by: str, pixels: str = "all") -> dict[str, Any]:
+    """The entry of `scores` that compares `by` with `against` at these pixels; empty if there is none."""
     for entry in summary["scores"]:
         if (entry["against"], entry["by"], entry["pixels"]) == (against, by, pixels):
             return dict(entry)
-    return None
+    return {}
 
 
 def _scores(measures: PixelMeasures) -> list[dict[str, Any]]:

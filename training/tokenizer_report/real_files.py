@@ -47,5 +47,5 @@ def measure_real(
         return {"modality": observation.modality.name, "num_objects": len(observation), "refused": str(error)}
     found = summarise(measures, {}, math.inf, ())
     return {"modality": observation.modality.name} | {
-        key: found[key] for key in ("num_objects", "tokens", "bits", "scores", "chi2", "by_signal_to_noise")
+        key: found[key] for key in ("num_objects", "tokens", "bits", "scores", "chi2", "object_chi2")
     }

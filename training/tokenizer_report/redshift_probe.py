@@ -31,6 +31,8 @@ NUM_BINS = 400
 """Even bins in the logarithm of wavelength into which a spectrum is averaged."""
 NUM_COMPONENTS = 64
 """Principal components that the trees see of a long list of features."""
+NUM_HASHED = 4096
+"""Numbers by which the tokens of an object are given to a probe, at most."""
 FEWEST = 40
 """Objects with a redshift below which nothing is probed."""
 
@@ -72,8 +74,18 @@ def spectrum_features(
 
 
 def token_features(tokens: TokenGrid, code_features: Float[Tensor, "V S"]) -> Float[np.ndarray, "B F"]:
-    """The features of each token's code, one token after another; zero where a token is masked. Float32."""
-    return (code_features[tokens.codes] * tokens.mask[..., None]).flatten(1).numpy().astype(np.float32)
+    """The features of each token's code, one token after another; zero where a token is masked. Float32.
+
+    More than NUM_HASHED are added up, each with a fixed random sign, in NUM_HASHED sums (the count sketch of Charikar,
+    Chen & Farach-Colton 2002), which keeps the scalar products that ridge regression needs.
+    """
+    flat = (code_features[tokens.codes] * tokens.mask[..., None]).flatten(1)
+    if flat.shape[1] <= NUM_HASHED:
+        return flat.numpy().astype(np.float32)
+    generator = torch.Generator().manual_seed(0)
+    place = torch.randint(NUM_HASHED, (flat.shape[1],), generator=generator)
+    sign = 2.0 * torch.randint(2, (flat.shape[1],), generator=generator) - 1
+    return torch.zeros(len(flat), NUM_HASHED).index_add_(1, place, flat * sign).numpy()
 
 
 def probe_redshift(

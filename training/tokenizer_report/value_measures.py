@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ...data.modalities import Modality
 from ...data.observations import CoefficientsObservation, ScalarObservation
 from ...tokenizers.token_grid import TokenGrid
 from .codebook import CodeCounts
@@ -80,26 +81,24 @@ def measure_values(tokenizer: Any, batches: Iterable[Values]) -> dict[str, Any]:
     }
 
 
-def _count(tokenizer: Any, tokens: TokenGrid, counts: dict[str, CodeCounts]) -> Tensor:
+def _count(tokenizer: Any, tokens: TokenGrid, counts: dict[str, CodeCounts]) -> Float[Tensor, " B"]:
     """Count the codes of each codebook; bits of each object."""
     bits = torch.zeros(len(tokens), dtype=torch.float64)
-    for name, first, size, belongs in _codebooks(tokenizer, tokens):
-        counts.setdefault(name, CodeCounts(size)).add(tokens.codes[belongs] - first)
-        bits += belongs.sum(1) * math.log2(size)
+    for name, first, size in _codebooks(tokenizer, tokens.modality):
+        belong = tokens.mask & (tokens.codes >= first) & (tokens.codes < first + size)
+        counts.setdefault(name, CodeCounts(size)).add(tokens.codes[belong] - first)
+        bits += belong.sum(1) * math.log2(size)
     return bits
 
 
-def _codebooks(tokenizer: Any, tokens: TokenGrid) -> list[tuple[str, int, int, Bool[Tensor, "B N"]]]:
-    """Name, first code, number of codes and tokens of each: of a scalar's value and, if it is kept, its error."""
-    total = int(tokenizer.vocabulary_size(tokens.modality))
-    if tokens.modality.kind != "scalar":
-        return [("codes", 0, total, tokens.mask)]
-    of_values = len(tokenizer.bins(tokens.modality)[0])
-    below = tokens.codes < of_values
-    found = [("value", 0, of_values, tokens.mask & below)]
-    if total > of_values:
-        found.append(("error", of_values, total - of_values, tokens.mask & ~below))
-    return found
+def _codebooks(tokenizer: Any, modality: Modality) -> list[tuple[str, int, int]]:
+    """Name, first code and number of codes of each: of a scalar's value and, if it is kept, its error."""
+    total = int(tokenizer.vocabulary_size(modality))
+    if modality.kind != "scalar":
+        return [("code", 0, total)]
+    of_values = len(tokenizer.bins(modality)[0])
+    found = [("value", 0, of_values), ("error", of_values, total - of_values)]
+    return [book for book in found if book[2]]
 
 
 def _is_outer(tokenizer: Any, tokens: TokenGrid) -> Bool[Tensor, " B"]:
@@ -107,5 +106,4 @@ def _is_outer(tokenizer: Any, tokens: TokenGrid) -> Bool[Tensor, " B"]:
     if tokens.modality.kind != "scalar":
         return torch.zeros(len(tokens), dtype=torch.bool)
     last = len(tokenizer.bins(tokens.modality)[0]) - 1
-    codes: Int[Tensor, " B"] = tokens.codes[:, 0]
-    return tokens.mask[:, 0] & ((codes == 0) | (codes == last))
+    return tokens.mask[:, 0] & ((tokens.codes[:, 0] == 0) | (tokens.codes[:, 0] == last))

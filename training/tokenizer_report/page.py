@@ -1,0 +1,439 @@
+"""The report as a Markdown page: tables from its plain data, each with the definition of what it shows."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .charts import learned_codebook
+from .photometry import APERTURE, FLUX_WINDOW
+from .pixel_summary import score_of
+from .redshift_probe import REDSHIFTS
+
+BEGIN, END = "<!-- tokenizer-report: begin -->", "<!-- tokenizer-report: end -->"
+DASH = "–"
+
+
+def report_page(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """The page. `pictures` are paths by name; one that is absent is not shown."""
+    sections = (_about, _quality, _magnitudes, _codebooks, _redshifts, _values, _economy, _held_out, _real, _examples)
+    parts = [section(results, pictures) for section in sections]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def insert_between_markers(before: str | None, page: str, source: str) -> str:
+    """The text `before` with what stands between BEGIN and END replaced; without a text, the page between markers.
+
+    Raises ValueError that names `source` if the text has not each marker once, in this order.
+    """
+    made = f"{BEGIN}\n\n{page}\n{END}\n"
+    if before is None:
+        return f"# Tokenizers\n\n{made}"
+    start, stop = before.find(BEGIN), before.find(END)
+    if before.count(BEGIN) != 1 or before.count(END) != 1 or stop < start:
+        raise ValueError(f"{source}: expected the lines {BEGIN} and {END}, each once; the report goes between them")
+    return before[:start] + made + before[stop + len(END) :].removeprefix("\n")
+
+
+def _about(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    settings = results["settings"]
+    objects = "all objects" if results["held_out"] is None else "objects that no tokenizer was trained on"
+    lines = [
+        f"Made by `armillary tokenizer-report` on {objects}, at most {settings['num_objects']} of each modality. "
+        f"Throughput: {results['machine']}, batches of {settings['batch_size']}. "
+        + ", ".join(f"{kind} tokenizer `{digest}`" for kind, digest in results["tokenizers"].items())
+        + "."
+    ]
+    if results["held_out"] is None:
+        lines.append("**No objects were named as held out: the tokenizers may have been trained on these.**")
+    if results["is_simulated"]:
+        lines.append("The objects are simulated, so that reconstructions are compared with the noise-free truth too.")
+    if results["left_out"]:
+        lines.append("Not measured: " + "; ".join(f"{name} ({why})" for name, why in results["left_out"].items()) + ".")
+    return "\n\n".join(lines)
+
+
+def _quality(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    if not results["pixels"]:
+        return ""
+    rows = []
+    for name, s in results["pixels"].items():
+        on, ceiling = score_of(s, "observed", "tokens"), score_of(s, "observed", "true")
+        true = score_of(s, "true", "tokens")
+        rows.append(
+            [
+                f"{name} ({s['num_objects']})",
+                _number(on.get("r2"), 4),
+                _number(ceiling.get("r2"), 4),
+                _number(true.get("r2"), 4),
+                _number(s["psnr"], 1),
+                _with_error(s["chi2"]["all"]["mean"], s["chi2"]["all"]["mean_error"], 3),
+                _with_error(s["chi2"]["source"]["mean"], s["chi2"]["source"]["mean_error"], 3),
+                _number(s["chi2"]["source"]["median_of_objects"], 3),
+                _number(s["chi2"]["source"]["rms_error"], 2),
+                _number(s["mask_auc"], 3),
+            ]
+        )
+    sigma = results["settings"]["source_sigma"]
+    heads = ["modality (objects)", "R2", "R2 of the truth", "R2 against the truth", "PSNR, dB", "chi2", "chi2, sources"]
+    heads += ["median of objects", "error on sources, sigma", "mask AUC"]
+    speed = _table(
+        ["modality", "tokens", "bits", "vocabulary", "encode, objects/s", "decode, objects/s"],
+        [
+            [
+                name,
+                _number(s["tokens"], 1),
+                _number(s["bits"], 0),
+                " + ".join(f"{book['all']['vocabulary']} {kind}" for kind, book in s["codebooks"].items()),
+                _number(s["objects_per_second"]["encode"], 1),
+                _number(s["objects_per_second"]["decode"], 1),
+            ]
+            for name, s in results["pixels"].items()
+        ],
+    )
+    return "\n\n".join(
+        [
+            "## Reconstruction",
+            "R2 is over all valid pixels pooled, against what was observed; noise alone keeps even the truth from 1, so "
+            "its own R2 stands beside. PSNR is an object's largest flux over its RMS error, the median of objects, "
+            "against the truth where it is known. chi2 is per valid pixel, against what was observed: 1 for the "
+            "truth, less where noise is copied. *Source* pixels are those whose light without noise (where that is not "
+            f"known: the observation smoothed) exceeds {sigma:g} standard deviations of the pixel's noise; errors "
+            "there are in units of that noise, against the truth where it is known. Standard errors follow from the "
+            "scatter of objects. Mask AUC is the chance that the tokens give a valid pixel a higher probability of "
+            "being valid than a bad one.",
+            _table(heads, rows),
+            "The same error budget for simpler codecs: principal components of training objects, as many as an object "
+            "has tokens, each coefficient a real number; and nothing at all.",
+            _baselines(results),
+            speed,
+            _picture(pictures, "signal-to-noise", "chi2 per pixel against signal-to-noise ratio"),
+            _by_band(results),
+        ]
+    )
+
+
+def _baselines(results: Mapping[str, Any]) -> str:
+    rows = []
+    for name, s in results["pixels"].items():
+        against = "true" if s["is_simulated"] else "observed"
+        row = [name]
+        for by in ("tokens", "components", "zero"):
+            every, source = score_of(s, against, by), score_of(s, "observed", by, "source")
+            row += [_number(every.get("r2"), 4), _number(source.get("chi2"), 2)]
+        rows.append(row)
+    names = ("tokens", "components", "nothing")
+    return _table(["modality", *(f"{what}, {name}" for name in names for what in ("R2", "chi2 on sources"))], rows)
+
+
+def _by_band(results: Mapping[str, Any]) -> str:
+    rows = []
+    for name, s in results["pixels"].items():
+        for band, scores in s["by_band"].items():
+            row = [name, band]
+            for key in ("observed all", "true all"):
+                row.append(_number(scores.get(key, {}).get("r2"), 4))
+            row += [_number(scores[key]["chi2"], 3) for key in ("observed all", "observed source")]
+            rows.append(row + [_bias(b) for b in _halves(s["flux_bias"]["by_band"][band], s)])
+    if not rows:
+        return ""
+    heads = ["modality", "band", "R2", "R2 against the truth", "chi2", "chi2, sources", "bias, bright", "bias, faint"]
+    return _table(heads, rows)
+
+
+def _magnitudes(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    if not results["pixels"]:
+        return ""
+    rows = []
+    for name, s in results["pixels"].items():
+        bright, faint = _halves(s["flux_bias"]["halves"], s)
+        rows.append([name, _bias(bright), _bias(bright, "median"), _bias(faint), _bias(faint, "median")])
+    bins = []
+    for name, s in results["pixels"].items():
+        biases = {(b["brightest"], b["faintest"]): b for b in s["flux_bias"]["bins"]}
+        for entry in s["by_magnitude"]:
+            bias = biases.get((entry["brightest"], entry["faintest"]))
+            bins.append(
+                [
+                    name,
+                    _interval(entry["brightest"], entry["faintest"]),
+                    str(entry["num_objects"]),
+                    _number(entry["all"]["mean"], 3),
+                    _with_error(entry["source"]["mean"], entry["source"]["mean_error"], 3),
+                    _bias(bias),
+                    _bias(bias, "median"),
+                ]
+            )
+    limit = results["settings"]["bright_magnitude"]
+    heads = ["modality", "magnitude", "objects", "chi2", "chi2, sources", "bias of the sum", "median bias"]
+    return "\n\n".join(
+        [
+            "## Flux bias and error by magnitude",
+            f"The flux of an image's object is that within {APERTURE:g} arcsec, in each band, of a spectrum all of it; "
+            f"against the truth where it is known. Bright is below AB magnitude {limit:g} in the band at hand (of a "
+            f"spectrum: from its mean flux between {FLUX_WINDOW[0]:g} and {FLUX_WINDOW[1]:g} angstrom), faint above. "
+            f"Bias of the sum of all sources, and the median of each one's own, in percent with standard errors.",
+            _table(["modality", "bright, sum", "bright, median", "faint, sum", "faint, median"], rows),
+            _picture(pictures, "flux-bias", "flux bias against magnitude; bands of 1 and 3 percent"),
+            "By the object's magnitude (of an image: in the band nearest 6400 angstrom; the bias is of all bands):",
+            _table(heads, bins),
+        ]
+    )
+
+
+def _codebooks(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    rows = []
+    for name, s in results["pixels"].items():
+        for book, places in s["codebooks"].items():
+            # Only tokens with a place of their own lie on sources or sky.
+            for place in ("source", "sky") if places["source"]["num_tokens"] else ("all",):
+                rows.append([name, book, place, *_use(places[place])])
+    if not rows:
+        return ""
+    details = []
+    for name, s in results["pixels"].items():
+        shares = {number: d["perplexity_share"] for number, d in s["details"].items() if d["num_tokens"]}
+        if shares:
+            listed = ", ".join(f"{number}: {100 * share:.0f} %" for number, share in shares.items())
+            details.append(f"- {name}, each detail by itself, on sources: {listed}")
+    return "\n\n".join(
+        [
+            "## Codebooks",
+            "Use is the share of codes that occur; the perplexity exp(entropy) says how many codes, equally frequent, "
+            "would carry as much. A sample shows too little of it: the corrected one adds (codes seen - 1) / 2n to the "
+            "entropy. Tokens on *source* have at least one source pixel nearest to them.",
+            _table(["modality", "codebook", "on", "tokens", "use", "perplexity", "share of codes", "corrected"], rows),
+            "\n".join(details),
+            _picture(pictures, "codebooks", "how often each code occurs"),
+        ]
+    ).replace("\n\n\n\n", "\n\n")
+
+
+def _use(scores: Mapping[str, Any]) -> list[str]:
+    return [
+        str(scores["num_tokens"]),
+        _percent(scores["use"]),
+        _number(scores["perplexity"], 0),
+        _percent(scores["perplexity_share"]),
+        _number(scores["perplexity_corrected"], 0),
+    ]
+
+
+def _redshifts(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    rows = []
+    for name, s in results["pixels"].items():
+        if s["redshift"] is None:
+            continue
+        for number, labels in enumerate(s["redshift"]["label_counts"]):
+            row = [name, str(labels), str(s["redshift"]["num_test"])]
+            for features in ("original without noise", "original", "reconstruction", "tokens"):
+                scores = s["redshift"]["r2"].get(features)
+                row += [DASH, DASH] if scores is None else [_number(scores[p][number], 3) for p in ("ridge", "trees")]
+            rows.append(row)
+    if not rows:
+        return ""
+    heads = ["modality", "labels", "tested"]
+    for features in ("no noise", "original", "reconstruction", "tokens"):
+        heads += [f"{features}: ridge", "trees"]
+    low, high = REDSHIFTS
+    return "\n\n".join(
+        [
+            "## Redshift information",
+            f"R2 of the redshift ({low:g} to {high:g}) by ridge regression and by gradient-boosted trees, trained on "
+            f"some of the held-out objects and tested on the others. Originals and reconstructions give the same "
+            f"features: of images the light in apertures and colours, of spectra the flux in bins of log wavelength. "
+            f"Tokens are probed by what their codes have in common, without a decoder: reconstruction and "
+            f"representation are two qualities.",
+            _table(heads, rows),
+        ]
+    )
+
+
+def _values(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    if not results["values"]:
+        return ""
+    rows = []
+    for name, s in results["values"].items():
+        book = learned_codebook(s)["all"]
+        rows.append(
+            [
+                f"{name} ({s['num_objects']})",
+                _number(s["r2"], 6),
+                _number(s["median_r2"], 4),
+                _number(s["rms_error"], 3),
+                _percent(s["outside"], 2),
+                _number(s["tokens"], 1),
+                _number(s["bits"], 0),
+                str(book["vocabulary"]),
+                _percent(book["use"]),
+                _percent(book["perplexity_share"]),
+                _number(s["objects_per_second"]["encode"], 0),
+                _number(s["objects_per_second"]["decode"], 0),
+            ]
+        )
+    heads = [
+        "modality (objects)",
+        "R2",
+        "median R2 of each",
+        "error, sigma",
+        "outside",
+        "tokens",
+        "bits",
+        "codes",
+        "use",
+    ]
+    heads += ["perplexity", "encode, objects/s", "decode, objects/s"]
+    return "\n\n".join(
+        [
+            "## Scalars and coefficients",
+            "The error is the RMS difference from the measured value, in units of its own error where that is known; "
+            "*outside* the share of values beyond the range that was learned, which outer codes stand for.",
+            _table(heads, rows),
+        ]
+    )
+
+
+def _economy(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    points = results["economy"]
+    if len({point["label"] for point in points}) < 2:
+        return ""
+    rows = [
+        [
+            point["modality"],
+            point["label"],
+            _number(point["tokens"], 1),
+            _number(point["bits"], 0),
+            _number(point["rms_error"], 3),
+            _number(point["chi2_source"], 3),
+            *(_number(point[f"redshift_{of}"], 3) for of in ("original", "reconstruction", "tokens")),
+        ]
+        for point in sorted(points, key=lambda p: (p["modality"], p["tokens"]))
+    ]
+    heads = ["modality", "tokenizer", "tokens", "bits", "error on sources, sigma", "chi2, sources"]
+    heads += ["redshift R2: original", "reconstruction", "tokens"]
+    return "\n\n".join(
+        [
+            "## Token economy",
+            "Tokenizers of other budgets, on the same objects; redshift R2 by the better probe with all labels.",
+            _table(heads, rows),
+            _picture(pictures, "economy", "quality against tokens for each object"),
+        ]
+    )
+
+
+def _held_out(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    if not results["held_out_instruments"]:
+        return ""
+    rows, notes = [], []
+    for name, s in results["held_out_instruments"].items():
+        for variant, scores in s["variants"].items():
+            ratio = scores["source"]["rms_error"] / s["variants"]["trained on"]["source"]["rms_error"]
+            row = [f"{name} ({s['num_objects']})", variant]
+            for place in ("all", "source"):
+                row += [_number(scores[place]["rms_error"], 3), _number(scores[place]["chi2"], 3)]
+            rows.append([*row, _number(scores["all"]["r2"], 4), _number(ratio, 2)])
+        notes.append(f"- {name}: wrong numbers are those of the {s['wrong_metadata']}.")
+        notes += [f"- {name}, {variant}: refused ({why})" for variant, why in s["refused"].items()]
+    heads = ["modality (objects)", "tokenizer", "error, sigma", "chi2", "error on sources", "chi2, sources", "R2"]
+    heads += ["error over control's"]
+    return "\n\n".join(
+        [
+            "## Instruments held out",
+            "A tokenizer that never saw the instrument, beside a control that was trained on it too. Told the "
+            "instrument's numbers wrongly, when encoding alone or throughout, a tokenizer that reads them does worse: "
+            "bands get wavelength, width, PSF and depth of the next one; spectra the grid and resolution of another "
+            "spectrograph, stretched over their pixels.",
+            _table(heads, rows),
+            "\n".join(notes),
+            _picture(pictures, "held-out-instruments", "error by what the tokenizer knew of the instrument"),
+        ]
+    )
+
+
+def _real(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    if not results["real"]:
+        return ""
+    rows, shown = [], []
+    for s in results["real"]:
+        if "refused" in s:
+            rows.append([s["title"], s["modality"], str(s["num_objects"]), f"refused: {s['refused']}"] + [DASH] * 4)
+            continue
+        on = score_of(s, "observed", "tokens")
+        rows.append(
+            [
+                s["title"],
+                s["modality"],
+                str(s["num_objects"]),
+                _number(s["tokens"], 1),
+                _number(on.get("r2"), 4),
+                _number(s["chi2"]["all"]["mean"], 3),
+                _number(s["chi2"]["all"]["median_of_objects"], 3),
+                _number(s["chi2"]["source"]["mean"], 3),
+            ]
+        )
+        shown.append(_picture(pictures, s["picture"], s["title"]))
+    heads = ["real files", "modality", "objects", "tokens", "R2", "chi2", "median of objects", "chi2, sources"]
+    return "\n\n".join(
+        [
+            "## Real observations",
+            "The files that ship with Armillary, which no tokenizer was trained on. Their noise is what the survey "
+            "says of it.",
+            _table(heads, rows),
+            *(picture for picture in shown if picture),
+        ]
+    )
+
+
+def _examples(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    shown = [_picture(pictures, name.replace("/", "-"), f"{name}, at quantiles of chi2") for name in results["pixels"]]
+    if not any(shown):
+        return ""
+    intro = "Objects at the quantiles 2, 25, 50, 75, 95 and 99 % of chi2 per valid pixel, chosen by that alone."
+    return "\n\n".join(["## Examples", intro, *(picture for picture in shown if picture)])
+
+
+def _halves(halves: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The entries of bright and of faint sources; None for one without a source."""
+    limit = summary["flux_bias"]["bright_magnitude"]
+    bright = next((b for b in halves if b["faintest"] == limit), None)
+    faint = next((b for b in halves if b["brightest"] == limit), None)
+    return bright, faint
+
+
+def _bias(entry: Mapping[str, Any] | None, key: str = "pooled") -> str:
+    """Percent with its standard error."""
+    if entry is None:
+        return DASH
+    error = entry[f"{key}_error"]
+    return _with_error(100 * entry[key], None if error is None else 100 * error, 2, signed=True)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
+
+
+def _picture(pictures: Mapping[str, str], name: str, title: str) -> str:
+    return f"![{title}]({pictures[name]})" if name in pictures else ""
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return DASH
+    # Far from one, digits behind the point say nothing.
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}" if digits else f"{value:.0f}"
+
+
+def _with_error(value: float | None, error: float | None, digits: int, *, signed: bool = False) -> str:
+    if value is None:
+        return DASH
+    text = f"{value:+.{digits}f}" if signed else _number(value, digits)
+    return text if error is None else f"{text} ± {_number(error, digits)}"
+
+
+def _percent(share: float | None, digits: int = 0) -> str:
+    return DASH if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"below {high:g}"
+    return f"above {low:g}" if high is None else f"{low:g} to {high:g}"
