@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.modalities import Modality
 from ..data.observations import Observation, ObservationError
+from ..tokenizers.coefficients import CoefficientsTokenizer
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.pretrained import PretrainedError, resolve_folder, write_folder
 from ..tokenizers.scalar import ScalarTokenizer
@@ -33,6 +34,7 @@ CHECKPOINT_FORMAT = 1
 TOKENIZER_TYPES: dict[str, type[Any]] = {
     "image": ImageTokenizer,
     "spectrum": SpectrumTokenizer,
+    "coefficients": CoefficientsTokenizer,
     "scalar": ScalarTokenizer,
 }
 

@@ -8,6 +8,7 @@ from rich.progress import Progress
 
 from ..data.dataset import ObservationDataset
 from ..data.observations import ScalarObservation
+from ..tokenizers.coefficients import CoefficientsTokenizer, CoefficientsTokenizerSettings
 from ..tokenizers.scalar import ScalarSketch, ScalarTokenizer, ScalarTokenizerSettings
 from .loop import console
 
@@ -27,6 +28,20 @@ def fit_scalars(
         assert isinstance(observation, ScalarObservation)  # asked for by kind
         sketches.setdefault(observation.modality.name, ScalarSketch()).update(observation)
     return ScalarTokenizer(settings).fit_sketches(sketches)
+
+
+def fit_coefficients(
+    settings: CoefficientsTokenizerSettings,
+    dataset: ObservationDataset,
+    names: Sequence[str],
+    held_out: Collection[str],
+) -> CoefficientsTokenizer:
+    """A tokenizer for one instrument's coefficients, from all objects that are not held out; each is read twice.
+
+    Raises ValueError if every object is held out, and ObservationError for several instruments, or fewer objects with
+    all coefficients and errors than there are coefficients.
+    """
+    return CoefficientsTokenizer(settings).fit(lambda: _seen(dataset, names, held_out, "coefficients tokenizer"))
 
 
 def _seen(dataset: ObservationDataset, names: Sequence[str], held_out: Collection[str], title: str) -> Iterator[Any]:

@@ -15,18 +15,19 @@ from ..data.observation_loader import ObservationLoader
 from ..data.observations import Observation
 from ..models.foundation import TOKENIZER_TYPES
 from ..settings import Settings, to_yaml
+from ..tokenizers.coefficients import CoefficientsTokenizerSettings
 from ..tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from ..tokenizers.scalar import ScalarTokenizerSettings
 from ..tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
 from ..tokenizers.token_grid import Tokenizer
-from .fitted_tokenizers import fit_scalars
+from .fitted_tokenizers import fit_coefficients, fit_scalars
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 
 
 class TrainTokenizerSettings(Settings):
     """Settings of `armillary train-tokenizer`. The sizes of the wanted `kind` are used."""
 
-    kind: Literal["image", "spectrum", "scalar"]
+    kind: Literal["image", "spectrum", "coefficients", "scalar"]
     data: str
     """Dataset folder."""
     run: str
@@ -37,6 +38,7 @@ class TrainTokenizerSettings(Settings):
     """A file of object ids, one in a line, that no step may see."""
     image: ImageTokenizerSettings = ImageTokenizerSettings()
     spectrum: SpectrumTokenizerSettings = SpectrumTokenizerSettings()
+    coefficients: CoefficientsTokenizerSettings = CoefficientsTokenizerSettings()
     scalar: ScalarTokenizerSettings = ScalarTokenizerSettings()
     loop: LoopSettings = LoopSettings()
 
@@ -78,6 +80,11 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
         fitted = fit_scalars(settings.scalar, dataset, names, held_out)
         fitted.save_pretrained(run / "tokenizer")
         return Finished(0, {"quantities": float(len(fitted.settings.modalities))})
+    if settings.kind == "coefficients":
+        _write_settings(run, settings)
+        made = fit_coefficients(settings.coefficients, dataset, names, held_out)
+        made.save_pretrained(run / "tokenizer")
+        return Finished(0, {"tokens": float(1 + len(made.settings.levels))})
     fabric = make_fabric(settings.loop)
     loader = ObservationLoader(
         dataset,
