@@ -25,7 +25,7 @@ from armillary.data.simulation.write_sky import write_simulated_dataset
 from armillary.settings import find_config, load_settings
 
 BATCH = 128
-SKIES = ("data/sky.yaml", "data/deep_sky.yaml")
+SKIES = ("data/sky.yaml", "data/deep_sky.yaml", "data/instruments.yaml")
 
 
 def cpu_seconds(run: Callable[[], Any]) -> float:
@@ -104,6 +104,10 @@ def main() -> None:
     count = 500 if options.quick else 2000
     written = written_per_minute(settings.model_copy(update={"num_objects": count}))
     found["objects_per_core_minute_written"] = round(written)
+    # Each shard brings another camera and spectrograph, with tables of their own.
+    random = load_settings(SkySettings, find_config(SKIES[2]))
+    written = written_per_minute(random.model_copy(update={"num_objects": count}))
+    found["objects_per_core_minute_written_instruments"] = round(written)
     if torch.cuda.is_available():
         found |= on_gpu(settings, 1024)
         found["gpu"] = torch.cuda.get_device_name()
