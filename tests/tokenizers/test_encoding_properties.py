@@ -194,17 +194,17 @@ def test_a_shift_of_the_grids_start_moves_the_edge_tokens_alone(spectrum_tokeniz
 
 
 @pytest.mark.parametrize("name", SPECTRA)
-def test_a_changed_pixel_moves_the_tokens_about_it_alone(spectrum_tokenizer, sky, name):
+def test_changed_pixels_move_the_tokens_about_them_alone(spectrum_tokenizer, sky, name):
     whole = sky[name]
     pixel = whole.flux.shape[1] // 2
     flux = whole.flux.clone()
-    flux[:, pixel : pixel + 80] += 20 * (-1.0) ** (torch.arange(80) // 20)
+    flux[:, pixel : pixel + 250] *= -1
     first, second = (spectrum_tokenizer.encode(o) for o in (whole, replace(whole, flux=flux)))
     distance = windows_from(first, whole.wavelength[:, pixel])
-    # Of objects whose amplitude is the same: a pixel may well move that, and with it all that is scaled by it.
+    # Of objects whose amplitude is the same: pixels may well move that, and with it all that is scaled by it.
     same = torch.where(distance.isnan(), first.codes == second.codes, True).all(1)
     far = (distance.abs() > REACH) & same[:, None]
-    assert same.sum() >= 4
+    assert same.any()
     assert torch.equal(first.codes[far], second.codes[far])
     assert not torch.equal(first.codes[same], second.codes[same])
 
