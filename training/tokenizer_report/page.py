@@ -92,7 +92,7 @@ def _quality(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join(
         [
             "## Reconstruction",
-            "R2 is over all valid pixels pooled, against what was observed; noise alone keeps even the truth from 1, so "
+            "R2 is of all valid pixels pooled, against what was observed; noise alone keeps even the truth from 1, so "
             "its own R2 stands beside. PSNR is an object's largest flux over its RMS error, the median of objects, "
             "against the truth where it is known. chi2 is per valid pixel, against what was observed: 1 for the "
             "truth, less where noise is copied. *Source* pixels are those whose light without noise (where that is not "
