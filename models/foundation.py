@@ -24,7 +24,7 @@ from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.pretrained import PretrainedError, resolve_folder, write_folder
 from ..tokenizers.scalar import ScalarTokenizer
 from ..tokenizers.spectrum import SpectrumTokenizer
-from ..tokenizers.token_grid import TokenGrid, Tokenizer
+from ..tokenizers.token_grid import TokenGrid, Tokenizer, empty_positions
 from .alignment import AlignmentHead
 from .embeddings import Embeddings
 from .masked_transformer import MaskedTransformer, MaskedTransformerConfig
@@ -260,7 +260,7 @@ class FoundationModel:
         return TokenBatch(
             codes=torch.zeros(num_objects, 1, dtype=torch.long),
             mask=torch.ones(num_objects, 1, dtype=torch.bool),
-            positions=torch.zeros(num_objects, 1, 3),
+            positions=empty_positions(num_objects, 1),
             slots=torch.zeros(num_objects, 1, dtype=torch.long),
             slot_vocabularies=torch.tensor([self.transformer.vocabulary_index[modality.vocabulary]]),
             instruments=torch.from_numpy(modality.quantity.features()).expand(num_objects, 1, -1),

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from .pretrained import load_weights, read_config, resolve_folder, save_module
 from .quantile_sketch import QuantileSketch
 from .quantizers import FiniteScalarQuantizer, rank_features
 from .spectral_shapes import ShapeMoments, SpectralShapes, is_complete
-from .token_grid import TokenGrid, empty_positions
+from .token_grid import TokenGrid, detailed_positions
 
 MODEL_TYPE = "armillary-coefficients-tokenizer"
 AMPLITUDE_RANGE = (0.0, 9.0)
@@ -143,7 +143,8 @@ class CoefficientsTokenizer(nn.Module):
     def encode(self, observation: CoefficientsObservation) -> TokenGrid:
         """The amplitude's token and those of the shape; all masked for an object without any coefficient.
 
-        Raises ObservationError for an object whose amplitude is beyond AMPLITUDE_RANGE.
+        An infinite error hides a coefficient as the mask does; an unknown one is taken to be typical. Raises
+        ObservationError for an object whose amplitude is beyond AMPLITUDE_RANGE.
         """
         self._check(observation.modality)
         amplitude_codes = self._amplitude_codes(observation)
@@ -154,13 +155,13 @@ class CoefficientsTokenizer(nn.Module):
         ):
             digits = torch.stack([self._level(latents[:, c], c, n) for c, n in self._counts(quantizer, components)], 1)
             codes.append((digits * quantizer.strides).sum(1) + offset)
-        mask = observation.mask.any(1)[:, None].expand(-1, len(codes))
+        mask = _is_measured(observation).any(1)[:, None].expand(-1, len(codes))
         return TokenGrid(
             modality=observation.modality,
             object_id=tuple(observation.object_id),
             codes=torch.where(mask, torch.stack(codes, 1).cpu(), 0),
             mask=mask.contiguous(),
-            positions=self._positions(len(observation)),
+            positions=detailed_positions(len(observation), len(codes)),
             instrument=torch.from_numpy(observation.card.features()).repeat(len(observation), 1),
         )
 
@@ -260,10 +261,10 @@ class CoefficientsTokenizer(nn.Module):
 
     def _amplitude_codes(self, observation: CoefficientsObservation) -> Int[Tensor, " B"]:
         """The bin of each amplitude; below the range, the lowest."""
-        mask = observation.mask.to(self.mean.device)
+        mask = _is_measured(observation).to(self.mean.device)
         values = observation.values.to(self.mean.device).double()
         expected = (mask * self.power).sum(1)
-        guess = (values.square().sum(1) / expected.clamp(min=1e-12)).sqrt().clamp(min=10 ** AMPLITUDE_RANGE[0])
+        guess = ((mask * values).square().sum(1) / expected.clamp(min=1e-12)).sqrt().clamp(min=10 ** AMPLITUDE_RANGE[0])
         # Where coefficients are missing, what is there tells the amplitude by its shape, too.
         correction = self._latents(observation, guess, LOOSE_AMPLITUDE)[:, 0] * LOOSE_AMPLITUDE
         amplitude = guess * (1 + correction).clamp(0.1, 10.0)
@@ -300,7 +301,7 @@ class CoefficientsTokenizer(nn.Module):
         for rows in torch.arange(len(observation)).split(CHUNK):
             scale = amplitude[rows.to(amplitude.device), None]
             values, error, mask = (
-                t[rows].to(scale.device) for t in (observation.values, observation.error, observation.mask)
+                t[rows].to(scale.device) for t in (observation.values, observation.error, _is_measured(observation))
             )
             typical = self.noise.square() * self._noise_ratio(scale[:, 0])[:, None]
             variance = torch.where(error.isnan(), typical, (error.double() / scale).square()) + self.rest
@@ -334,19 +335,14 @@ class CoefficientsTokenizer(nn.Module):
             offsets.append(offsets[-1] + quantizer.vocabulary_size)
         return offsets
 
-    def _positions(self, num_objects: int) -> Float[Tensor, "B N P"]:
-        """Those of the shape, which have no wavelength of their own, lie along that of the arms, to be told apart."""
-        arms, count = self.settings.arms, len(self.settings.levels)
-        low = math.log(min(arm.wavelength_min for arm in arms))
-        high = math.log(max(arm.wavelength_max for arm in arms))
-        positions = empty_positions(num_objects, 1 + count)
-        positions[:, 1:, 2] = low + (high - low) * (torch.arange(count) + 0.5) / max(count, 1)
-        return positions
-
     def _check(self, modality: Modality) -> None:
         if not self.settings.arms:
             raise ObservationError(f"{modality.name}: this tokenizer was never fitted")
         _check_arms(modality, _card(modality).arms, self.settings.arms)
+
+
+def _is_measured(observation: CoefficientsObservation) -> Bool[Tensor, "B K"]:
+    return observation.mask & ~observation.error.isinf()
 
 
 def _card(modality: Modality) -> CoefficientSpectrograph:

@@ -22,7 +22,7 @@ from .equal_mass_bins import BinTable, EqualMassBins, equal_mass_bins
 from .pretrained import load_weights, read_config, resolve_folder, save_module
 from .quantile_sketch import QuantileSketch
 from .quantizers import rank_features
-from .token_grid import TokenGrid, empty_positions
+from .token_grid import TokenGrid, detailed_positions
 
 MODEL_TYPE = "armillary-scalar-tokenizer"
 
@@ -145,7 +145,7 @@ class ScalarTokenizer(nn.Module):
             object_id=tuple(observation.object_id),
             codes=torch.where(valid, torch.stack(codes, 1), 0),
             mask=valid,
-            positions=empty_positions(len(observation), len(mask)),
+            positions=detailed_positions(len(observation), len(mask)),
             instrument=card.repeat(len(observation), 1),
         )
 

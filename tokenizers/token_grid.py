@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..data.modalities import Modality
 
-POSITION_FEATURES = ("x_arcsec", "y_arcsec", "log_wavelength")
+POSITION_FEATURES = ("x_arcsec", "y_arcsec", "log_wavelength", "detail")
+"""The detail is 0 for a token that stands alone, and counts those that refine one before them at the same place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,3 +100,10 @@ class Tokenizer(Protocol):
 def empty_positions(num_objects: int, num_tokens: int) -> Float[Tensor, "B N P"]:
     """Positions of tokens that lie nowhere in particular, such as scalars."""
     return torch.zeros(num_objects, num_tokens, len(POSITION_FEATURES))
+
+
+def detailed_positions(num_objects: int, num_tokens: int) -> Float[Tensor, "B N P"]:
+    """Positions of tokens that lie nowhere in particular, each of which but the first refines those before it."""
+    positions = empty_positions(num_objects, num_tokens)
+    positions[..., POSITION_FEATURES.index("detail")] = torch.arange(num_tokens)
+    return positions

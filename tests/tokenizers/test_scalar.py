@@ -250,6 +250,7 @@ def test_the_error_is_a_second_token_with_bins_of_its_own(with_errors):
     tokenizer, observation = with_errors
     tokens = tokenizer.encode(observation)
     assert tokens.codes.shape == (3000, 2)
+    assert not torch.equal(tokens.positions[:, 0], tokens.positions[:, 1])  # a model must know which it is asked for
     assert tokens.mask.all()
     assert tokenizer.vocabulary_size(observation.modality) == 64 + 18
     features = tokenizer.code_features(observation.modality)
