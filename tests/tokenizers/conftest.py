@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from armillary.data.modalities import modality
+from armillary.data.observations import CoefficientsObservation
 from armillary.data.simulation.sky import SkySettings, simulate_sky
+from armillary.tokenizers.coefficients import CoefficientsTokenizer, CoefficientsTokenizerSettings
 from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
@@ -14,11 +17,22 @@ NAMES = ("image/legacysurvey", "image/hsc", "spectrum/desi", "spectrum/sdss", "s
 
 @pytest.fixture(scope="session")
 def sky():
-    """Observations of the same six galaxies, by modality name."""
+    """Observations of the same six galaxies, by modality name; the coefficients are of six made-up stars."""
     settings = SkySettings(
         num_objects=6, modalities=NAMES, image_sizes={"image/legacysurvey": 24, "image/hsc": 32}, seed=5
     )
-    return {o.modality.name: o for o in next(simulate_sky(settings))}
+    return {o.modality.name: o for o in (*next(simulate_sky(settings)), made_up_coefficients(6, 7))}
+
+
+def made_up_coefficients(num_objects, seed):
+    """Coefficients of smooth shapes with errors of one per cent of the brightness."""
+    rng = np.random.default_rng(seed)
+    gaia = modality("coefficients/gaia_bp_rp")
+    phase = np.linspace(0, 3, gaia.card.num_coefficients)
+    shapes = np.cos(phase) + rng.normal(0, 0.3, (num_objects, 4)) @ np.cos(np.outer([1, 2, 3, 4], phase))
+    brightness = 10 ** rng.uniform(2, 4, (num_objects, 1))
+    values = brightness * (shapes + rng.normal(0, 0.01, shapes.shape))
+    return CoefficientsObservation(gaia, range(num_objects), values, error=0.01 * brightness * np.ones_like(shapes))
 
 
 def _lively(module):
@@ -51,5 +65,16 @@ def scalar_tokenizer():
 
 
 @pytest.fixture(scope="session")
-def tokenizers(image_tokenizer, spectrum_tokenizer, scalar_tokenizer):
-    return {"image": image_tokenizer, "spectrum": spectrum_tokenizer, "scalar": scalar_tokenizer}
+def coefficients_tokenizer():
+    settings = CoefficientsTokenizerSettings(num_tokens=3, num_components=8)
+    return CoefficientsTokenizer(settings).fit(lambda: iter([made_up_coefficients(400, 8)]))
+
+
+@pytest.fixture(scope="session")
+def tokenizers(image_tokenizer, spectrum_tokenizer, scalar_tokenizer, coefficients_tokenizer):
+    return {
+        "image": image_tokenizer,
+        "spectrum": spectrum_tokenizer,
+        "scalar": scalar_tokenizer,
+        "coefficients": coefficients_tokenizer,
+    }

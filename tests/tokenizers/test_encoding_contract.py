@@ -18,7 +18,14 @@ from armillary.data.observations import (
 from armillary.data.readers.desi import read_desi
 from armillary.data.real_files import real_file
 
-EVERY = ("image/legacysurvey", "image/hsc", "spectrum/desi", "spectrum/sdss", "scalar/redshift")
+EVERY = (
+    "image/legacysurvey",
+    "image/hsc",
+    "spectrum/desi",
+    "spectrum/sdss",
+    "scalar/redshift",
+    "coefficients/gaia_bp_rp",
+)
 FIELDS = ("codes", "mask", "positions", "instrument")
 
 

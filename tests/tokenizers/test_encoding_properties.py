@@ -17,8 +17,8 @@ from armillary.data.instruments import Band
 from armillary.data.modalities import Modality, modality
 from armillary.data.observations import ImageObservation, SpectrumObservation, stack
 
-EVERY = ("image/legacysurvey", "image/hsc", "spectrum/desi", "spectrum/sdss", "scalar/redshift")
-IMAGES, SPECTRA = EVERY[:2], EVERY[2:4]
+IMAGES, SPECTRA = ("image/legacysurvey", "image/hsc"), ("spectrum/desi", "spectrum/sdss")
+EVERY = (*IMAGES, *SPECTRA, "scalar/redshift", "coefficients/gaia_bp_rp")
 FIELDS = ("codes", "mask", "positions", "instrument")
 PIXELS = ("flux", "wavelength", "inverse_variance", "mask", "resolving_power")
 REACH = 6
