@@ -58,7 +58,7 @@ SPECTRUM_DEPTHS = (19.5, 24.0)
 def random_camera(seed: int, number: int) -> Modality:
     """`image/random_<number>`, a camera of 1 to MAX_BANDS bands in the order of wavelength.
 
-    A quarter of the bands have the curve of a real filter, others a synthetic one; bands overlap by half at most. Depth
+    A fifth of the bands have the curve of a real filter, others a synthetic one; bands overlap by half at most. Depth
     follows the brightness of the sky and the width of the band as that of real surveys does, between none (in space)
     and a little more than theirs; seeing follows wavelength.
     """
