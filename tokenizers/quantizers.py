@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -49,6 +49,18 @@ class FiniteScalarQuantizer(nn.Module):
         only the corners of the grid are used.
         """
         return F.relu(z.abs() - 1).square().mean()
+
+    def unevenness(self, z: Float[Tensor, "B N Q"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
+        """Penalty on latents, where the mask is True, that do not fill the grid evenly; zero where they do.
+
+        It compares mean, covariance and fourth moments with those of even and independent dimensions, so that the codes
+        of each batch spread over the whole codebook.
+        """
+        x = 2 * torch.sigmoid(2 * z.float()[mask]) - 1
+        centre = x.mean(0)
+        covariance = 3 * (x - centre).T @ (x - centre) / len(x)
+        excess = (covariance - torch.eye(len(centre), device=x.device)).square().sum() / len(centre)
+        return 3 * centre.square().mean() + excess + (5 * x.pow(4).mean(0) - 1).square().mean()
 
     def code_features(self) -> Float[Tensor, "V S"]:
         """Each code by its factors: a one-hot vector for each dimension, concatenated. Codes that agree share them."""

@@ -1,10 +1,11 @@
 """The spectrum tokenizer: any wavelength grid within its range, any resolution, no resampling to one big grid.
 
 The range is cut into windows of equal width in log wavelength, one token each, so that a token has the same place for
-every spectrograph. Within a window the native pixels are gathered onto a few nodes by linear weights times inverse
-variance; value and weight of each node, the wavelength and the resolving power make the token. One more token, the
-first, keeps the amplitude by which the spectrum was scaled. The decoder answers with values at the nodes, which are
-interpolated at the wavelengths of any wanted grid.
+every spectrograph (`spectrum_windows.py`). A token is made of its window and a few beside it, scaled by the spectrum's
+amplitude, which the first token keeps; and it says how much of the window no valid pixel covers. The decoder gives the
+flux at the nodes of all windows, as the source's spectrograph resolves it; it is read at any wavelengths, through a
+Gaussian where the wanted resolution is lower. Tokens hold what their spectrograph let through: a higher resolution is
+not invented.
 """
 
 import math
@@ -20,16 +21,26 @@ from ..data.instruments import Spectrograph
 from ..data.modalities import Modality
 from ..data.observations import ObservationError, SpectrumObservation
 from ..settings import Settings, validate_settings
-from .blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm, attendable
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import FiniteScalarQuantizer, rank_features
-from .token_grid import TokenGrid, empty_positions
+from .spectrum_networks import WindowDecoder, WindowEncoder, conditions
+from .spectrum_windows import FWHM_PER_SIGMA, WindowedSpectrum, WindowGrid, read_blurred, read_nodes, window_spectrum
+from .token_grid import Reconstruction, TokenGrid, empty_positions
 
 MODEL_TYPE = "armillary-spectrum-tokenizer"
 AMPLITUDE_RANGE = (-4.0, 6.0)
 """Limits of log10 of the amplitude, in 1e-17 erg/s/cm2/A: fainter than any survey, brighter than any galaxy."""
-MODEL_ERROR = 0.05
+AMPLITUDE_SPAN = (5000.0, 8000.0)
+"""Wavelengths that set the amplitude, where a spectrum covers a third of them: it then does not matter where the
+spectrum begins and ends."""
+MODEL_ERROR = 0.01
 """Relative error granted to the model of a bright pixel."""
+ROBUST_SIGMAS = 5.0
+"""Error in units of the noise beyond which the loss grows linearly."""
+EVENNESS = 0.1
+"""Weight of the penalty that keeps all codes in use, beside a misfit of about one half."""
+MISSING_SHARES = (0.0, 0.125, 0.625)
+"""Share of a window that no valid pixel covers: none, up to a quarter, more; what each digit stands for."""
 
 
 class SpectrumTokenizerSettings(Settings):
@@ -37,15 +48,17 @@ class SpectrumTokenizerSettings(Settings):
 
     wavelength_min: float = 3500.0
     wavelength_max: float = 10500.0
-    num_windows: int = 96
+    num_windows: int = 144
     num_nodes: int = 48
     """Nodes in one window."""
     width: int = 128
-    num_blocks: int = 2
-    """Transformer blocks of the encoder, and as many of the decoder."""
+    num_mixers: int = 2
+    """Convolutions of the encoder over three windows; a token sees as many windows to either side."""
+    num_blocks: int = 3
+    """Transformer blocks of the decoder."""
     num_heads: int = 4
     levels: tuple[int, ...] = (7, 5, 5, 5, 5)
-    """Levels of the quantiser; their product and `num_amplitudes` make the vocabulary."""
+    """Levels of the quantiser. Three times their product, and `num_amplitudes`, make the vocabulary."""
     num_amplitudes: int = 256
 
     @model_validator(mode="after")
@@ -54,9 +67,10 @@ class SpectrumTokenizerSettings(Settings):
             raise ValueError(
                 f"expected 0 < wavelength_min < wavelength_max, found {self.wavelength_min, self.wavelength_max}"
             )
-        if math.prod(self.levels) + self.num_amplitudes > 2**15:
+        if len(MISSING_SHARES) * math.prod(self.levels) + self.num_amplitudes > 2**15:
             raise ValueError(
-                "tokens are stored as int16: the product of levels plus num_amplitudes must not exceed 32768"
+                f"tokens are stored as int16: {len(MISSING_SHARES)} times the product of levels plus num_amplitudes "
+                "must not exceed 32768"
             )
         return self
 
@@ -68,31 +82,22 @@ class SpectrumTokenizer(nn.Module):
 
     def __init__(self, settings: SpectrumTokenizerSettings | None = None):
         super().__init__()
-        self.settings = settings = settings or SpectrumTokenizerSettings()
-        width = settings.width
-        self.window_width = math.log(settings.wavelength_max / settings.wavelength_min) / settings.num_windows
-        self.quantizer = FiniteScalarQuantizer(settings.levels)
-        self.position = PositionEmbedding(width)
-        self.resolution_in = NumbersEmbedding(1, width)
-        self.window_in = nn.Sequential(nn.Linear(2 * settings.num_nodes, width), nn.SiLU(), nn.Linear(width, width))
-        self.encoder = nn.ModuleList(Block(width, settings.num_heads) for _ in range(settings.num_blocks))
-        self.to_latent = nn.Sequential(RMSNorm(width), nn.Linear(width, len(settings.levels)))
-        self.from_latent = nn.Linear(len(settings.levels), width)
-        self.resolution_out = NumbersEmbedding(1, width)
-        self.decoder = nn.ModuleList(Block(width, settings.num_heads) for _ in range(settings.num_blocks))
-        self.window_out = nn.Sequential(
-            RMSNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, settings.num_nodes)
-        )
+        self.settings = s = settings or SpectrumTokenizerSettings()
+        self.grid = WindowGrid(s.wavelength_min, s.wavelength_max, s.num_windows, s.num_nodes)
+        self.quantizer = FiniteScalarQuantizer(s.levels)
+        self.encoder = WindowEncoder(s.num_nodes, s.width, s.num_mixers, len(s.levels))
+        self.decoder = WindowDecoder(s.num_nodes, s.width, s.num_blocks, s.num_heads, len(s.levels))
 
     def vocabulary_size(self, modality: Modality) -> int:
         """Number of codes, the same for all spectrographs: those of windows, then those of amplitudes."""
-        return self.quantizer.vocabulary_size + self.settings.num_amplitudes
+        return self._num_window_codes + self.settings.num_amplitudes
 
     def code_features(self, modality: Modality) -> Float[Tensor, "V S"]:
-        """What codes have in common: the factors of the quantiser, and cosines of the rank of an amplitude."""
-        windows = self.quantizer.code_features().cpu()
-        amplitudes = rank_features(self.settings.num_amplitudes)
-        return torch.block_diag(windows, amplitudes)
+        """What codes share: the quantiser's factors and what is missing of a window; cosines of an amplitude's rank."""
+        shapes = self.quantizer.code_features().cpu()
+        missing = torch.eye(len(MISSING_SHARES)).repeat_interleave(len(shapes), 0)
+        windows = torch.cat([shapes.repeat(len(MISSING_SHARES), 1), missing], 1)
+        return torch.block_diag(windows, rank_features(self.settings.num_amplitudes))
 
     @torch.no_grad()
     def encode(self, observation: SpectrumObservation) -> TokenGrid:
@@ -100,15 +105,16 @@ class SpectrumTokenizer(nn.Module):
 
         Raises ObservationError for a valid pixel outside the tokenizer's range: nothing is left out in silence.
         """
-        codes, amplitude = self._amplitude(observation)
-        latents, mask = self._latents(observation, amplitude)
-        windows = torch.where(mask, self.quantizer(latents)[1].cpu(), 0)
-        valid = torch.ones(len(observation), 1, dtype=torch.bool)
+        spectrum = window_spectrum(observation, self.grid, device_of(self))
+        amplitude_codes = self._amplitude_codes(observation, spectrum)
+        shapes = self.quantizer(self._latents(spectrum, amplitude_codes))[1]
+        windows = torch.where(spectrum.is_valid, shapes + _missing_digits(spectrum) * self.quantizer.vocabulary_size, 0)
+        always = torch.ones(len(observation), 1, dtype=torch.bool)
         return TokenGrid(
             modality=observation.modality,
             object_id=tuple(observation.object_id),
-            codes=torch.cat([codes[:, None] + self.quantizer.vocabulary_size, windows], 1),
-            mask=torch.cat([valid, mask], 1),
+            codes=torch.cat([amplitude_codes[:, None] + self._num_window_codes, windows], 1).cpu(),
+            mask=torch.cat([always, spectrum.is_valid.cpu()], 1),
             positions=self._positions(len(observation)),
             instrument=torch.from_numpy(observation.card.features()).repeat(len(observation), 1),
         )
@@ -118,27 +124,27 @@ class SpectrumTokenizer(nn.Module):
         """Spectra on the target's wavelengths and resolution, with its typical inverse variance.
 
         `target` is an observation, whose grid and resolving power are used, or a modality, whose card's are; by default
-        the tokens' own modality. Wavelengths that no valid token covers are masked.
+        the tokens' own modality. Wavelengths that no valid token covers are masked; `validity` says more.
         """
         target = _blank_spectrum(tokens, target or tokens.modality)
-        settings = self.settings
-        amplitude = self._amplitude_of(tokens.codes[:, 0] - self.quantizer.vocabulary_size)
-        latents = self.quantizer.from_codes(tokens.codes[:, 1:].to(device_of(self)))
-        window, place = self._windows(target, clamp=True)
-        mask = tokens.mask[:, 1:]
-        values = self._values(latents, mask, target, window, place).cpu()
-        log_wavelength = target.wavelength.clamp(min=1.0).log() - math.log(settings.wavelength_min)
-        inside = (log_wavelength >= 0) & (log_wavelength <= settings.num_windows * self.window_width)
+        device = device_of(self)
+        place = self._target_places(target)
+        codes, mask = tokens.codes[:, 1:].to(device), tokens.mask[:, 1:].to(device)
+        latents = self.quantizer.from_codes(codes % self.quantizer.vocabulary_size)
+        nodes = self._nodes(latents, mask, tokens.modality)
+        amplitude = self._amplitudes(tokens.codes[:, 0] - self._num_window_codes)
+        sigma = self._blur(target, tokens.modality)
+        read = read_nodes(nodes, place.to(device)) if sigma is None else read_blurred(nodes, place.to(device), sigma)
         # Where the whole grid makes sense, masked pixels are predicted too.
         increases = (target.wavelength.diff(dim=1) > 0).all(1)
         noise = torch.from_numpy(target.card.noise_at(target.card.wavelength())).float().median()
         return SpectrumObservation(
             target.modality,
             tokens.object_id,
-            torch.sinh(values) * amplitude[:, None],
+            read.cpu() * amplitude[:, None],
             target.wavelength,
-            (noise**-2).expand(values.shape),
-            mask=mask.gather(1, window) & inside & (target.mask | increases[:, None]),
+            (noise**-2).expand(target.flux.shape),
+            mask=self._covered(tokens, place) & (target.mask | increases[:, None]),
             resolving_power=torch.where(
                 target.mask, target.resolving_power, target.resolving_power.nan_to_num(1.0).clamp(1.0)
             ),
@@ -146,24 +152,47 @@ class SpectrumTokenizer(nn.Module):
             dec=target.dec,
         )
 
-    def loss(self, observation: SpectrumObservation) -> Float[Tensor, ""]:
-        """Mean Huber loss of the reconstruction's error in units of the noise, over valid pixels; and saturation.
+    def validity(self, tokens: TokenGrid, target: Modality | SpectrumObservation | None = None) -> Float[Tensor, "B L"]:
+        """Probability that each pixel of the target's grid was measured well, by what its window's token says.
 
-        As for images: a bright pixel's noise is widened by MODEL_ERROR times its flux, and the error is taken in the
-        compressed scale.
+        Zero where no token covers the pixel. `target` is as for `decode`.
         """
-        window, place = self._windows(observation)
-        _, amplitude = self._amplitude(observation)
-        latents, mask = self._latents(observation, amplitude)
-        rounded, _ = self.quantizer(latents)
-        predicted = self._values(rounded, mask, observation, window, place)
-        flux = observation.flux / amplitude[:, None]
-        variance = 1 / (observation.inverse_variance * amplitude[:, None] ** 2).clamp(min=1e-12)
-        weight = torch.sqrt((1 + flux**2) / (variance + (MODEL_ERROR * flux) ** 2))
-        error = (predicted - torch.asinh(flux).to(predicted.device)) * weight.to(predicted.device)
-        valid = observation.mask.to(predicted.device)
-        misfit = F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=3.0)[valid].mean()
-        return misfit + self.quantizer.saturation(latents)
+        target = _blank_spectrum(tokens, target or tokens.modality)
+        place = self._target_places(target)
+        digits = (tokens.codes[:, 1:] // self.quantizer.vocabulary_size).clamp(0, len(MISSING_SHARES) - 1)
+        share = 1 - torch.tensor(MISSING_SHARES)[digits.cpu()]
+        return torch.where(self._covered(tokens, place), share.gather(1, self._window(place)), 0.0)
+
+    def loss(self, observation: SpectrumObservation) -> Reconstruction:
+        """Misfit of the reconstruction in units of the noise, over valid pixels, and what keeps all codes in use.
+
+        The misfit is that of a Gaussian up to ROBUST_SIGMAS and grows linearly beyond; the noise is widened by
+        MODEL_ERROR times the flux. `chi2` is the mean of the squares, `misfit` what is minimised.
+        """
+        spectrum = window_spectrum(observation, self.grid, device_of(self))
+        amplitude_codes = self._amplitude_codes(observation, spectrum)
+        latents = self._latents(spectrum, amplitude_codes)
+        rounded, codes = self.quantizer(latents)
+        nodes = self._nodes(rounded, spectrum.is_valid, observation.modality)
+        device = nodes.device
+        predicted = read_nodes(nodes, self._target_places(observation).to(device))
+        scale = self._amplitudes(amplitude_codes).to(device)[:, None]
+        flux, mask = observation.flux.to(device) / scale, observation.mask.to(device)
+        variance = 1 / (observation.inverse_variance.to(device) * scale**2).clamp(min=1e-12)
+        error = torch.where(mask, (predicted - flux) * variance.rsqrt(), 0.0)
+        softened = torch.where(mask, (predicted - flux) * (variance + (MODEL_ERROR * flux) ** 2).rsqrt(), 0.0)
+        misfit = (
+            F.huber_loss(softened, torch.zeros_like(error), reduction="none", delta=ROBUST_SIGMAS).sum() / mask.sum()
+        )
+        saturation = self.quantizer.saturation(latents)
+        unevenness = self.quantizer.unevenness(latents, spectrum.is_valid)
+        parts = {
+            "misfit": misfit.detach(),
+            "chi2": error.detach().square().sum() / mask.sum(),
+            "saturation": saturation.detach(),
+            "unevenness": unevenness.detach(),
+        }
+        return Reconstruction(misfit + saturation + EVENNESS * unevenness, parts, codes, spectrum.is_valid)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors to `folder`."""
@@ -178,120 +207,88 @@ class SpectrumTokenizer(nn.Module):
         load_weights(folder, model)
         return model.eval()
 
-    def _windows(
-        self, observation: SpectrumObservation, clamp: bool = False
-    ) -> tuple[Int[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """Each pixel's window, and its place in it from 0 to 1."""
-        settings = self.settings
-        place = (observation.wavelength.clamp(min=1.0).log() - math.log(settings.wavelength_min)) / self.window_width
-        outside = observation.mask & ((place < 0) | (place >= settings.num_windows))
-        if outside.any() and not clamp:
-            row, pixel = outside.nonzero()[0].tolist()
-            raise ObservationError(
-                f"{observation.modality.name}, object {observation.object_id[row]}: this tokenizer reads wavelengths "
-                f"from {settings.wavelength_min} to {settings.wavelength_max} A; a valid pixel lies at "
-                f"{observation.wavelength[row, pixel].item():.1f} A. Pass mask=False there to leave it out."
-            )
-        place = place.nan_to_num(0.0).clamp(0, settings.num_windows - 1e-6)
-        return place.long(), (place - place.floor()).float()
+    @property
+    def _num_window_codes(self) -> int:
+        return len(MISSING_SHARES) * self.quantizer.vocabulary_size
 
-    def _amplitude(self, observation: SpectrumObservation) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-        """Median absolute flux of the valid pixels, as a code and as the value that the code stands for."""
-        flux = torch.where(observation.mask, observation.flux.abs(), torch.nan)
-        logarithm = flux.nanmedian(1).values.clamp(min=1e-30).log10()
+    def _latents(self, spectrum: WindowedSpectrum, amplitude_codes: Int[Tensor, " B"]) -> Float[Tensor, "B W Q"]:
+        device = spectrum.flux.device
+        positions = self._positions(len(spectrum.flux))[:, 1:].to(device)
+        return self.encoder(spectrum, self._amplitudes(amplitude_codes).to(device), positions)
+
+    def _nodes(
+        self, latents: Float[Tensor, "B W Q"], mask: Bool[Tensor, "B W"], source: Modality
+    ) -> Float[Tensor, "B G"]:
+        """Flux at the nodes over the amplitude, as the source's card resolves it."""
+        assert isinstance(source.card, Spectrograph)
+        middles = self.grid.middles().double().exp().numpy()
+        power = torch.from_numpy(source.card.resolving_power_at(middles)).float().log()
+        places = self.grid.places(torch.from_numpy(source.card.wavelength()))
+        width = torch.full_like(power, float(places.diff().median()))
+        told = conditions(power, width).to(latents.device).expand(len(latents), -1, -1)
+        positions = self._positions(len(latents))[:, 1:].to(latents.device)
+        return torch.sinh(self.decoder(latents, mask, positions, told).clamp(-12, 12))
+
+    def _amplitude_codes(self, observation: SpectrumObservation, spectrum: WindowedSpectrum) -> Int[Tensor, " B"]:
+        """Bin of the lower median over windows of |mean flux|, or of its error where that is larger."""
+        total = spectrum.weight.sum(-1)
+        level = (spectrum.weight * spectrum.flux).sum(-1) / total.clamp(min=1e-30)
+        size = torch.hypot(level, total.clamp(min=1e-30).rsqrt())
+        middles = self.grid.middles().exp().to(size.device)
+        span = (middles > AMPLITUDE_SPAN[0]) & (middles < AMPLITUDE_SPAN[1])
+        inner = spectrum.is_valid & span
+        enough = inner.sum(1, keepdim=True) * 3 >= span.sum().clamp(min=1)
+        chosen = torch.where(torch.where(enough, inner, spectrum.is_valid), size, torch.nan)
+        logarithm = chosen.nanmedian(1).values.log10()
         low, high = AMPLITUDE_RANGE
         outside = (logarithm >= high) | (logarithm < low)
         if outside.any():
             row = int(outside.nonzero()[0, 0])
             raise ObservationError(
-                f"{observation.modality.name}, object {observation.object_id[row]}: the median absolute flux must lie "
-                f"in [1e{low:.0f}, 1e{high:.0f}) 1e-17 erg/s/cm2/A, found {10 ** logarithm[row].item():.3g}"
+                f"{observation.modality.name}, object {observation.object_id[row]}: the median absolute flux of "
+                f"its windows must lie in [1e{low:.0f}, 1e{high:.0f}) 1e-17 erg/s/cm2/A, found "
+                f"{10 ** logarithm[row].item():.3g}"
             )
-        codes = ((logarithm - low) / (high - low) * self.settings.num_amplitudes).long()
-        return codes, self._amplitude_of(codes)
+        return ((logarithm - low) / (high - low) * self.settings.num_amplitudes).long()
 
-    def _amplitude_of(self, codes: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def _amplitudes(self, codes: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         low, high = AMPLITUDE_RANGE
         codes = codes.clamp(0, self.settings.num_amplitudes - 1)
         return 10 ** (low + (high - low) * (codes + 0.5) / self.settings.num_amplitudes)
 
     def _positions(self, num_objects: int) -> Float[Tensor, "B N P"]:
         positions = empty_positions(num_objects, 1 + self.settings.num_windows)
-        middles = (torch.arange(self.settings.num_windows) + 0.5) * self.window_width
-        positions[:, 1:, 2] = middles + math.log(self.settings.wavelength_min)
+        positions[:, 1:, 2] = self.grid.middles()
         return positions
 
-    def _latents(
-        self, observation: SpectrumObservation, amplitude: Float[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B W Q"], Bool[Tensor, "B W"]]:
-        """Latents of the windows, and which of these have a valid pixel."""
-        settings, device = self.settings, device_of(self)
-        window, place = (t.to(device) for t in self._windows(observation))
-        valid = observation.mask.to(device)
-        scale = amplitude.to(device)[:, None]
-        flux = torch.asinh(observation.flux.to(device) / scale)
-        weight = torch.where(valid, observation.inverse_variance.to(device) * scale**2, 0.0)
-        node, share = _nodes(window, place, settings.num_nodes)
-        size = settings.num_windows * settings.num_nodes
-        sums = torch.zeros(2, len(observation), size, device=device)
-        for step, part in ((0, 1 - share), (1, share)):
-            sums[0].scatter_add_(1, node + step, weight * part * torch.where(valid, flux, 0.0))
-            sums[1].scatter_add_(1, node + step, weight * part)
-        value, total = sums.unflatten(-1, (settings.num_windows, settings.num_nodes))
-        mean = value / total.clamp(min=1e-12)
-        features = torch.cat([torch.where(total > 0, mean, 0.0), torch.log1p(total) / 5], -1)
+    def _target_places(self, target: SpectrumObservation) -> Float[Tensor, "B L"]:
+        """Places of all pixels, masked ones too; not finite becomes far outside."""
+        return self.grid.places(target.wavelength.nan_to_num(1.0).clamp(min=1.0, max=1e7))
 
-        mask = _windows_with_a_pixel(window, valid, settings.num_windows)
-        positions = self._positions(len(observation))[:, 1:].to(device)
-        x = (
-            self.window_in(features)
-            + self.position(positions)
-            + self.resolution_in(self._resolution(observation, window))
-        )
-        for block in self.encoder:
-            x = block(x, mask)
-        return self.to_latent(x).float(), mask.cpu()
+    def _window(self, place: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        return (place / self.grid.num_nodes).floor().long().clamp(0, self.grid.num_windows - 1)
 
-    def _values(
-        self,
-        latents: Float[Tensor, "B W Q"],
-        mask: Bool[Tensor, "B W"],
-        target: SpectrumObservation,
-        window: Int[Tensor, "B L"],
-        place: Float[Tensor, "B L"],
-    ) -> Float[Tensor, "B L"]:
-        """Compressed, scaled flux at the target's pixels."""
-        device = latents.device
-        positions = self._positions(len(target))[:, 1:].to(device)
-        resolution = self._resolution(target, window.to(device))
-        x = self.from_latent(latents) + self.position(positions) + self.resolution_out(resolution)
-        visible = attendable(mask.to(device))
-        for block in self.decoder:
-            x = block(x, visible)
-        nodes = self.window_out(x).float().flatten(1)
-        node, share = _nodes(window.to(device), place.to(device), self.settings.num_nodes)
-        return nodes.gather(1, node) * (1 - share) + nodes.gather(1, node + 1) * share
+    def _covered(self, tokens: TokenGrid, place: Float[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
+        inside = (place >= 0) & (place < self.grid.size)
+        return inside & tokens.mask[:, 1:].cpu().gather(1, self._window(place))
 
-    def _resolution(self, observation: SpectrumObservation, window: Int[Tensor, "B L"]) -> Float[Tensor, "B W 1"]:
-        """Logarithm of the resolving power, about zero at R = 2000, mean over each window's valid pixels."""
-        valid = observation.mask.to(window.device)
-        power = torch.where(valid, (observation.resolving_power.to(window.device).clamp(min=1) / 2000).log(), 0.0)
-        sums = torch.zeros(2, len(observation), self.settings.num_windows, device=window.device)
-        sums[0].scatter_add_(1, window, power)
-        sums[1].scatter_add_(1, window, valid.float())
-        return (sums[0] / sums[1].clamp(min=1))[..., None]
+    def _blur(self, target: SpectrumObservation, source: Modality) -> Float[Tensor, "B L"] | None:
+        """Standard deviation (nodes) of the Gaussian from the source's resolution to the target's; None if all zero."""
+        assert isinstance(source.card, Spectrograph)
+        wavelength = target.wavelength.nan_to_num(1.0).clamp(min=1.0, max=1e7)
+        own = torch.from_numpy(source.card.resolving_power_at(wavelength.numpy()))
+        wanted = target.resolving_power.double().nan_to_num(1.0).clamp(min=1.0)
+        variance = (wanted**-2 - own**-2).clamp(min=0) / (FWHM_PER_SIGMA * self.grid.node_width) ** 2
+        # Beyond what rounding makes of equal resolutions.
+        variance = torch.where(target.mask & (wanted < 0.999 * own), variance, 0.0)
+        return variance.sqrt().to(device_of(self)) if variance.any() else None
 
 
-def _nodes(window: Tensor, place: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
-    """The node below each pixel, and the pixel's share that belongs to the node above."""
-    within = place * (num_nodes - 1)
-    below = within.long().clamp(max=num_nodes - 2)
-    return window * num_nodes + below, within - below
-
-
-def _windows_with_a_pixel(window: Tensor, valid: Tensor, num_windows: int) -> Tensor:
-    counts = torch.zeros(window.shape[0], num_windows, device=window.device)
-    return counts.scatter_add_(1, window, valid.float()) > 0
+def _missing_digits(spectrum: WindowedSpectrum) -> Int[Tensor, "B W"]:
+    """How much of each window no valid pixel covers, as indices of MISSING_SHARES; a quarter of a pixel is rounding."""
+    missing = 1 - spectrum.coverage.mean(-1)
+    allowed = 0.25 * spectrum.pixel_width / spectrum.coverage.shape[-1]
+    return (missing > allowed).long() + (missing > 0.25).long() * (missing > allowed).long()
 
 
 def _blank_spectrum(tokens: TokenGrid, target: Modality | SpectrumObservation) -> SpectrumObservation:
