@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..data.modalities import MODALITIES, Modality
 from ..data.observations import (
+    CoefficientsObservation,
     ImageObservation,
     Observation,
     ObservationError,
@@ -128,7 +129,8 @@ def observations_from_npy(
     """The objects of a raw .npy body; the rest comes from query parameters (`modality`, `bands=g,r,z`, ...).
 
     Images: [bands, height, width], or with a leading axis of objects. Spectra: [3, wavelengths] = flux, inverse
-    variance and wavelength, or with a leading axis. Scalars: [objects]. Raises ProblemError: 400 if it is not .npy.
+    variance and wavelength, or with a leading axis; coefficients: [coefficients], likewise. Scalars: [objects]. Raises
+    ProblemError: 400 if it is not .npy.
     """
     array = read_npy(body)
     fields = {name: query[name] for name in ("modality", "object_id", "unit") if name in query}
@@ -142,9 +144,14 @@ def observations_from_npy(
     modality = known.get(typed.modality)
     if modality is None:
         raise not_found("modality", typed.modality, known)
-    axes = {"image": 3, "spectrum": 2, "scalar": 0}[modality.kind]
+    axes = {"image": 3, "spectrum": 2, "coefficients": 1, "scalar": 0}[modality.kind]
     objects = array[None] if array.ndim == axes else array
-    wanted = {"image": "[bands, height, width]", "spectrum": "[3, wavelengths]", "scalar": "[]"}[modality.kind]
+    wanted = {
+        "image": "[bands, height, width]",
+        "spectrum": "[3, wavelengths]",
+        "coefficients": "[coefficients]",
+        "scalar": "[]",
+    }[modality.kind]
     if objects.ndim != axes + 1 or (modality.kind == "spectrum" and objects.shape[1] != 3):
         detail = f"{modality.name}: expected shape {wanted} or a batch of it, found {list(array.shape)}"
         raise _unusable(("data",), detail)
@@ -208,7 +215,7 @@ def encode_vector(vector: Float32[np.ndarray, " D"], encoding_format: str) -> li
 
 def known_modalities(trained: tuple[Modality, ...]) -> dict[str, Modality]:
     """By name: those of the model, and declared images and spectra if it was trained on any: it reads their cards."""
-    kinds = {modality.kind for modality in trained} - {"scalar"}
+    kinds = {modality.kind for modality in trained} - {"scalar", "coefficients"}
     declared = {m.name: m for m in MODALITIES if m.kind in kinds}
     return declared | {m.name: m for m in trained}
 
@@ -216,18 +223,21 @@ def known_modalities(trained: tuple[Modality, ...]) -> dict[str, Modality]:
 FIELDS: dict[str, tuple[str, ...]] = {
     "image": ("bands", "inverse_variance", "mask", "psf_fwhm", "depth", "center"),
     "spectrum": ("wavelength", "inverse_variance", "mask", "resolving_power"),
+    "coefficients": ("mask", "error"),
     "scalar": ("mask", "error"),
 }
 """Arrays and bands that a measurement of each kind may come with, beside its values."""
 _NEEDED: dict[str, tuple[str, ...]] = {
     "image": ("bands",),
     "spectrum": ("wavelength", "inverse_variance"),
+    "coefficients": (),
     "scalar": (),
 }
 _COMMON_FIELDS = ("modality", "data", "shape", "dtype", "unit", "object_id", "ra", "dec")
 _CLASSES: dict[str, tuple[Any, str]] = {
     "image": (ImageObservation, "flux"),
     "spectrum": (SpectrumObservation, "flux"),
+    "coefficients": (CoefficientsObservation, "values"),
     "scalar": (ScalarObservation, "values"),
 }
 
@@ -292,6 +302,9 @@ def _check_sizes(modality: Modality, values: np.ndarray, place: Place, limits: L
             raise _unusable(place, f"expected shape [wavelengths], found {list(values.shape)}")
         if len(values) > limits.max_wavelengths:
             raise _unusable(place, f"at most {limits.max_wavelengths} wavelengths, found {len(values)}")
+    elif modality.kind == "coefficients":
+        if values.ndim != 1:
+            raise _unusable(place, f"expected shape [coefficients], found {list(values.shape)}")
     elif values.size != 1:
         raise _unusable(place, f"expected one number, found shape {list(values.shape)}")
 

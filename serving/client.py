@@ -307,7 +307,11 @@ def _typed_object(observation: Observation, row: int) -> dict[str, Any]:
         error = float(observation.error[row])
         return typed if np.isnan(error) else typed | {"error": error}
     if isinstance(observation, CoefficientsObservation):
-        raise ValueError(f"{observation.modality.name}: the server does not take coefficients yet")
+        return typed | {
+            **_encoded(observation.values[row]),
+            "mask": _encoded(observation.mask[row]),
+            "error": _encoded(observation.error[row]),
+        }
     typed |= _encoded(observation.flux[row])
     if isinstance(observation, ImageObservation):
         typed["bands"] = list(observation.bands)

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from ..data.instruments import Catalogue, ImagingInstrument, Spectrograph
+from ..data.instruments import Catalogue, CoefficientSpectrograph, ImagingInstrument, Spectrograph
 from ..data.modalities import Modality
 from .documentation import example
 from .limits import Limits
@@ -148,6 +148,8 @@ def describe(modality: Modality, is_trained: bool) -> dict[str, Any]:
     elif isinstance(card, Spectrograph):
         described["wavelength_range_angstrom"] = [card.wavelength_min, card.wavelength_max]
         described["resolving_power"] = [list(knot) for knot in card.resolving_power]
+    elif isinstance(card, CoefficientSpectrograph):
+        described["arms"] = [arm.model_dump() for arm in card.arms]
     elif isinstance(card, Catalogue):
         described["range"] = [modality.quantity.minimum, modality.quantity.maximum]
     return described

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: a superset of OpenAI's route, for images, spectra and scalars."""
+"""`POST /v1/embeddings`: a superset of OpenAI's route, for images, spectra, coefficients and scalars."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -101,8 +101,9 @@ def embedding_routes(service: Service) -> APIRouter:
         `application/vnd.safetensors` takes objects of one modality. Tensors of an image: `flux` [objects, bands,
         height, width] and, where known, `inverse_variance`, `mask`, `psf_fwhm`, `depth`, `center`; of a spectrum:
         `flux`, `wavelength`, `inverse_variance` [objects, wavelengths], `mask`, `resolving_power`; of a scalar:
-        `values` [objects], `mask`, `error`; `ra` and `dec` in degrees. One object may come without the leading axis, a
-        wavelength grid may be common to all. Metadata: `modality`, `bands` (`g,r,i`), `object_id` (a JSON list),
+        `values` [objects], `mask`, `error`; of coefficients: the same, [objects, coefficients]; `ra` and `dec` in
+        degrees. One object may come without the leading axis, a wavelength grid may be common to all. Metadata:
+        `modality`, `bands` (`g,r,i`), `object_id` (a JSON list),
         `unit`, `space`, `model`. Errors point to `/input/3/data` and the like, as in JSON, where `data` is the flux.
 
         By `Accept`, the answer is JSON, a .npy file (float32 [objects, dimension]; one object that is not usable makes

@@ -30,8 +30,8 @@ _DTYPES = {
     **{f"{sign}{bits}": f"<{sign.lower()}{bits // 8}" for sign in "IU" for bits in (8, 16, 32, 64)},
     "BOOL": "?",
 }
-_MAIN = {"image": "flux", "spectrum": "flux", "scalar": "values"}
-_AXES = {"image": 3, "spectrum": 1, "scalar": 0}
+_MAIN = {"image": "flux", "spectrum": "flux", "coefficients": "values", "scalar": "values"}
+_AXES = {"image": 3, "spectrum": 1, "coefficients": 1, "scalar": 0}
 
 
 def read_safetensors(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:

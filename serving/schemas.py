@@ -76,7 +76,7 @@ class TypedObject(Body):
     center: ArrayField = None
     """The object's row and column in pixels; without it, the middle."""
     error: ArrayField = None
-    """Standard deviation of a scalar."""
+    """Standard deviation of a scalar, or of each coefficient; NaN where unknown."""
     object_id: str | None = None
     ra: Degrees | None = None
     dec: Degrees | None = None
