@@ -180,14 +180,14 @@ def windows_from(tokens, wavelength):
 
 
 @pytest.mark.parametrize("name", SPECTRA)
-@pytest.mark.parametrize("dropped", [1, 37, 150])
+@pytest.mark.parametrize("dropped", [1, 37, 150, 900])
 def test_a_shift_of_the_grids_start_moves_the_edge_tokens_alone(spectrum_tokenizer, sky, name, dropped):
     whole = sky[name]
     part = replace(whole, **{field: getattr(whole, field)[:, dropped:] for field in PIXELS})
     first, second = spectrum_tokenizer.encode(whole), spectrum_tokenizer.encode(part)
     distance = windows_from(first, part.wavelength[:, 0])
     far = (distance > REACH) | distance.isnan()  # the amplitude has no place: it must not move either
-    assert far.sum() > 0.5 * far.numel()
+    assert far.sum() > 0.4 * far.numel()
     assert torch.equal(first.mask[far], second.mask[far])
     assert torch.equal(first.codes[far], second.codes[far])
     assert dropped < 100 or not torch.equal(first.codes, second.codes)  # so the comparison can fail
