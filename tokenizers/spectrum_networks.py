@@ -30,13 +30,13 @@ class NeighbourMixer(nn.Module):
         super().__init__()
         self.norm = RMSNorm(width)
         self.mix = nn.Conv1d(width, 2 * width, 2 * reach + 1, padding=reach, bias=False)
-        self.down = nn.Linear(2 * width, width, bias=False)
-        nn.init.zeros_(self.down.weight)
+        self.to_output = nn.Linear(2 * width, width, bias=False)
+        nn.init.zeros_(self.to_output.weight)
 
     def forward(self, x: Float[Tensor, "B W D"], mask: Bool[Tensor, "B W"]) -> Float[Tensor, "B W D"]:
         """Windows outside the mask count as zero: as if there were none."""
         normed = torch.where(mask[..., None], self.norm(x), 0.0)
-        return x + self.down(F.silu(self.mix(normed.transpose(1, 2)).transpose(1, 2)))
+        return x + self.to_output(F.silu(self.mix(normed.transpose(1, 2)).transpose(1, 2)))
 
 
 class WindowEncoder(nn.Module):

@@ -10,17 +10,17 @@ import torch
 
 from armillary.data.modalities import modality
 from armillary.data.observations import ObservationError, SpectrumObservation
-from armillary.tokenizers.spectrum import (
-    AMPLITUDE_RANGE,
-    SpectrumTokenizer,
-    SpectrumTokenizerSettings,
-    _nodes,
-    rank_features,
-)
+from armillary.data.simulation.sky import SkySettings, simulate_sky
+from armillary.tokenizers.quantizers import rank_features
+from armillary.tokenizers.spectrum import AMPLITUDE_RANGE, SpectrumTokenizer, SpectrumTokenizerSettings
 
 
 def with_flux(observation, flux, ivar):
     return replace(observation, flux=flux, inverse_variance=ivar)
+
+
+def first_amplitude(tokenizer):
+    return tokenizer.vocabulary_size(modality("spectrum/desi")) - tokenizer.settings.num_amplitudes
 
 
 def test_positions_are_the_middles_of_the_windows_in_log_wavelength(spectrum_tokenizer, sky):
@@ -57,22 +57,81 @@ def test_the_first_token_keeps_the_amplitude_and_the_others_do_not_know_it(spect
     assert torch.allclose(fluxes[1], fluxes[0] * factor, rtol=1e-3)
 
 
-def test_the_amplitude_is_within_half_a_bin_of_the_median_absolute_flux(spectrum_tokenizer, sky):
+def test_the_amplitude_is_within_half_a_bin_of_the_lower_median_of_the_windows_levels(spectrum_tokenizer, sky):
     observation = sky["spectrum/desi"]
-    codes = spectrum_tokenizer.encode(observation).codes[:, 0] - spectrum_tokenizer.quantizer.vocabulary_size
+    codes = spectrum_tokenizer.encode(observation).codes[:, 0] - first_amplitude(spectrum_tokenizer)
     low, high = AMPLITUDE_RANGE
+    edges = np.geomspace(3500, 10500, 25)
+    middles = np.sqrt(edges[1:] * edges[:-1])
     for row in range(len(observation)):
-        median = np.median(np.abs(observation.flux[row][observation.mask[row]].numpy()))
+        valid = observation.mask[row].numpy()
+        wavelength, flux, ivar = (
+            getattr(observation, n)[row].numpy()[valid] for n in ("wavelength", "flux", "inverse_variance")
+        )
+        window = np.digitize(wavelength, edges) - 1
+        levels = sorted(
+            np.hypot(np.average(flux[window == w], weights=ivar[window == w]), ivar[window == w].sum() ** -0.5)
+            for w in range(24)
+            if 5000 < middles[w] < 8000
+        )
+        median = levels[(len(levels) - 1) // 2]
         middle = low + (high - low) * (codes[row].item() + 0.5) / 256
-        assert abs(middle - math.log10(median)) <= 0.5 * (high - low) / 256 + 1e-3
+        assert abs(middle - math.log10(median)) <= 0.5 * (high - low) / 256 + 5e-3  # pixels across a window's edge
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e9])
+@pytest.mark.parametrize("shift", [1, 7, 150, 601])
+def test_where_the_grid_starts_and_ends_moves_nothing_but_the_edge_tokens(spectrum_tokenizer, sky, shift):
+    reach = spectrum_tokenizer.settings.num_mixers
+    whole = sky["spectrum/desi"]
+    cut = replace(
+        whole,
+        **{
+            name: getattr(whole, name)[:, shift : -2 * shift]
+            for name in ("flux", "inverse_variance", "mask", "wavelength", "resolving_power")
+        },
+    )
+    first, second = spectrum_tokenizer.encode(whole), spectrum_tokenizer.encode(cut)
+    same = (first.codes == second.codes) & (first.mask == second.mask)
+    for row in range(len(whole)):
+        valid = second.mask[row, 1:].nonzero().flatten()
+        assert same[row, 0]
+        assert same[row, 1:][valid[0] + reach + 1 : valid[-1] - reach].all()
+    assert not same.all()
+
+
+def test_a_change_reaches_the_tokens_beside_it_and_no_other(spectrum_tokenizer, sky):
+    reach = spectrum_tokenizer.settings.num_mixers
+    plain = sky["spectrum/sdss"]
+    window = 10
+    place = (plain.wavelength / 3500).log() / (math.log(3) / 24)
+    inside = (place > window + 0.2) & (place < window + 0.8)
+    changed = spectrum_tokenizer.encode(replace(plain, flux=torch.where(inside, plain.flux * 3, plain.flux)))
+    differs = (changed.codes != spectrum_tokenizer.encode(plain).codes).any(0)
+    assert differs[1 + window]
+    assert not differs[1 : 1 + window - reach].any()
+    assert not differs[2 + window + reach :].any()
+
+
+def test_a_sky_fibre_has_the_amplitude_of_its_noise(spectrum_tokenizer):
+    grid, error = np.linspace(4000, 9000, 3000), 0.5
+    blank = SpectrumObservation(
+        modality("spectrum/desi"), ["sky"], np.zeros((1, 3000)), grid, np.full((1, 3000), error**-2)
+    )
+    code = spectrum_tokenizer.encode(blank).codes[0, 0].item() - first_amplitude(spectrum_tokenizer)
+    low, high = AMPLITUDE_RANGE
+    middles = np.sqrt(np.geomspace(3500, 10500, 25)[1:] * np.geomspace(3500, 10500, 25)[:-1])
+    pixels = np.median(middles[(middles > 5000) & (middles < 8000)]) * math.log(3) / 24 / np.diff(grid)[0]
+    found = 10 ** (low + (high - low) * (code + 0.5) / 256)
+    assert found == pytest.approx(error / math.sqrt(pixels), rel=0.15)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e9])
 def test_an_amplitude_outside_the_range_is_an_error_that_names_the_object(spectrum_tokenizer, scale):
     grid, flux = np.linspace(4000, 9000, 50), np.full((2, 50), 1.0)
     flux[1] *= scale
-    observation = SpectrumObservation(modality("spectrum/desi"), ["good", "odd"], flux, grid, np.ones((2, 50)))
-    with pytest.raises(ObservationError, match="object odd: the median absolute flux must lie in"):
+    ivar = np.ones((2, 50)) / np.array([[1.0], [scale**2]])
+    observation = SpectrumObservation(modality("spectrum/desi"), ["good", "odd"], flux, grid, ivar)
+    with pytest.raises(ObservationError, match="object odd: the median absolute flux of its windows must lie in"):
         spectrum_tokenizer.encode(observation)
 
 
@@ -125,14 +184,55 @@ def test_wavelengths_that_no_token_covers_are_masked(spectrum_tokenizer, sky):
     assert not back.mask[:, back.wavelength[0] > 5300].any()
 
 
-def test_pixels_are_shared_between_the_nodes_beside_them_by_distance():
-    window = torch.tensor([[0, 0, 1, 2]])
-    place = torch.tensor([[0.0, 0.3, 0.5, 0.9999]])
-    node, share = _nodes(window, place, 5)
-    for w, p, n, s in zip(window[0].tolist(), place[0].tolist(), node[0].tolist(), share[0].tolist(), strict=True):
-        assert w * 5 <= n <= w * 5 + 3
-        assert n - 5 * w + s == pytest.approx(4 * p, abs=1e-5)
-        assert 0 <= s <= 1
+def test_tokens_tell_which_pixels_are_bad(spectrum_tokenizer):
+    """By construction: AUC 0.95 is asked of 24 windows on spectra with cosmic rays and bad columns, untrained."""
+    settings = SkySettings(num_objects=16, modalities=("spectrum/desi", "spectrum/sdss"), seed=11, neighbours=False)
+    torch.manual_seed(3)
+    fine = SpectrumTokenizer(SpectrumTokenizerSettings(width=16, num_blocks=1, num_heads=2))
+    for observation in next(simulate_sky(settings)):
+        for tokenizer, least in ((fine, 0.97), (spectrum_tokenizer, 0.9)):
+            validity = tokenizer.validity(tokenizer.encode(observation), observation)
+            bad, good = validity[~observation.mask], validity[observation.mask]
+            wins = (good[:, None] > bad[None]).float().mean() + 0.5 * (good[:, None] == bad[None]).float().mean()
+            assert wins > least
+
+
+def test_validity_is_the_share_of_a_window_that_its_token_says_was_measured(spectrum_tokenizer):
+    edges = np.geomspace(3500, 10500, 25)
+    grid = np.geomspace(edges[4] * 1.00001, edges[12] * 0.99999, 8 * 60)
+    mask = np.ones((1, len(grid)), bool)
+    mask[0, 70] = False  # one pixel of window 5
+    mask[0, 130:160] = False  # half of window 6
+    mask[0, 180:240] = False  # all of window 7
+    ones = np.ones((1, len(grid)))
+    observation = SpectrumObservation(modality("spectrum/desi"), ["a"], ones, grid, ones, mask)
+    validity = spectrum_tokenizer.validity(spectrum_tokenizer.encode(observation), modality("spectrum/sdss"))[0]
+    target = modality("spectrum/sdss").card.wavelength()
+    window = np.digitize(target, edges) - 1
+    for w in range(24):
+        expected = {5: 0.875, 6: 0.375, 7: 0.0}.get(w, 1.0) if 4 <= w < 12 else 0.0
+        assert (validity[torch.from_numpy(window == w)] == expected).all(), w
+
+
+def test_a_lower_resolution_is_the_spectrum_through_a_gaussian_and_a_higher_one_changes_nothing(
+    spectrum_tokenizer, sky
+):
+    observation = sky["spectrum/sdss"]
+    tokens = spectrum_tokenizer.encode(observation)
+    grid = observation.wavelength[0]
+    plain = spectrum_tokenizer.decode(tokens, observation).flux.double()
+    power = observation.resolving_power
+    higher = spectrum_tokenizer.decode(tokens, replace(observation, resolving_power=power * 2)).flux
+    assert torch.equal(higher.double(), plain)
+    wanted = 500.0
+    blurred = spectrum_tokenizer.decode(tokens, replace(observation, resolving_power=power * 0 + wanted)).flux
+    for pixel in (700, 1500, 2600):
+        own = power[0, pixel].item()
+        sigma = math.sqrt(wanted**-2 - own**-2) / 2.3548
+        weight = torch.exp(-0.5 * ((grid / grid[pixel]).log() / sigma) ** 2)
+        expected = (plain * weight).sum(1) / weight.sum()
+        spread = (plain - expected[:, None]).square().mul(weight).sum(1).div(weight.sum()).sqrt()
+        assert ((blurred[:, pixel] - expected).abs() < 0.05 * spread + 1e-4).all()
 
 
 def test_the_features_of_ordered_codes_are_nearest_for_neighbours():
@@ -147,10 +247,21 @@ def test_the_loss_ignores_masked_pixels_and_has_a_gradient_for_every_weight(spec
     losses = []
     for spoil in (0.0, 50.0):
         flux = torch.where(mask, observation.flux, spoil)
-        losses.append(spectrum_tokenizer.loss(replace(observation, flux=flux, mask=mask)))
+        losses.append(spectrum_tokenizer.loss(replace(observation, flux=flux, mask=mask)).loss)
     assert losses[0] == losses[1]
     gradients = torch.autograd.grad(losses[0], list(spectrum_tokenizer.parameters()))
     assert all(g.isfinite().all() and g.any() for g in gradients)
+
+
+def test_the_loss_reports_chi2_per_valid_pixel_and_the_codes_of_the_quantiser(spectrum_tokenizer, sky):
+    observation = sky["spectrum/desi"]
+    found, tokens = spectrum_tokenizer.loss(observation), spectrum_tokenizer.encode(observation)
+    back = spectrum_tokenizer.decode(tokens, observation).flux
+    squares = ((back - observation.flux) ** 2 * observation.inverse_variance).double()[observation.mask]
+    assert found.parts["chi2"].item() == pytest.approx(squares.mean().item(), rel=1e-3)
+    shapes = tokens.codes[:, 1:] % spectrum_tokenizer.quantizer.vocabulary_size
+    assert torch.equal(found.mask, tokens.mask[:, 1:])
+    assert torch.equal(found.codes[found.mask], shapes[found.mask])
 
 
 def test_a_few_steps_on_one_batch_bring_the_loss_down(sky):
@@ -159,7 +270,7 @@ def test_a_few_steps_on_one_batch_bring_the_loss_down(sky):
     optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
     losses = []
     for _ in range(60):
-        loss = tokenizer.loss(sky["spectrum/desi"])
+        loss = tokenizer.loss(sky["spectrum/desi"]).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -179,7 +290,7 @@ def test_spectra_decode_to_spectra_of_as_many_objects_only(spectrum_tokenizer, s
     "settings, problem",
     [
         ({"wavelength_min": 9000, "wavelength_max": 4000}, "0 < wavelength_min < wavelength_max"),
-        ({"levels": (8, 8, 8, 8, 8)}, "must not exceed 32768"),
+        ({"levels": (8, 8, 8, 8, 3)}, "must not exceed 32768"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(settings, problem):
