@@ -139,15 +139,17 @@ class NumbersEmbedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Positions on the sky (arcsec) and in log wavelength to a vector (`token_grid.POSITION_FEATURES`)."""
+    """Positions (`token_grid.POSITION_FEATURES`) to a vector."""
 
     def __init__(self, width: int):
         super().__init__()
         self.angle = SinusoidalFeatures(longest=200.0, shortest=1.5, num_frequencies=16)
         self.log_wavelength = SinusoidalFeatures(longest=20.0, shortest=0.015, num_frequencies=20)
-        self.project = nn.Linear(2 * self.angle.size + self.log_wavelength.size, width, bias=False)
+        self.detail = SinusoidalFeatures(longest=400.0, shortest=2.5, num_frequencies=8)
+        self.project = nn.Linear(2 * self.angle.size + self.log_wavelength.size + self.detail.size, width, bias=False)
 
     def forward(self, positions: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
-        """Embed [..., (x arcsec, y arcsec, log wavelength)]."""
+        """Embed [..., (x arcsec, y arcsec, log wavelength, detail)]."""
         angles = self.angle(positions[..., :2]).flatten(-2)
-        return self.project(torch.cat([angles, self.log_wavelength(positions[..., 2])], -1))
+        along = [self.log_wavelength(positions[..., 2]), self.detail(positions[..., 3])]
+        return self.project(torch.cat([angles, *along], -1))

@@ -1,0 +1,123 @@
+"""What patches of the sky look like on average: mean and covariance of their coefficients, learned from noisy images.
+
+The coefficients of a patch, over its brightness, are taken as a draw from one Gaussian, seen through the instrument
+with noise, masks and missing bands. Expectation maximisation gives its mean and covariance (Dempster, Laird & Rubin
+1977, for factor analysis with known noise); the leading directions of the covariance, by the light they carry, are the
+latents that tokens describe. Nothing depends on which instruments the images came from.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .light_basis import LightBasis
+
+BRIGHTNESS_FLOOR = 0.003
+"""Nanomaggies per square arcsec: patches fainter than this are scaled by it. About the noise of deep surveys."""
+LEAST_VARIANCE = 1e-7
+
+
+@dataclass
+class Sums:
+    """Sufficient statistics of patches: they add over batches and processes."""
+
+    count: Tensor
+    first: Float[Tensor, " J"]
+    second: Float[Tensor, "J J"]
+    metric: Float[Tensor, "J J"]
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(mine + theirs for mine, theirs in zip(self.tensors(), other.tensors(), strict=True)))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The sums, for instance to add them over processes in place."""
+        return self.count, self.first, self.second, self.metric
+
+
+class PatchPrior(nn.Module):
+    """Mean [J] and covariance [J, J] of coefficients over brightness; `latents` [J, D] and their `variances` [D]."""
+
+    mean: Tensor
+    covariance: Tensor
+    latents: Tensor
+    variances: Tensor
+
+    def __init__(self, basis: LightBasis, num_latents: int):
+        super().__init__()
+        if num_latents > len(basis):
+            raise ValueError(f"at most {len(basis)} latents come from as many basis functions, found {num_latents}")
+        wave = basis.waves[basis.spatial_of].float().norm(dim=-1)
+        order = basis.spectral_of.float()
+        # Before anything is learned: rough, smooth in space and in wavelength.
+        guess = 2.0 * (1 + wave) ** -2.5 * (1 + order) ** -2
+        mean = torch.zeros(len(basis))
+        mean[0] = 1.0
+        self.register_buffer("mean", mean)
+        self.register_buffer("covariance", torch.diag(guess))
+        self.register_buffer("latents", torch.zeros(len(basis), num_latents))
+        self.register_buffer("variances", torch.ones(num_latents))
+        self._choose_latents(torch.eye(len(basis), dtype=torch.float64))
+
+    @torch.no_grad()
+    def expect(
+        self,
+        design: Float[Tensor, "Q L J"],
+        light: Float[Tensor, "Q L"],
+        weight: Float[Tensor, "Q L"],
+        brightness: Float[Tensor, " Q"],
+    ) -> Sums:
+        """Statistics of Q patches under the present mean and covariance.
+
+        `light` and `weight` (inverse variance) of the pixels per square arcsec; `brightness` by `measure_brightness`.
+        """
+        scale = brightness.abs().clamp(min=BRIGHTNESS_FLOOR)
+        sign_and_scale = brightness / scale
+        weighted = design * weight[..., None]
+        precision = weighted.transpose(1, 2) @ design * scale[:, None, None] ** 2
+        prior = torch.linalg.inv(self.covariance.double() + 1e-9 * torch.eye(len(self.mean), device=design.device))
+        residual = light - (design @ self.mean) * brightness[:, None]
+        factor = torch.linalg.cholesky(precision + prior.float())
+        found = torch.cholesky_solve((weighted.transpose(1, 2) @ residual[..., None]) * scale[:, None, None], factor)
+        coefficients = found[..., 0] + self.mean * sign_and_scale[:, None]
+        second = torch.cholesky_inverse(factor).double().sum(0) + coefficients.double().T @ coefficients.double()
+        total = weight.sum(1) * scale**2
+        metric = (precision / total.clamp(min=1e-30)[:, None, None]).double().sum(0)
+        return Sums(
+            torch.tensor(float(len(light)), dtype=torch.float64, device=light.device),
+            (coefficients.double() * sign_and_scale[:, None]).sum(0),
+            second,
+            metric,
+        )
+
+    @torch.no_grad()
+    def maximize(self, sums: Sums) -> None:
+        """Take the mean and covariance of the statistics, and choose the latents anew."""
+        mean = sums.first / sums.count
+        second = sums.second / sums.count
+        self.mean.copy_(mean)
+        self.covariance.copy_(second - torch.outer(mean, mean))
+        self._choose_latents(sums.metric / sums.count)
+
+    def measure_brightness(
+        self, template: Float[Tensor, "Q L"], light: Float[Tensor, "Q L"], weight: Float[Tensor, "Q L"]
+    ) -> tuple[Float[Tensor, " Q"], Float[Tensor, " Q"]]:
+        """Amplitude of the mean patch (`template`) by least squares, nanomaggies per square arcsec, and its precision.
+
+        Zero where no pixel is valid.
+        """
+        precision = (template * weight * template).sum(1)
+        return (template * weight * light).sum(1) / precision.clamp(min=1e-12), precision
+
+    def _choose_latents(self, metric: Float[Tensor, "J J"]) -> None:
+        """The directions in which most light varies, each of unit mean square on pixels as instruments see them."""
+        eye = torch.eye(len(metric), dtype=torch.float64, device=metric.device)
+        root = torch.linalg.cholesky(metric + 1e-6 * metric.diagonal().mean() * eye)
+        variances, directions = torch.linalg.eigh(root.T @ self.covariance.double() @ root)
+        count = self.latents.shape[1]
+        mix = torch.linalg.solve_triangular(root.T, directions.flip(1)[:, :count], upper=True)
+        # A direction and its opposite are the same: choose, so that a fit can be repeated.
+        largest = mix.gather(0, mix.abs().argmax(0, keepdim=True))
+        self.latents.copy_(mix * largest.sign())
+        self.variances.copy_(variances.flip(0)[:count].clamp(min=LEAST_VARIANCE))
