@@ -5,9 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+from PIL import Image
 
 Results = Mapping[str, Mapping[str, Any]]
 """Summaries of modalities, by name."""
@@ -95,7 +96,10 @@ def economy_chart(points: Sequence[Mapping[str, Any]]) -> bytes:
                     axis.annotate(
                         point["label"], (point["tokens"], value), fontsize=6, xytext=(3, 3), textcoords="offset points"
                     )
-        axis.set(xscale="log", xlabel="tokens for each object", ylabel=title)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.set(xlabel="tokens for each object", ylabel=title)
+        axis.margins(x=0.25)
         axis.yaxis.label.set_size(8)
     axes[0].set_yscale("log")
     axes[1].set_yscale("log")
@@ -121,6 +125,7 @@ def held_out_chart(results: Results) -> bytes:
             axis.text(value, place, f" {value:.2f}", va="center", fontsize=7)
     axis.set_yticks(range(len(results)), list(results))
     axis.invert_yaxis()
+    axis.margins(x=0.1)
     axis.set(xscale="log", xlabel="RMS error of source pixels, sigma")
     axis.legend(fontsize=7)
     return png(figure)
@@ -132,12 +137,13 @@ def learned_codebook(summary: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure's bytes."""
-    with mpl.rc_context({"font.size": 9}):
-        buffer = io.BytesIO()
-        # Without the version of matplotlib, so that equal figures are equal files.
-        figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()
+    """The figure as a small PNG: of 256 colours."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=90)
+    drawn.seek(0)
+    with Image.open(drawn) as picture:
+        picture.convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
+    return small.getvalue()
 
 
 def _panels(count: int, height: float) -> tuple[Figure, list[Any]]:

@@ -13,7 +13,7 @@ from ...data.observations import ImageObservation, SpectrumObservation
 from .charts import png
 from .photometry import REFERENCE_WAVELENGTH
 
-QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.95, 0.99)
+QUANTILES = {"image": (0.02, 0.25, 0.5, 0.75, 0.95, 0.99), "spectrum": (0.02, 0.5, 0.9, 0.99)}
 """Objects are shown at these quantiles of chi2 per valid pixel, from the best to the worst."""
 STRETCH = 2.0
 """Noise levels above which the stretch of images turns from linear to logarithmic."""
@@ -21,7 +21,7 @@ SMOOTHING = 9
 """Pixels of a spectrum over which the black line is the mean."""
 
 
-def choose_examples(chi2: Float[np.ndarray, " B"], quantiles: Sequence[float] = QUANTILES) -> list[int]:
+def choose_examples(chi2: Float[np.ndarray, " B"], quantiles: Sequence[float]) -> list[int]:
     """Rows of the objects at quantiles of chi2, ascending, each once; objects without a chi2 are never chosen."""
     known = np.flatnonzero(np.isfinite(chi2))
     ordered = known[np.argsort(chi2[known], kind="stable")]
@@ -40,7 +40,7 @@ def image_examples(
     band = int(np.abs(wavelengths - REFERENCE_WAVELENGTH).argmin())
     rows: dict[str, Any] = {"observed": observed.flux, "from tokens": made.flux}
     if true is not None:
-        rows = {"observed": observed.flux, "without noise (simulated)": true, "from tokens": made.flux}
+        rows = {"observed": observed.flux, "truth": true, "from tokens": made.flux}
     figure = Figure(figsize=(1.75 * len(observed) + 1.1, 1.7 * (len(rows) + 1) + 0.7), layout="constrained")
     axes = figure.subplots(len(rows) + 1, len(observed), squeeze=False)
     seen = (observed.mask & made.mask)[:, band].numpy()
@@ -53,7 +53,7 @@ def image_examples(
         for row, (label, flux) in enumerate(rows.items()):
             scaled = np.arcsinh(flux[column, band].numpy() / noise / STRETCH)
             shown = np.where(seen[column], scaled, np.nan) if label == "observed" else scaled
-            axes[row, column].imshow(shown, vmin=-1, vmax=4, cmap=colours, **place)
+            axes[row, column].imshow(shown, vmin=-1, vmax=5.5, cmap=colours, **place)
             axes[row, 0].set_ylabel(label)
         sigma = observed.inverse_variance[column, band].sqrt().numpy()
         residual = (observed.flux - made.flux)[column, band].numpy() * sigma
@@ -68,7 +68,9 @@ def image_examples(
             axis.set_yticklabels([])
         if axis not in axes[-1]:
             axis.set_xticklabels([])
-    figure.colorbar(drawn, ax=list(axes[-1]), label="sigma", shrink=0.9)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.9 / len(axes), anchor=(0, 0.02), label="residual, sigma")
+    bar.ax.tick_params(labelsize=6)
+    figure.align_ylabels(axes[:, 0])
     figure.supxlabel("arcsec", fontsize=8)
     figure.suptitle(f"{observed.modality.name}, band {observed.bands[band]}{_origin(true)}", fontsize=10)
     return png(figure)
@@ -77,7 +79,7 @@ def image_examples(
 def spectrum_examples(
     observed: SpectrumObservation, made: SpectrumObservation, true: Float[Tensor, "B L"] | None, notes: Sequence[str]
 ) -> bytes:
-    """One row for each object: the spectrum with its reconstruction, and below the residual in units of the noise."""
+    """Two panels for each object: the spectrum with its reconstruction, and below the residual over the noise."""
     figure = Figure(figsize=(10, 2.5 * len(observed) + 0.4), layout="constrained")
     axes = figure.subplots(2 * len(observed), 1, squeeze=False, height_ratios=[3, 1] * len(observed))[:, 0]
     for row in range(len(observed)):
@@ -89,7 +91,7 @@ def spectrum_examples(
         upper.plot(wavelength, flux, color="0.82", lw=0.4, label="observed")
         upper.plot(wavelength, smooth, color="black", lw=0.6, label=f"observed, mean of {SMOOTHING} pixels")
         if true is not None:
-            upper.plot(wavelength, true[row].numpy()[seen], color="tab:blue", lw=0.7, label="without noise (simulated)")
+            upper.plot(wavelength, true[row].numpy()[seen], color="tab:blue", lw=0.7, label="truth")
         upper.plot(wavelength, back, color="tab:red", lw=0.7, label="from tokens")
         low, high = np.percentile(smooth, [0.5, 99.8]) if len(smooth) else (0.0, 1.0)
         upper.set_ylim(min(0, low) - 0.1 * abs(high), 1.4 * high)
@@ -103,7 +105,8 @@ def spectrum_examples(
         upper.sharex(lower)
         upper.tick_params(labelbottom=False)
     axes[0].legend(fontsize=7, loc="upper right", ncols=4)
-    axes[-1].set_xlabel("wavelength in vacuum, angstrom")
+    axes[-1].set_xlabel("wavelength in vacuum, angstrom", fontsize=8)
+    figure.align_ylabels(list(axes))
     figure.suptitle(f"{observed.modality.name}{_origin(true)}; flux in 1e-17 erg/s/cm2/A", fontsize=10)
     return png(figure)
 

@@ -66,6 +66,7 @@ def _quality(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
                 _number(true.get("r2"), 4),
                 _number(s["psnr"], 1),
                 _with_error(s["chi2"]["all"]["mean"], s["chi2"]["all"]["mean_error"], 3),
+                _percent(s["chi2"]["source"]["share_of_pixels"]),
                 _with_error(s["chi2"]["source"]["mean"], s["chi2"]["source"]["mean_error"], 3),
                 _number(s["chi2"]["source"]["median_of_objects"], 3),
                 _number(s["chi2"]["source"]["rms_error"], 2),
@@ -73,15 +74,25 @@ def _quality(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             ]
         )
     sigma = results["settings"]["source_sigma"]
-    heads = ["modality (objects)", "R2", "R2 of the truth", "R2 against the truth", "PSNR, dB", "chi2", "chi2, sources"]
+    heads = [
+        "modality (objects)",
+        "R2",
+        "R2 of the truth",
+        "R2 against the truth",
+        "PSNR, dB",
+        "chi2",
+        "source pixels",
+        "chi2, sources",
+    ]
     heads += ["median of objects", "error on sources, sigma", "mask AUC"]
     speed = _table(
-        ["modality", "tokens", "bits", "vocabulary", "encode, objects/s", "decode, objects/s"],
+        ["modality", "tokens", "bits", "valid pixels decoded", "vocabulary", "encode, objects/s", "decode, objects/s"],
         [
             [
                 name,
                 _number(s["tokens"], 1),
                 _number(s["bits"], 0),
+                _percent(s["decoded"], 2),
                 " + ".join(f"{book['all']['vocabulary']} {kind}" for kind, book in s["codebooks"].items()),
                 _number(s["objects_per_second"]["encode"], 1),
                 _number(s["objects_per_second"]["decode"], 1),
@@ -386,7 +397,7 @@ def _examples(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     shown = [_picture(pictures, name.replace("/", "-"), f"{name}, at quantiles of chi2") for name in results["pixels"]]
     if not any(shown):
         return ""
-    intro = "Objects at the quantiles 2, 25, 50, 75, 95 and 99 % of chi2 per valid pixel, chosen by that alone."
+    intro = "Objects at quantiles of chi2 per valid pixel, from the best to the worst, chosen by that alone."
     return "\n\n".join(["## Examples", intro, *(picture for picture in shown if picture)])
 
 

@@ -132,6 +132,7 @@ class PixelMeasures:
         kept["flux made"] = object_flux(of.observation, of.made, of.seen)
         kept["flux reference"] = object_flux(of.observation, reference, of.seen)
         kept["magnitude"] = object_magnitude(of.observation, reference, of.seen)
+        kept["valid"] = of.observation.mask.flatten(1).sum(1)
         kept["tokens"] = of.tokens.mask.sum(1)
         kept["bits"] = bits(self.tokenizer, of.tokens)
         for name, values in kept.items():

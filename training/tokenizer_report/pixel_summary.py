@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .flux_bias import flux_bias, median_with_error
+from .flux_bias import flux_bias
 from .photometry import magnitudes
 from .pixel_measures import SIGNAL_TO_NOISE_EDGES, PixelMeasures
 from .pixel_scores import ratio_of_sums
@@ -32,7 +32,8 @@ def summarise(
         "source_sigma": measures.source_sigma,
         "tokens": float(of["tokens"].mean()),
         "bits": float(of["bits"].mean()),
-        "psnr": float(np.nanmedian(of["psnr"])),
+        "decoded": float(of["pixels all"].sum() / of["valid"].sum()),
+        "psnr": _median(of["psnr"][np.isfinite(of["psnr"])]),
         "scores": _scores(measures),
         "chi2": {place: _chi2(of, place) for place in ("all", "source")},
         "by_signal_to_noise": _by_signal_to_noise(measures),
@@ -89,11 +90,15 @@ def _chi2(of: Objects, place: str) -> dict[str, float]:
     return {
         "mean": mean,
         "mean_error": error,
-        "median_of_objects": median_with_error(each)[0] if len(each) else math.nan,
+        "median_of_objects": _median(each),
         "num_objects": int(enough.sum()),
         "share_of_pixels": float(of[f"pixels {place}"].sum() / max(of["pixels all"].sum(), 1)),
         "rms_error": math.sqrt(squared),
     }
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values)) if len(values) else math.nan
 
 
 def _by_signal_to_noise(measures: PixelMeasures) -> list[dict[str, Any]]:

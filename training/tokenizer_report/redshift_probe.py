@@ -142,5 +142,5 @@ def _trees(features: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.n
         components = min(NUM_COMPONENTS, len(features) - 1)
         reduced = PCA(components, svd_solver="randomized", random_state=0).fit(features)
         features, others = reduced.transform(features), reduced.transform(others)
-    trees = HistGradientBoostingRegressor(max_iter=200, learning_rate=0.05, random_state=0)
+    trees = HistGradientBoostingRegressor(max_iter=200, learning_rate=0.05, min_samples_leaf=5, random_state=0)
     return trees.fit(features, labels).predict(others)

@@ -23,7 +23,7 @@ from ...tokenizers.token_grid import Tokenizer
 from ..loop import console
 from ..tokenizers import load_tokenizers, tokenizer_hash
 from . import charts
-from .example_pictures import choose_examples, image_examples, spectrum_examples
+from .example_pictures import QUANTILES, choose_examples, image_examples, spectrum_examples
 from .held_out_instrument import measure_held_out, most_different
 from .held_out_objects import choose_rows, choose_training_rows, read_held_out, read_rows
 from .page import insert_between_markers, report_page
@@ -38,7 +38,6 @@ from .value_measures import measure_values
 
 PIXEL_KINDS = ("image", "spectrum")
 REDSHIFT = "scalar/redshift"
-NUM_REAL_EXAMPLES = 6
 
 
 def tokenizer_report(settings: TokenizerReportSettings) -> dict[str, Any]:
@@ -183,7 +182,7 @@ class _Work:
     def _show_examples(self, name: str, summary: Mapping[str, Any]) -> None:
         """Draw objects at quantiles of chi2."""
         chi2 = np.array([np.nan if c is None else c for c in summary["object_chi2"]], np.float64)
-        rows = choose_examples(chi2)
+        rows = choose_examples(chi2, QUANTILES[name.partition("/")[0]])
         ids = [summary["object_id"][row] for row in rows]
         observation: Any = self.dataset.read(name, ids)
         notes = [f"chi2 {chi2[row]:.2f}" for row in rows]
@@ -249,7 +248,8 @@ class _Work:
             summary = self.parts.get(f"real-{number}", depends_on, measure)
             found.append({"title": title, "picture": f"real-{number}"} | summary)
             if "refused" not in summary:
-                rows = choose_examples(np.array(summary["object_chi2"], np.float64))[:NUM_REAL_EXAMPLES]
+                quantiles = QUANTILES[observation.modality.kind]
+                rows = choose_examples(np.array(summary["object_chi2"], np.float64), quantiles)
                 notes = [f"chi2 {summary['object_chi2'][row]:.2f}" for row in rows]
                 self.pictures[f"real-{number}"] = self._examples(observation.select(rows), None, notes)
         return found

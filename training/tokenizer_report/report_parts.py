@@ -1,9 +1,10 @@
 """Parts of a report that were measured already: one JSON file each, so that an interrupted report goes on.
 
-A part is named by what it is, and holds a fingerprint of all that it depends on: other tokenizers, objects or settings
-have it measured anew.
+A part is named by what it is, and holds a fingerprint of all that it depends on: other tokenizers, objects, settings or
+another version of the code have it measured anew.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -14,8 +15,8 @@ from typing import Any
 from ...data.dataset import ObservationDataset
 from ...data.parquet_files import replacing
 
-FORMAT = 1
-"""Raised when a change of the code changes what a part holds."""
+SHOWS = ("page.py", "charts.py", "example_pictures.py")
+"""Files of this folder that show what was measured, and have no part in it."""
 
 
 class ReportParts:
@@ -27,7 +28,7 @@ class ReportParts:
 
     def get(self, name: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The part called `name`: as it stands, or measured now and written. `depends_on` is plain data."""
-        fingerprint = fingerprint_of([FORMAT, depends_on])
+        fingerprint = fingerprint_of([hash_of_code(), depends_on])
         path = self.folder / f"{name.replace('/', '-')}.json"
         try:
             standing = json.loads(path.read_text(encoding="utf-8"))
@@ -58,6 +59,17 @@ def plain(value: Any) -> Any:
 def fingerprint_of(content: Any) -> str:
     """A short hash of plain data."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def hash_of_code() -> str:
+    """A hash of the code that a measurement runs through: that of the tokenizers, and what measures them."""
+    here = Path(__file__).resolve().parent
+    files = [*here.parent.parent.joinpath("tokenizers").glob("*.py"), *here.glob("*.py")]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in files if path.name not in SHOWS):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def state_of(dataset: ObservationDataset, modality_name: str) -> list[tuple[str, int, int]]:
