@@ -7,6 +7,7 @@ share of chi2 deserves. What the amplitude's bin leaves is quantised like a comp
 a stream.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from .pretrained import load_weights, read_config, resolve_folder, save_module
 from .quantile_sketch import QuantileSketch
 from .quantizers import FiniteScalarQuantizer, rank_features
 from .spectral_shapes import ShapeMoments, SpectralShapes, is_complete
-from .token_grid import TokenGrid, detailed_positions
+from .token_grid import TokenGrid, check_codes, detailed_positions
 
 MODEL_TYPE = "armillary-coefficients-tokenizer"
 AMPLITUDE_RANGE = (0.0, 9.0)
@@ -172,10 +173,13 @@ class CoefficientsTokenizer(nn.Module):
         """Coefficients from tokens; masked where the amplitude is. A masked token of the shape leaves its mean.
 
         `error` is how far measured coefficients typically lie from these: noise at that amplitude, and what the codes
-        lose. `target`, a modality or observation, must have the arms that the tokenizer was fitted to.
+        lose. `target`, a modality or observation, must have the arms that the tokenizer was fitted to. Raises
+        ObservationError if it has not, or the codes are none of this tokenizer.
         """
         wanted = tokens.modality if target is None else target if isinstance(target, Modality) else target.modality
+        self._check(tokens.modality)
         self._check(wanted)
+        check_codes(tokens, list(itertools.pairwise([0, *self._offsets()])))
         device = self.mean.device
         amplitude = self._amplitudes(torch.where(tokens.mask[:, 0], tokens.codes[:, 0], 0).to(device))
         latents = torch.zeros(len(tokens), self.places.shape[0], dtype=torch.float64, device=device)

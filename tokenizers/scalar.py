@@ -22,7 +22,7 @@ from .equal_mass_bins import BinTable, EqualMassBins, equal_mass_bins
 from .pretrained import load_weights, read_config, resolve_folder, save_module
 from .quantile_sketch import QuantileSketch
 from .quantizers import rank_features
-from .token_grid import TokenGrid, detailed_positions
+from .token_grid import TokenGrid, check_codes, detailed_positions
 
 MODEL_TYPE = "armillary-scalar-tokenizer"
 
@@ -153,7 +153,8 @@ class ScalarTokenizer(nn.Module):
         """The median of what was seen in each bin, and as error the bin's spread about it; `bins` are the intervals.
 
         A known error of the measurement is added in quadrature. The outer codes give the extreme value that was seen,
-        with an unknown error. Raises ObservationError if `target` is another quantity.
+        with an unknown error. Raises ObservationError if `target` is another quantity, or the codes are none of this
+        tokenizer.
         """
         wanted = tokens.modality if target is None else target if isinstance(target, Modality) else target.modality
         if wanted.name != tokens.modality.name:
@@ -161,6 +162,10 @@ class ScalarTokenizer(nn.Module):
                 f"{wanted.name}: expected tokens of this quantity, found those of {tokens.modality.name}"
             )
         bins, errors = self._value_bins(wanted), self._error_bins(wanted)
+        ranges = [(0, bins.num_codes)]
+        if self.settings.num_error_codes:
+            ranges.append((bins.num_codes, self.vocabulary_size(wanted)))
+        check_codes(tokens, ranges)
         values, spread = bins.decode(tokens.codes[:, 0])
         if errors is not None:
             measured, _ = errors.decode((tokens.codes[:, 1] - bins.num_codes).clamp(min=0))

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..data.modalities import Modality
+from ..data.observations import ObservationError
 
 POSITION_FEATURES = ("x_arcsec", "y_arcsec", "log_wavelength", "detail")
 """The detail is 0 for a token that stands alone, and counts those that refine one before them at the same place."""
@@ -107,3 +108,18 @@ def detailed_positions(num_objects: int, num_tokens: int) -> Float[Tensor, "B N 
     positions = empty_positions(num_objects, num_tokens)
     positions[..., POSITION_FEATURES.index("detail")] = torch.arange(num_tokens)
     return positions
+
+
+def check_codes(tokens: TokenGrid, ranges: Sequence[tuple[int, int]]) -> None:
+    """Raise ObservationError unless there are these tokens, and the code of each, where valid, lies in [low, high)."""
+    name, found = tokens.modality.name, tokens.num_tokens
+    if found != len(ranges):
+        raise ObservationError(f"{name}: expected {len(ranges)} tokens of each object, found {found}")
+    for place, (low, high) in enumerate(ranges):
+        codes = tokens.codes[:, place]
+        wrong = (tokens.mask[:, place] & ((codes < low) | (codes >= high))).nonzero()[:, 0].tolist()
+        if wrong:
+            raise ObservationError(
+                f"{name}, object {tokens.object_id[wrong[0]]}: expected a code in [{low}, {high}) as token {place}, "
+                f"found {codes[wrong[0]].item()}. Was it made by another tokenizer?"
+            )

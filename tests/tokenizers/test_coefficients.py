@@ -114,6 +114,24 @@ def test_tokens_are_told_apart_by_their_place(fitted, stars):
     assert len(places.unique(dim=0)) == 8
 
 
+def test_codes_of_another_tokenizer_are_an_error_that_names_the_object(fitted, learned_from, stars):
+    tokens = fitted.encode(stars)
+    with pytest.raises(ObservationError, match="gaia_bp_rp: expected 3 tokens of each object, found 8"):
+        fit(learned_from, num_tokens=2).decode(tokens)
+    codes = tokens.codes.clone()
+    codes[4, 2] = 0
+    with pytest.raises(ObservationError, match=rf"object {stars.object_id[4]}: expected a code in .* token 2, found 0"):
+        fitted.decode(replace(tokens, codes=codes))
+    with pytest.raises(ObservationError, match="expected a modality of kind coefficients, found scalar/redshift"):
+        fitted.decode(replace(tokens, modality=modality("scalar/redshift")), GAIA)
+
+
+def test_no_objects_have_no_tokens(fitted, stars):
+    tokens = fitted.encode(stars.select([]))
+    assert tokens.codes.shape == (0, 8)
+    assert len(fitted.decode(tokens)) == 0
+
+
 # Amplitude
 
 

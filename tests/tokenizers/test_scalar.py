@@ -186,6 +186,15 @@ def test_tokens_do_not_decode_to_another_quantity(fitted):
         fitted.decode(tokens, modality("scalar/stellar_mass"))
 
 
+def test_codes_of_another_tokenizer_are_an_error_that_names_the_object(fitted, with_errors):
+    tokens = fitted.encode(observe([0.1, SAMPLE.max() + 1]))
+    smaller = ScalarTokenizer(ScalarTokenizerSettings(num_codes=16)).fit({REDSHIFT: SAMPLE})
+    with pytest.raises(ObservationError, match=r"redshift, object 0: expected a code in \[0, 16\) as token 0, found "):
+        smaller.decode(tokens)
+    with pytest.raises(ObservationError, match="redshift: expected 2 tokens of each object, found 1"):
+        with_errors[0].decode(tokens)
+
+
 def test_each_quantity_has_bins_of_its_own():
     fitted = ScalarTokenizer(ScalarTokenizerSettings(num_codes=16)).fit(
         {REDSHIFT: SAMPLE, "scalar/stellar_mass": np.arange(4, 9)}
