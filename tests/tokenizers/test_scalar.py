@@ -12,6 +12,8 @@ from scipy.stats import norm
 from armillary.data.instruments import Catalogue, Quantity
 from armillary.data.modalities import Modality, modality
 from armillary.data.observations import ObservationError, ScalarObservation, stack
+from armillary.data.readers.catalogues import read_sdss_galaxies, sdss_galaxy_batches
+from armillary.data.real_files import real_file
 from armillary.settings import SettingsError, validate_settings
 from armillary.tokenizers.quantile_sketch import RANK_ERROR
 from armillary.tokenizers.scalar import ScalarSketch, ScalarTokenizer, ScalarTokenizerSettings
@@ -242,6 +244,27 @@ def test_bins_of_many_values_have_the_mass_that_the_sketch_guarantees():
     error = np.abs(share[1:-1] - np.arange(1, 256) / 256)
     assert np.quantile(error, 0.99) < 2 * RANK_ERROR
     assert error.max() < 4 * RANK_ERROR
+
+
+def test_a_real_catalogue_streams_from_its_file_to_tokens_and_back():
+    path = real_file("sdss-galaxies-5000.fits")
+    sizes = ScalarTokenizerSettings(num_codes=102, num_error_codes=34)
+    tokenizer = ScalarTokenizer(sizes).fit_stream(sdss_galaxy_batches(path, rows_per_batch=700))
+    assert len(tokenizer.settings.modalities) == 9
+    for observation in read_sdss_galaxies(path):
+        tokens = tokenizer.encode(observation)
+        assert torch.equal(tokens.mask[:, 0], observation.mask)
+        assert torch.equal(tokens.mask[:, 1], observation.mask & observation.error.isfinite())
+        seen = tokens.mask[:, 0]
+        assert held(tokenizer, observation)[seen].all()
+        # Values are rounded in the file, to 0.001 mag of 2MASS: no bin parts what is one number.
+        counts = torch.bincount(tokens.codes[seen, 0], minlength=102)[1:-1]
+        assert counts.min() > 0.6 * seen.sum() / 100
+        assert counts.max() < 1.4 * seen.sum() / 100
+        back = tokenizer.decode(tokens)
+        assert torch.equal(tokenizer.encode(back).codes[seen, 0], tokens.codes[seen, 0])
+        span = observation.values[seen].max() - observation.values[seen].min()
+        assert (back.values - observation.values)[seen].abs().median() < 0.005 * span
 
 
 # Errors of measurement
