@@ -18,8 +18,11 @@ RANK_ERROR = kll_floats_sketch(SKETCH_SIZE).normalized_rank_error(True)
 
 
 class QuantileSketch:
-    """Sketch of float32 numbers. Beyond SKETCH_SIZE of them, two sketches of the same numbers differ within RANK_ERROR:
-    the library draws at random which are kept, and cannot be seeded."""
+    """Sketch of float32 numbers.
+
+    Beyond SKETCH_SIZE of them, two sketches of the same numbers differ within RANK_ERROR: the library draws at random
+    which are kept, and cannot be seeded.
+    """
 
     def __init__(self) -> None:
         self._sketch = kll_floats_sketch(SKETCH_SIZE)
