@@ -5,7 +5,6 @@ arcsec, compressed by arcsinh like a magnitude (Lupton, Gunn & Szalay 1999, astr
 is physical: two cameras give the same object nearly the same codes in bands of one wavelength.
 """
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -31,12 +30,13 @@ def measure_brightness(observation: ImageObservation) -> tuple[Float[Tensor, "B 
     weight = torch.exp(-(y[:, :, None] ** 2 + x[:, None, :] ** 2) / (2 * WEIGHT_SIGMA**2))[:, None]
     valid_weight = (weight * observation.mask).sum((2, 3))
     whole = 2 * torch.pi * (WEIGHT_SIGMA / scale) ** 2
-    mean = (weight * observation.flux).sum((2, 3)) / valid_weight.clamp(min=1e-9) / scale**2
+    # In float64, where no sum of finite pixels overflows.
+    mean = (weight * observation.flux.double()).sum((2, 3)) / valid_weight.clamp(min=1e-9) / scale**2
     values = torch.zeros(len(observation), len(observation.card.bands))
     measured = torch.zeros(values.shape, dtype=torch.bool)
     names = [band.name for band in observation.card.bands]
     places = [names.index(name) for name in observation.bands]
-    values[:, places] = torch.asinh(mean / SOFTENING)
+    values[:, places] = torch.asinh(mean / SOFTENING).float()
     measured[:, places] = valid_weight > LEAST_COVERAGE * whole
     return torch.where(measured, values, 0.0), measured
 
@@ -44,31 +44,4 @@ def measure_brightness(observation: ImageObservation) -> tuple[Float[Tensor, "B 
 def brightness_codes(values: Float[Tensor, "B C"], num_codes: int) -> Int[Tensor, "B C"]:
     """The bin of each compressed brightness."""
     low, high = RANGE
-    return ((values - low) / (high - low) * num_codes).long().clamp(0, num_codes - 1)
-
-
-def brightness_of_codes(codes: Int[Tensor, "B C"], num_codes: int) -> Float[Tensor, "B C"]:
-    """The middle of each bin; codes outside [0, num_codes) count as the nearest."""
-    low, high = RANGE
-    return low + (high - low) * (codes.clamp(0, num_codes - 1) + 0.5) / num_codes
-
-
-def brightness_at(
-    values: Float[Tensor, "B C"], measured: Bool[Tensor, "B C"], wavelengths: list[float], wanted: list[float]
-) -> Float[Tensor, "B W"]:
-    """Brightness at other wavelengths: linear in their logarithm between measured bands, constant beyond them.
-
-    Zero where an object has no measured band.
-    """
-    known, goal = np.log(wavelengths), np.log(wanted)
-    found = np.zeros((len(values), len(goal)), dtype=np.float32)
-    patterns, pattern_of = np.unique(measured.numpy(), axis=0, return_inverse=True)
-    for index, pattern in enumerate(patterns):
-        rows = np.flatnonzero(pattern_of.reshape(-1) == index)
-        if pattern.any():
-            order = np.argsort(known[pattern])
-            # Interpolation is linear in the values: its matrix is that of the unit vectors.
-            unit = np.eye(int(pattern.sum()))[:, order]
-            matrix = np.stack([np.interp(goal, known[pattern][order], row) for row in unit])
-            found[rows] = values.numpy()[rows][:, pattern] @ matrix
-    return torch.from_numpy(found)
+    return ((values - low) / (high - low) * num_codes).clamp(0, num_codes - 1).long()

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-
 REACH = 40.0
 """Standard deviations to which numbers are told apart at least."""
 
@@ -111,9 +110,7 @@ class DigitPlanes(nn.Module):
         place = (first + cell).T
         return self.centers.gather(1, place).T, self.spreads.gather(1, place).T
 
-    def errors(
-        self, numbers: Float[Tensor, "Q D"], codes: Int[Tensor, "Q T"]
-    ) -> Float[Tensor, "Q T1"]:
+    def errors(self, numbers: Float[Tensor, "Q D"], codes: Int[Tensor, "Q T"]) -> Float[Tensor, "Q T1"]:
         """Sum of squared errors of the numbers after 0, 1, ..., T tokens."""
         cell = torch.zeros_like(numbers, dtype=torch.long)
         count = torch.zeros_like(cell[:1])

@@ -32,7 +32,7 @@ from .patch_prior import BRIGHTNESS_FLOOR, PatchPrior, Sums
 from .patch_refiner import PatchRefiner
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import rank_features
-from .token_grid import Reconstruction, TokenGrid, empty_positions
+from .token_grid import Reconstruction, TokenGrid, check_kind, empty_positions
 
 MODEL_TYPE = "armillary-image-tokenizer"
 PATCH_RANGE = (-10.0, 18.0)
@@ -115,6 +115,7 @@ class ImageTokenizer(nn.Module):
         masked, and so are bands and patches without a valid pixel. Raises ObservationError for a band out of the
         tokenizer's range, and for light brighter than any survey's.
         """
+        check_kind(self.kind, observation.modality)
         grid = PatchGrid.of(observation, self.settings.patch_side)
         levels, details, patch_mask, detail_mask = (t.cpu() for t in self._codes(observation, grid))
         brightness, measured = measure_brightness(observation)
@@ -137,6 +138,7 @@ class ImageTokenizer(nn.Module):
         `target` is an observation, whose bands, size, PSF, depth and centre are used, or a modality, whose card's are
         used over the tokens' own extent; by default the tokens' own modality. Pixels that no token covers are masked.
         """
+        check_kind(self.kind, tokens.modality)
         source = cast(ImagingInstrument, tokens.modality.card)
         num_bands = len(source.bands)
         num_patches = (tokens.num_tokens - num_bands) // (1 + self.settings.num_details)
@@ -193,36 +195,49 @@ class ImageTokenizer(nn.Module):
         }
         return Reconstruction(loss, parts, details.flatten(1), detail_mask.flatten(1))
 
+    @property
+    def num_learned_codes(self) -> int:
+        """Codes of details, which come first."""
+        return self.planes.vocabulary_size
+
+    @staticmethod
+    def num_prior_rounds(rounds: int) -> int:
+        """Rounds of `learn_prior`, those for the digits included."""
+        return rounds + 1
+
     @torch.no_grad()
     def learn_prior(
         self,
         batches: Iterable[ImageObservation],
-        num_rounds: int = 10,
-        batches_per_round: int = 8,
+        rounds: int = 10,
+        batches_per_round: int = 64,
+        patches: int = 64,
         add_up: Callable[[Tensor], None] = lambda sums: None,
+        done: int = 0,
     ) -> Iterator[int]:
-        """Learn the prior and the digits from images, by expectation maximisation; yields the rounds done.
+        """Learn the prior from images by expectation maximisation, then the digits; yields the rounds done.
 
-        Takes (`num_rounds` + 2) times `batches_per_round` batches. `add_up` adds a tensor over processes, in place.
+        A round takes `batches_per_round` batches and at most `patches` patches of each. `add_up` adds a tensor over
+        processes, in place. `done` rounds were done before.
         """
         stream = iter(batches)
-        for done in range(num_rounds):
+        for number in range(done, rounds):
             sums = None
             for _ in range(batches_per_round):
-                found = self._expect(next(stream))
+                found = self._expect(next(stream), patches)
                 sums = found if sums is None else sums + found
             assert sums is not None
             for tensor in sums.tensors():
                 add_up(tensor)
             self.prior.maximize(sums)
-            yield done + 1
+            yield number + 1
         grid = 1e-3 * torch.sinh(torch.linspace(-12, 12, 6001, device=device_of(self)))
         counts = torch.zeros(self.settings.num_latents, len(grid), device=grid.device)
-        for _ in range(2 * batches_per_round):
+        for _ in range(batches_per_round):
             counts += self._histogram(next(stream), grid)
         add_up(counts)
-        self.planes.fit(grid, counts, self.prior.variances)
-        yield num_rounds + 2
+        self.planes.fit(grid, counts, self.prior.variances.float())
+        yield rounds + 1
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors to `folder`."""
@@ -291,10 +306,10 @@ class ImageTokenizer(nn.Module):
             raise ObservationError(f"{observation.modality.name}, object {observation.object_id[0]}: {error}") from None
         part = PatchGrid(grid.pixels, grid.rows, grid.columns, grid.start[rows])
         mask = observation.mask[rows].to(device)
-        weight = torch.where(mask, observation.inverse_variance[rows].to(device), 0.0) * area**2
-        light = torch.where(mask, observation.flux[rows].to(device), 0.0) / area
+        weight = torch.where(mask, observation.inverse_variance[rows].to(device).double(), 0.0) * area**2
+        light = torch.where(mask, observation.flux[rows].to(device).double(), 0.0) / area
         transfer = self.basis.transfer(
-            observation.psf_fwhm[rows].to(device), grid.pixels * observation.card.pixel_scale
+            observation.psf_fwhm[rows].to(device).double(), grid.pixels * observation.card.pixel_scale
         )
         return part.cut(light).flatten(2), part.cut(weight).flatten(2), self.basis.response(spectral, transfer)
 
@@ -318,7 +333,7 @@ class ImageTokenizer(nn.Module):
         found = []
         for rows in self._chunks(observation, grid, self.settings.num_latents):
             light, weight, response, template, codes = self._measure(observation, grid, rows)
-            level = self._levels(codes)
+            level = self._levels(codes).double()
             numbers, worth = self._solve(light, weight, response, template, level, grid.pixels)
             num_valid = (weight > 0).sum(2)
             details = level.new_zeros(*level.shape, self.settings.num_details, dtype=torch.long)
@@ -349,7 +364,10 @@ class ImageTokenizer(nn.Module):
         """
         scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
         worth = weight.sum(2) * scale**2
-        design = self.basis.design(response, self.prior.latents, pixels).flatten(1, 2).transpose(1, 2).contiguous()
+        # Latents over their prior's standard deviation: the equations are well conditioned.
+        deviation = self.prior.variances.sqrt()
+        mix = self.prior.latents * deviation
+        design = self.basis.design(response, mix, pixels).flatten(1, 2).transpose(1, 2).contiguous()
         residual = (light - template[:, None] * level[..., None]) * weight
         limit = LEAST_SHARE * self.settings.tolerance * (weight > 0).sum(2)
         needed = (worth[..., None] * self.prior.variances > limit[..., None]).sum(2)
@@ -362,11 +380,11 @@ class ImageTokenizer(nn.Module):
                 part = design[o, :count]
                 weighted = part * weight[o, p][:, None]
                 precision = weighted @ part.transpose(1, 2) * scale[o, p][:, None, None] ** 2
-                precision.diagonal(dim1=1, dim2=2).add_(1 / self.prior.variances[:count])
+                precision.diagonal(dim1=1, dim2=2).add_(1.0)
                 right = part @ residual[o, p][..., None] * scale[o, p][:, None, None]
                 factor = torch.linalg.cholesky_ex(precision)[0]
-                numbers[o, p, :count] = torch.cholesky_solve(right, factor)[..., 0]
-        return numbers, worth
+                numbers[o, p, :count] = torch.cholesky_solve(right, factor)[..., 0] * deviation[:count]
+        return numbers.float(), worth.float()
 
     def _latents(
         self,
@@ -393,15 +411,19 @@ class ImageTokenizer(nn.Module):
         """Flux of the target's pixels, nanomaggies."""
         device = level.device
         scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
-        coefficients = latents.float() * scale[..., None] @ self.prior.latents.T + level[..., None] * self.prior.mean
+        coefficients = latents.float() * scale[..., None] @ self.prior.latents.float().T
+        coefficients = coefficients + level[..., None] * self.prior.mean.float()
         try:
-            spectral = self.basis.spectral(target.card, tuple(target.bands)).to(device)
+            spectral = self.basis.spectral(target.card, tuple(target.bands)).float().to(device)
         except ValueError as error:
             raise ObservationError(f"{target.modality.name}, object {target.object_id[0]}: {error}") from None
         response = self.basis.response(spectral, self.basis.transfer(target.psf_fwhm.to(device), side))
         # [B, P, C, J] never exists: polynomials are summed band by band.
         waves = torch.stack(
-            [self.basis.by_wave((coefficients * response[:, None, c])[..., None])[..., 0] for c in range(len(spectral))],
+            [
+                self.basis.by_wave((coefficients * response[:, None, c])[..., None])[..., 0]
+                for c in range(len(spectral))
+            ],
             2,
         )
         columns = _num_columns(middles)
@@ -409,28 +431,27 @@ class ImageTokenizer(nn.Module):
         area = target.card.pixel_scale**2
         objects = torch.arange(len(level), device=device)[:, None]
         (row, at_row, _), (column, at_column, _) = _places(middles, columns, side, target)
-        along = torch.einsum(
-            "biscvu,biv->biscu", grid[objects, row.to(device)], self.basis.cosines(at_row.to(device))
-        )
+        along = torch.einsum("biscvu,biv->biscu", grid[objects, row.to(device)], self.basis.cosines(at_row.to(device)))
         pixels = torch.einsum(
-            "bjicu,bju->bcij", along.transpose(1, 2)[objects, column.to(device)],
+            "bjicu,bju->bcij",
+            along.transpose(1, 2)[objects, column.to(device)],
             self.basis.cosines(at_column.to(device)),
         )
         return pixels * area
 
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
-    def _expect(self, observation: ImageObservation, most: int = 512, chunk: int = 64) -> Sums:
+    def _expect(self, observation: ImageObservation, most: int, chunk: int = 64) -> Sums:
         """Statistics of the patches with light, at most `most` of them."""
         grid = PatchGrid.of(observation, self.settings.patch_side)
         light, weight, response, template, codes = self._measure(observation, grid, slice(0, len(observation)))
-        level = self._levels(codes)
+        level = self._levels(codes).double()
         signal = level.abs() * (weight * template[:, None] ** 2).sum(2).sqrt()
         whole = (weight > 0).float().mean(2) > 0.5
         objects, patches = torch.nonzero((signal > 5) & whole, as_tuple=True)
         keep = torch.linspace(0, len(objects) - 1, min(most, len(objects)), device=objects.device).long()
         objects, patches = objects[keep], patches[keep]
-        eye = torch.eye(len(self.basis), device=light.device)
+        eye = torch.eye(len(self.basis), device=light.device, dtype=torch.float64)
         sums = None
         for part in torch.arange(len(objects), device=objects.device).split(chunk):
             o, p = objects[part], patches[part]
@@ -438,7 +459,7 @@ class ImageTokenizer(nn.Module):
             found = self.prior.expect(design, light[o, p], weight[o, p], level[o, p])
             sums = found if sums is None else sums + found
         if sums is None:
-            zero = torch.zeros(len(eye), dtype=torch.float64, device=eye.device)
+            zero = torch.zeros(len(eye), dtype=eye.dtype, device=eye.device)
             return Sums(zero[0].clone(), zero.clone(), torch.diag(zero), torch.diag(zero))
         return sums
 
@@ -451,7 +472,7 @@ class ImageTokenizer(nn.Module):
         edges = (points[1:] + points[:-1]) / 2
         for rows in self._chunks(observation, grid, self.settings.num_latents):
             light, weight, response, template, codes = self._measure(observation, grid, rows)
-            level = self._levels(codes)
+            level = self._levels(codes).double()
             numbers, worth = self._solve(light, weight, response, template, level, grid.pixels)
             limit = self.settings.tolerance * (weight > 0).sum(2)
             matters = worth[..., None] * self.prior.variances > limit[..., None]

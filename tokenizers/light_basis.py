@@ -60,8 +60,8 @@ class LightBasis(nn.Module):
 
     def cosines(self, place: Float[Tensor, "*A"]) -> Float[Tensor, "*A k"]:
         """The one-dimensional cosines, of unit mean square, at places from 0 to 1 across a patch."""
-        order = torch.arange(self.num_cosines, device=place.device)
-        norm = torch.where(order == 0, 1.0, math.sqrt(2))
+        order = torch.arange(self.num_cosines, device=place.device, dtype=place.dtype)
+        norm = torch.where(order == 0, 1.0, math.sqrt(2)).to(place.dtype)
         return torch.cos(math.pi * place[..., None] * order) * norm
 
     def spectral(self, card: ImagingInstrument, bands: tuple[str, ...]) -> Float[Tensor, "C M"]:
@@ -77,7 +77,7 @@ class LightBasis(nn.Module):
             wavelengths = np.linspace(band.wavelength - band.width / 2, band.wavelength + band.width / 2, 9)
             x = np.log(wavelengths.clip(low, high) / low) / math.log(high / low) * 2 - 1
             rows.append(np.polynomial.legendre.legvander(x, self.num_orders - 1).mean(0))
-        return torch.tensor(np.array(rows), dtype=torch.float32)
+        return torch.tensor(np.array(rows), dtype=torch.float64)
 
     def transfer(self, psf_fwhm: Float[Tensor, "B C"], patch_side: float) -> Float[Tensor, "B C K"]:
         """Modulation transfer of a Moffat PSF (arcsec) at each spatial frequency of a patch (`patch_side` arcsec).
@@ -85,13 +85,11 @@ class LightBasis(nn.Module):
         For beta = 3.5 it is exp(-x) (1 + x + x^2 / 3) with x = 2 pi f a: the Hankel transform of (1 + (r/a)^2)^-beta,
         proportional to x^(5/2) K_(5/2)(x) (Trujillo et al. 2001, eq. 7), in closed form.
         """
-        frequency = self.waves.float().norm(dim=-1) / (2 * patch_side)
+        frequency = self.waves.to(psf_fwhm.dtype).norm(dim=-1) / (2 * patch_side)
         x = 2 * math.pi * MOFFAT_SCALE * psf_fwhm[..., None] * frequency
         return (torch.exp(-x) * (1 + x + x**2 / 3)).clamp(min=LEAST_TRANSFER)
 
-    def response(
-        self, spectral: Float[Tensor, "C M"], transfer: Float[Tensor, "B C K"]
-    ) -> Float[Tensor, "B C J"]:
+    def response(self, spectral: Float[Tensor, "C M"], transfer: Float[Tensor, "B C K"]) -> Float[Tensor, "B C J"]:
         """What each band sees of each basis function."""
         return transfer[..., self.spatial_of] * spectral[:, self.spectral_of]
 
@@ -99,7 +97,7 @@ class LightBasis(nn.Module):
         self, response: Float[Tensor, "B C J"], mix: Float[Tensor, "J D"], pixels: int
     ) -> Float[Tensor, "B C S D"]:
         """Pixels (`pixels` x `pixels`, row by row, S of them) of a patch for each of D mixtures of basis functions."""
-        cosines = self.cosines((torch.arange(pixels, device=mix.device) + 0.5) / pixels)
+        cosines = self.cosines((torch.arange(pixels, device=mix.device, dtype=mix.dtype) + 0.5) / pixels)
         spatial = (cosines[:, None, self.waves[:, 0]] * cosines[None, :, self.waves[:, 1]]).flatten(0, 1)
         return spatial @ self.by_wave(response[..., None] * mix)
 

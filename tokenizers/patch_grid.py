@@ -69,9 +69,7 @@ class PatchGrid:
         middle = (self.pixels - 1) / 2
         y = self.start[:, :1] + middle + self.pixels * torch.arange(self.rows) - observation.center[:, :1]
         x = self.start[:, 1:] + middle + self.pixels * torch.arange(self.columns) - observation.center[:, 1:]
-        grid = torch.stack(
-            [x[:, None, :].expand(-1, self.rows, -1), y[:, :, None].expand(-1, -1, self.columns)], -1
-        )
+        grid = torch.stack([x[:, None, :].expand(-1, self.rows, -1), y[:, :, None].expand(-1, -1, self.columns)], -1)
         return grid.flatten(1, 2) * observation.card.pixel_scale
 
 

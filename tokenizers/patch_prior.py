@@ -9,7 +9,7 @@ latents that tokens describe. Nothing depends on which instruments the images ca
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from .light_basis import LightBasis
@@ -24,9 +24,9 @@ class Sums:
     """Sufficient statistics of patches: they add over batches and processes."""
 
     count: Tensor
-    first: Float[Tensor, " J"]
-    second: Float[Tensor, "J J"]
-    metric: Float[Tensor, "J J"]
+    first: Float64[Tensor, " J"]
+    second: Float64[Tensor, "J J"]
+    metric: Float64[Tensor, "J J"]
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(*(mine + theirs for mine, theirs in zip(self.tensors(), other.tensors(), strict=True)))
@@ -37,7 +37,10 @@ class Sums:
 
 
 class PatchPrior(nn.Module):
-    """Mean [J] and covariance [J, J] of coefficients over brightness; `latents` [J, D] and their `variances` [D]."""
+    """Mean [J] and covariance [J, J] of coefficients over brightness; `latents` [J, D] and their `variances` [D].
+
+    All in float64, so that tokens do not depend on how a batch is put together.
+    """
 
     mean: Tensor
     covariance: Tensor
@@ -48,25 +51,25 @@ class PatchPrior(nn.Module):
         super().__init__()
         if num_latents > len(basis):
             raise ValueError(f"at most {len(basis)} latents come from as many basis functions, found {num_latents}")
-        wave = basis.waves[basis.spatial_of].float().norm(dim=-1)
-        order = basis.spectral_of.float()
+        wave = basis.waves[basis.spatial_of].double().norm(dim=-1)
+        order = basis.spectral_of.double()
         # Before anything is learned: rough, smooth in space and in wavelength.
         guess = 2.0 * (1 + wave) ** -2.5 * (1 + order) ** -2
-        mean = torch.zeros(len(basis))
+        mean = torch.zeros(len(basis), dtype=torch.float64)
         mean[0] = 1.0
         self.register_buffer("mean", mean)
         self.register_buffer("covariance", torch.diag(guess))
-        self.register_buffer("latents", torch.zeros(len(basis), num_latents))
-        self.register_buffer("variances", torch.ones(num_latents))
+        self.register_buffer("latents", torch.zeros(len(basis), num_latents, dtype=torch.float64))
+        self.register_buffer("variances", torch.ones(num_latents, dtype=torch.float64))
         self._choose_latents(torch.eye(len(basis), dtype=torch.float64))
 
     @torch.no_grad()
     def expect(
         self,
-        design: Float[Tensor, "Q L J"],
-        light: Float[Tensor, "Q L"],
-        weight: Float[Tensor, "Q L"],
-        brightness: Float[Tensor, " Q"],
+        design: Float64[Tensor, "Q L J"],
+        light: Float64[Tensor, "Q L"],
+        weight: Float64[Tensor, "Q L"],
+        brightness: Float64[Tensor, " Q"],
     ) -> Sums:
         """Statistics of Q patches under the present mean and covariance.
 
@@ -74,21 +77,25 @@ class PatchPrior(nn.Module):
         """
         scale = brightness.abs().clamp(min=BRIGHTNESS_FLOOR)
         sign_and_scale = brightness / scale
-        weighted = design * weight[..., None]
-        precision = weighted.transpose(1, 2) @ design * scale[:, None, None] ** 2
-        prior = torch.linalg.inv(self.covariance.double() + 1e-9 * torch.eye(len(self.mean), device=design.device))
+        # In units of the prior the equations are well conditioned: its root times unit normal numbers.
+        root = torch.linalg.cholesky(self.covariance + 1e-9 * torch.eye(len(self.mean), device=design.device))
+        # Single precision is enough for a mean over many patches, and this product is most of the work.
+        half = (design * weight.sqrt()[..., None] * scale[:, None, None]).float()
+        precision = (half.transpose(1, 2) @ half).double()
         residual = light - (design @ self.mean) * brightness[:, None]
-        factor = torch.linalg.cholesky(precision + prior.float())
-        found = torch.cholesky_solve((weighted.transpose(1, 2) @ residual[..., None]) * scale[:, None, None], factor)
+        normal = root.T @ precision @ root
+        normal.diagonal(dim1=1, dim2=2).add_(1.0)
+        factor = torch.linalg.cholesky(normal)
+        right = (design.transpose(1, 2) @ (weight * residual)[..., None]) * scale[:, None, None]
+        found = root @ torch.cholesky_solve(root.T @ right, factor)
         coefficients = found[..., 0] + self.mean * sign_and_scale[:, None]
-        second = torch.cholesky_inverse(factor).double().sum(0) + coefficients.double().T @ coefficients.double()
+        scatter = root @ torch.cholesky_inverse(factor).sum(0) @ root.T
         total = weight.sum(1) * scale**2
-        metric = (precision / total.clamp(min=1e-30)[:, None, None]).double().sum(0)
         return Sums(
             torch.tensor(float(len(light)), dtype=torch.float64, device=light.device),
-            (coefficients.double() * sign_and_scale[:, None]).sum(0),
-            second,
-            metric,
+            (coefficients * sign_and_scale[:, None]).sum(0),
+            scatter + coefficients.T @ coefficients,
+            (precision / total.clamp(min=1e-30)[:, None, None]).sum(0),
         )
 
     @torch.no_grad()
@@ -101,8 +108,8 @@ class PatchPrior(nn.Module):
         self._choose_latents(sums.metric / sums.count)
 
     def measure_brightness(
-        self, template: Float[Tensor, "Q L"], light: Float[Tensor, "Q L"], weight: Float[Tensor, "Q L"]
-    ) -> tuple[Float[Tensor, " Q"], Float[Tensor, " Q"]]:
+        self, template: Float64[Tensor, "Q L"], light: Float64[Tensor, "Q L"], weight: Float64[Tensor, "Q L"]
+    ) -> tuple[Float64[Tensor, " Q"], Float64[Tensor, " Q"]]:
         """Amplitude of the mean patch (`template`) by least squares, nanomaggies per square arcsec, and its precision.
 
         Zero where no pixel is valid.
@@ -110,11 +117,11 @@ class PatchPrior(nn.Module):
         precision = (template * weight * template).sum(1)
         return (template * weight * light).sum(1) / precision.clamp(min=1e-12), precision
 
-    def _choose_latents(self, metric: Float[Tensor, "J J"]) -> None:
+    def _choose_latents(self, metric: Float64[Tensor, "J J"]) -> None:
         """The directions in which most light varies, each of unit mean square on pixels as instruments see them."""
         eye = torch.eye(len(metric), dtype=torch.float64, device=metric.device)
         root = torch.linalg.cholesky(metric + 1e-6 * metric.diagonal().mean() * eye)
-        variances, directions = torch.linalg.eigh(root.T @ self.covariance.double() @ root)
+        variances, directions = torch.linalg.eigh(root.T @ self.covariance @ root)
         count = self.latents.shape[1]
         mix = torch.linalg.solve_triangular(root.T, directions.flip(1)[:, :count], upper=True)
         # A direction and its opposite are the same: choose, so that a fit can be repeated.

@@ -208,6 +208,11 @@ class SpectrumTokenizer(nn.Module):
         return model.eval()
 
     @property
+    def num_learned_codes(self) -> int:
+        """Codes of the quantiser."""
+        return self.quantizer.vocabulary_size
+
+    @property
     def _num_window_codes(self) -> int:
         return len(MISSING_SHARES) * self.quantizer.vocabulary_size
 

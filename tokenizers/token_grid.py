@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.modalities import Modality
 from ..data.observations import ObservationError
+from ..data.observations import ObservationError
 
 POSITION_FEATURES = ("x_arcsec", "y_arcsec", "log_wavelength", "detail")
 """The detail is 0 for a token that stands alone, and counts those that refine one before them at the same place."""
@@ -96,6 +97,12 @@ class Tokenizer(Protocol):
 
     def to(self, device: Any) -> Any:
         """Move the weights, as torch modules do."""
+
+
+def check_kind(kind: str, modality: Modality) -> None:
+    """Raise ObservationError if a tokenizer of `kind` is given something of another."""
+    if modality.kind != kind:
+        raise ObservationError(f"{modality.name}: expected a modality of kind {kind}, found {modality.kind}")
 
 
 def empty_positions(num_objects: int, num_tokens: int) -> Float[Tensor, "B N P"]:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..tokenizers.pretrained import PretrainedError, read_tensors, write_folder
+from .weight_average import WeightAverage
 
 STATES_FOLDER = "states"
 
@@ -31,6 +32,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     unlogged: dict[str, Tensor] = field(default_factory=dict)
     """Sum and count [2] of each metric since the last row of the log, over all processes."""
+    average: WeightAverage | None = None
 
 
 def save_state(fabric: Fabric, run_folder: Path, state: TrainingState, step: int, keep: int) -> None:
@@ -43,6 +45,8 @@ def save_state(fabric: Fabric, run_folder: Path, state: TrainingState, step: int
             for name, value in values.items():
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
         tensors.update({f"unlogged.{name}": value for name, value in state.unlogged.items()})
+        if state.average is not None:
+            tensors.update({f"average.{name}": weight for name, weight in state.average.weights.items()})
         tensors["random"] = random_states.reshape(fabric.world_size, -1)
 
         def write(place: Path) -> None:
@@ -106,6 +110,12 @@ def _fill(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor],
             _, index, key = name.split(".", 2)
             per_weight.setdefault(int(index), {})[key] = tensor
     state.unlogged = {n.removeprefix("unlogged."): t for n, t in tensors.items() if n.startswith("unlogged.")}
+    averages = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
+    if state.average is not None:
+        if averages.keys() != state.average.weights.keys():
+            raise PretrainedError(f"{folder}: the state has no average of the weights that are trained now")
+        for name, weight in state.average.weights.items():
+            weight.copy_(averages[name])
     state.optimizer.load_state_dict({"state": per_weight, "param_groups": description["groups"]})
     rank = (
         torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0

@@ -15,20 +15,21 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from lightning.fabric import Fabric
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from ..settings import Settings
 from .checkpoints import TrainingState, load_latest_state, save_state
+from .weight_average import WeightAverage
 
 REQUEUE, END = 1, 2
 console = Console(stderr=True)
@@ -47,6 +48,8 @@ class LoopSettings(Settings):
     final_learning_rate: NonNegativeFloat = 0.05
     """Share of the learning rate that the cosine ends at."""
     gradient_clip: PositiveFloat = 1.0
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay in each step of the moving average of the weights, which are those a run ends with; 0 for none."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto: bf16-mixed on GPUs and on CPUs with bf16 arithmetic, else 32-true."""
     seed: int = 0
@@ -127,6 +130,8 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
     optimizer = make_optimizer(objective, settings)
     state = TrainingState(objective, optimizer)
     module, optimizer = fabric.setup(objective, optimizer)
+    if settings.average_decay:
+        state.average = WeightAverage(objective, settings.average_decay)
     # After the setup, which moves the weights but not the optimiser's state to the device.
     start = load_latest_state(run_folder, state)
     _check_examples(fabric, run_folder, objective.fingerprint, start)
@@ -152,6 +157,8 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
             norm = fabric.clip_gradients(module, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if state.average is not None:
+                state.average.update(objective, step + 1)
             metrics = {"loss": torch.stack([loss_sum.detach(), count.detach()]), **metrics}
             norm = torch.as_tensor(norm).detach()
             metrics["gradient_norm"] = torch.stack([norm, torch.ones_like(norm)])
@@ -179,6 +186,8 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
                 if asked == REQUEUE:
                     _requeue(fabric)
                 raise Interrupted(done)
+    if state.average is not None:
+        state.average.give_to(objective)
     return Finished(settings.steps, last)
 
 

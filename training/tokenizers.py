@@ -2,12 +2,17 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
+from lightning.fabric import Fabric
+from pydantic import PositiveInt
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..data.dataset import ObservationDataset
@@ -19,9 +24,24 @@ from ..tokenizers.coefficients import CoefficientsTokenizerSettings
 from ..tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from ..tokenizers.scalar import ScalarTokenizerSettings
 from ..tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
-from ..tokenizers.token_grid import Tokenizer
+from ..tokenizers.token_grid import Reconstruction, Tokenizer
 from .fitted_tokenizers import fit_coefficients, fit_scalars
-from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
+from .loop import Batch, Finished, LoopSettings, console, leave, make_fabric, train
+
+PRIOR_FOLDER = "prior"
+"""In the run folder of an image tokenizer: the tokenizer after the last round of learning its prior."""
+MEMORY = 0.99
+"""Share of the codes' counts that a step keeps: codes are dead that no recent token used."""
+
+
+class PriorSettings(Settings):
+    """How the image tokenizer learns what patches of the sky look like, before it is trained."""
+
+    rounds: PositiveInt = 10
+    batches: PositiveInt = 64
+    """Batches of each round, over all modalities in turn."""
+    patches: PositiveInt = 64
+    """Most patches of a batch, of one process."""
 
 
 class TrainTokenizerSettings(Settings):
@@ -40,6 +60,7 @@ class TrainTokenizerSettings(Settings):
     spectrum: SpectrumTokenizerSettings = SpectrumTokenizerSettings()
     coefficients: CoefficientsTokenizerSettings = CoefficientsTokenizerSettings()
     scalar: ScalarTokenizerSettings = ScalarTokenizerSettings()
+    prior: PriorSettings = PriorSettings()
     loop: LoopSettings = LoopSettings()
 
 
@@ -51,6 +72,7 @@ class TokenizerObjective(nn.Module):
         self.tokenizer = tokenizer
         self.loader = loader
         self.fingerprint = loader.fingerprint
+        self._code_counts: Tensor | None = None
 
     def batches(self, first_step: int) -> Generator[Observation, None, None]:
         """The objects of each step, of one modality."""
@@ -59,12 +81,23 @@ class TokenizerObjective(nn.Module):
             yield from stream
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
-        """Loss times the number of objects, that number, and the loss by modality."""
+        """Loss times the number of objects, that number, and what the tokenizer reports, with the use of its codes."""
         observation: Any = batch.content
-        loss = self.tokenizer.loss(observation)
-        count = torch.tensor(float(len(observation)), device=loss.device)
-        metrics = {f"loss/{observation.modality.name}": torch.stack([loss.detach() * count, count])}
-        return loss * count, count, metrics
+        made = self.tokenizer.loss(observation)
+        count = torch.tensor(float(len(observation)), device=made.loss.device)
+        values = {**made.parts, **self._watch_codes(made)}
+        metrics = {name: torch.stack([value.detach() * count, count]) for name, value in values.items()}
+        return made.loss * count, count, metrics
+
+    def _watch_codes(self, made: Reconstruction) -> dict[str, Tensor]:
+        """Share of the codes that recent tokens used, and the perplexity of their frequencies in codes."""
+        if self._code_counts is None:
+            self._code_counts = torch.zeros(self.tokenizer.num_learned_codes, device=made.codes.device)
+        self._code_counts *= MEMORY
+        self._code_counts.scatter_add_(0, made.codes.flatten(), made.mask.flatten().float())
+        share = self._code_counts / self._code_counts.sum().clamp(min=1e-9)
+        entropy = -(share * share.clamp(min=1e-12).log()).sum()
+        return {"codes_used": (self._code_counts > 0.01).float().mean(), "code_perplexity": entropy.exp()}
 
 
 def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
@@ -100,6 +133,8 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
     tokenizer = ImageTokenizer(settings.image) if settings.kind == "image" else SpectrumTokenizer(settings.spectrum)
     if fabric.is_global_zero:
         _write_settings(run, settings)
+    if isinstance(tokenizer, ImageTokenizer):
+        tokenizer = _learn_prior(fabric, tokenizer, loader, settings.prior, run)
     objective = TokenizerObjective(tokenizer, loader)
     finished = train(fabric, objective, settings.loop, run, title=f"{settings.kind} tokenizer")
     if fabric.is_global_zero:
@@ -128,6 +163,39 @@ def tokenizer_hash(tokenizer: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def _learn_prior(
+    fabric: Fabric, tokenizer: ImageTokenizer, loader: ObservationLoader, settings: PriorSettings, run: Path
+) -> ImageTokenizer:
+    """The tokenizer with its prior learned; rounds that were done before are not done again."""
+    done_path = run / PRIOR_FOLDER / "rounds.json"
+    done = 0
+    if done_path.is_file():
+        done = int(json.loads(done_path.read_text("utf-8"))["rounds"])
+        tokenizer = ImageTokenizer.from_pretrained(run / PRIOR_FOLDER).train()
+    tokenizer = tokenizer.to(fabric.device)
+    total = tokenizer.num_prior_rounds(settings.rounds)
+    if done == total:
+        return tokenizer
+    loader.cursor = done * settings.batches
+
+    def add_up(sums: Tensor) -> None:
+        if fabric.world_size > 1:
+            dist.all_reduce(sums)
+
+    with (
+        Progress(console=console, disable=not fabric.is_global_zero) as progress,
+        contextlib.closing(iter(loader)) as stream,
+    ):
+        task = progress.add_task("image prior", total=total, completed=done)
+        for done in tokenizer.learn_prior(stream, settings.rounds, settings.batches, settings.patches, add_up, done):
+            if fabric.is_global_zero:
+                tokenizer.save_pretrained(run / PRIOR_FOLDER)
+                done_path.write_text(json.dumps({"rounds": done}), "utf-8")
+            progress.update(task, completed=done)
+    fabric.barrier()
+    return tokenizer
 
 
 def _write_settings(run: Path, settings: Settings) -> None:

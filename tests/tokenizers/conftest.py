@@ -1,5 +1,7 @@
 """Tiny tokenizers, and small simulated observations of every kind."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -43,13 +45,27 @@ def _lively(module):
                 weight.normal_(std=0.2)
             elif "to_latent" in name:
                 weight.mul_(3)
+            elif "shift" in name:
+                weight.normal_(std=0.05)
     return module.eval()
 
 
-@pytest.fixture(scope="session")
-def image_tokenizer():
+def small_image_tokenizer(sky):
+    """An image tokenizer that has seen six galaxies."""
     torch.manual_seed(1)
-    return _lively(ImageTokenizer(ImageTokenizerSettings(width=32, num_blocks=1)))
+    settings = ImageTokenizerSettings(
+        max_frequency=4, spectral_orders=(4, 3, 2), num_latents=24, num_details=6, width=32, num_blocks=1
+    )
+    tokenizer = ImageTokenizer(settings)
+    images = itertools.cycle([sky["image/legacysurvey"], sky["image/hsc"]])
+    for _ in tokenizer.learn_prior(images, rounds=3, batches_per_round=2):
+        pass
+    return _lively(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer(sky):
+    return small_image_tokenizer(sky)
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def held_out_chart(results: Results) -> bytes:
         found = [
             (n, r["variants"][label]["source"]["rms_error"])
             for n, r in enumerate(results.values())
-            if label in r["variants"]
+            if label in r["variants"] and r["variants"][label]["source"]["rms_error"] is not None
         ]
         places = [place + 0.2 * (number - 1.5) for place, _ in found]
         axis.barh(places, [value for _, value in found], height=0.18, color=colour, label=label)

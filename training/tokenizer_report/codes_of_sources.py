@@ -35,7 +35,7 @@ def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, Codebook]:
     """
     total = int(tokenizer.vocabulary_size(tokens.modality))
     if isinstance(tokenizer, ImageTokenizer):
-        learned = tokenizer.planes.vocabulary_size
+        learned = tokenizer.num_learned_codes
         of_patches = tokenizer.settings.num_patch_brightnesses
         sizes = {"detail": learned, "patch brightness": of_patches, "object brightness": total - learned - of_patches}
     elif isinstance(tokenizer, SpectrumTokenizer):

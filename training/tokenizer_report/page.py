@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .charts import learned_codebook
 from .photometry import APERTURE, FLUX_WINDOW
 from .pixel_summary import score_of
 from .redshift_probe import REDSHIFTS
@@ -263,7 +262,7 @@ def _values(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         return ""
     rows = []
     for name, s in results["values"].items():
-        book = learned_codebook(s)["all"]
+        books = [book["all"] for book in s["codebooks"].values()]
         rows.append(
             [
                 f"{name} ({s['num_objects']})",
@@ -273,9 +272,9 @@ def _values(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
                 _percent(s["outside"], 2),
                 _number(s["tokens"], 1),
                 _number(s["bits"], 0),
-                str(book["vocabulary"]),
-                _percent(book["use"]),
-                _percent(book["perplexity_share"]),
+                " + ".join(str(book["vocabulary"]) for book in books),
+                _range([book["use"] for book in books]),
+                _range([book["perplexity_share"] for book in books]),
                 _number(s["objects_per_second"]["encode"], 0),
                 _number(s["objects_per_second"]["decode"], 0),
             ]
@@ -335,12 +334,12 @@ def _held_out(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         return ""
     rows, notes = [], []
     for name, s in results["held_out_instruments"].items():
+        of_control = s["variants"]["trained on"]["source"]["rms_error"]
         for variant, scores in s["variants"].items():
-            ratio = scores["source"]["rms_error"] / s["variants"]["trained on"]["source"]["rms_error"]
             row = [f"{name} ({s['num_objects']})", variant]
             for place in ("all", "source"):
                 row += [_number(scores[place]["rms_error"], 3), _number(scores[place]["chi2"], 3)]
-            rows.append([*row, _number(scores["all"]["r2"], 4), _number(ratio, 2)])
+            rows.append([*row, _number(scores["all"]["r2"], 4), _ratio(scores["source"]["rms_error"], of_control)])
         notes.append(f"- {name}: wrong numbers are those of the {s['wrong_metadata']}.")
         notes += [f"- {name}, {variant}: refused ({why})" for variant, why in s["refused"].items()]
     heads = ["modality (objects)", "tokenizer", "error, sigma", "chi2", "error on sources", "chi2, sources", "R2"]
@@ -433,6 +432,10 @@ def _number(value: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}" if digits else f"{value:.0f}"
 
 
+def _ratio(value: float | None, other: float | None) -> str:
+    return _number(value / other, 2) if value is not None and other else DASH
+
+
 def _with_error(value: float | None, error: float | None, digits: int, *, signed: bool = False) -> str:
     if value is None:
         return DASH
@@ -442,6 +445,15 @@ def _with_error(value: float | None, error: float | None, digits: int, *, signed
 
 def _percent(share: float | None, digits: int = 0) -> str:
     return DASH if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _range(shares: Sequence[float | None]) -> str:
+    """Percent, from the least to the largest."""
+    known = [share for share in shares if share is not None]
+    if not known:
+        return DASH
+    low, high = _percent(min(known)), _percent(max(known))
+    return high if low == high else f"{low} to {high}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

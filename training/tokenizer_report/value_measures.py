@@ -1,5 +1,6 @@
 """Measure a tokenizer of scalars or of coefficients on the objects of one modality, batch by batch."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterable
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ...data.modalities import Modality
 from ...data.observations import CoefficientsObservation, ScalarObservation
+from ...tokenizers.coefficients import CoefficientsTokenizer
+from ...tokenizers.quantizers import FiniteScalarQuantizer
 from ...tokenizers.token_grid import TokenGrid
 from .codebook import CodeCounts
 from .flux_bias import median_with_error
@@ -92,13 +95,25 @@ def _count(tokenizer: Any, tokens: TokenGrid, counts: dict[str, CodeCounts]) -> 
 
 
 def _codebooks(tokenizer: Any, modality: Modality) -> list[tuple[str, int, int]]:
-    """Name, first code and number of codes of each: of a scalar's value and, if it is kept, its error."""
+    """Name, first code and number of codes of each codebook, which lie one behind the other in the vocabulary.
+
+    Those of a scalar's value and, if it is kept, its error; of coefficients' amplitude and each token of their shape.
+    """
     total = int(tokenizer.vocabulary_size(modality))
-    if modality.kind != "scalar":
-        return [("code", 0, total)]
-    of_values = len(tokenizer.bins(modality)[0])
-    found = [("value", 0, of_values), ("error", of_values, total - of_values)]
-    return [book for book in found if book[2]]
+    if isinstance(tokenizer, CoefficientsTokenizer):
+        shapes = {f"shape {n}": int(q.vocabulary_size) for n, q in enumerate(_quantizers(tokenizer), start=1)}
+        sizes = {"amplitude": tokenizer.settings.num_amplitudes} | shapes
+    elif modality.kind == "scalar":
+        of_values = len(tokenizer.bins(modality)[0])
+        sizes = {"value": of_values, "error": total - of_values}
+    else:
+        sizes = {"code": total}
+    starts = itertools.accumulate(sizes.values(), initial=0)
+    return [(name, first, size) for (name, size), first in zip(sizes.items(), starts, strict=False) if size]
+
+
+def _quantizers(tokenizer: CoefficientsTokenizer) -> list[FiniteScalarQuantizer]:
+    return [quantizer for quantizer in tokenizer.quantizers if isinstance(quantizer, FiniteScalarQuantizer)]
 
 
 def _is_outer(tokenizer: Any, tokens: TokenGrid) -> Bool[Tensor, " B"]:
