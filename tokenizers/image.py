@@ -35,8 +35,8 @@ from .quantizers import rank_features
 from .token_grid import Reconstruction, TokenGrid, check_kind, empty_positions
 
 MODEL_TYPE = "armillary-image-tokenizer"
-PATCH_RANGE = (-10.0, 18.0)
-"""Limits of asinh(brightness / BRIGHTNESS_FLOOR) of a patch; beyond them lies what saturates every survey."""
+PATCH_RANGE = (-14.0, 18.0)
+"""Limits of asinh(brightness / BRIGHTNESS_FLOOR) of a patch: what saturates every survey, and the noise of a pixel."""
 LEAST_SHARE = 0.1
 """Of the tolerance: what a latent may cost at most, by its prior, to be left out."""
 CHUNK = 2**25
@@ -144,7 +144,8 @@ class ImageTokenizer(nn.Module):
         num_patches = (tokens.num_tokens - num_bands) // (1 + self.settings.num_details)
         middles = tokens.positions[:, num_bands : num_bands + num_patches, :2]
         side = patch_pixels(source, self.settings.patch_side) * source.pixel_scale
-        target = _blank_image(tokens, middles, side, target or tokens.modality)
+        known = tokens.mask[:, num_bands : num_bands + num_patches]
+        target = _blank_image(tokens, middles[:, known.any(0)], side, target or tokens.modality)
         device = device_of(self)
         codes, mask = (
             t[:, num_bands:].to(device).unflatten(1, (1 + self.settings.num_details, -1)).transpose(1, 2)
@@ -319,9 +320,12 @@ class ImageTokenizer(nn.Module):
         """Pixels' light and weight, the bands' response, and each patch's brightness (its code is taken) and scale."""
         light, weight, response = self._patches(observation, grid, rows)
         template = self.basis.design(response, self.prior.mean[:, None], grid.pixels).flatten(1)
-        many = template[:, None].expand(light.shape).flatten(0, 1)
-        brightness, _ = self.prior.measure_brightness(many, light.flatten(0, 1), weight.flatten(0, 1))
-        codes = self._level_codes(brightness.view(light.shape[:2]), observation, rows.start)
+        # The mean spectrum without structure on the sky: it is positive on every pixel that may be valid alone.
+        even = torch.where(self.basis.spatial_of == 0, self.prior.mean, 0.0)
+        spectrum = self.basis.design(response, even[:, None], grid.pixels).flatten(1)[:, None]
+        precision = (weight * spectrum**2).sum(2)
+        brightness = (weight * spectrum * light).sum(2) / precision.clamp(min=1e-12)
+        codes = self._level_codes(brightness, observation, rows.start)
         return light, weight, response, template, codes
 
     @torch.autocast("cuda", enabled=False)
@@ -512,13 +516,18 @@ def _covered(
 def _blank_image(
     tokens: TokenGrid, middles: Float[Tensor, "B P 2"], side: float, target: Modality | ImageObservation
 ) -> ImageObservation:
-    """An image with the grid and metadata of `target`; its pixels mean nothing."""
+    """An image with the grid and metadata of `target`; its pixels mean nothing.
+
+    `middles` are those of the patches that any object has.
+    """
     if isinstance(target, ImageObservation):
         if len(target) != len(tokens):
             raise ObservationError(f"expected a target of {len(tokens)} objects, found {len(target)}")
         return target
     if not isinstance(target.card, ImagingInstrument):
         raise ObservationError(f"images decode to images; found the target {target.name}")
+    if not middles.shape[1]:
+        raise ObservationError(f"{tokens.modality.name}: no object has a patch with a token; there is nothing to decode")
     extent = [len(middles[0, :, axis].unique()) * side for axis in (1, 0)]
     height, width = (max(1, math.floor(n / target.card.pixel_scale + 1e-6)) for n in extent)
     bands = [band.name for band in target.card.bands]

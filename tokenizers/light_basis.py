@@ -74,7 +74,7 @@ class LightBasis(nn.Module):
                     f"this tokenizer reads bands from {low:.0f} to {high:.0f} A; {card.name} {band.name} lies at "
                     f"{band.wavelength:.0f} A"
                 )
-            wavelengths = np.linspace(band.wavelength - band.width / 2, band.wavelength + band.width / 2, 9)
+            wavelengths = band.wavelength + band.width * (np.arange(16) - 7.5) / 16
             x = np.log(wavelengths.clip(low, high) / low) / math.log(high / low) * 2 - 1
             rows.append(np.polynomial.legendre.legvander(x, self.num_orders - 1).mean(0))
         return torch.tensor(np.array(rows), dtype=torch.float64)

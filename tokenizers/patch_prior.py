@@ -73,7 +73,7 @@ class PatchPrior(nn.Module):
     ) -> Sums:
         """Statistics of Q patches under the present mean and covariance.
 
-        `light` and `weight` (inverse variance) of the pixels per square arcsec; `brightness` by `measure_brightness`.
+        `light` and `weight` (inverse variance) of the pixels per square arcsec; `brightness` in nanomaggies per square arcsec.
         """
         scale = brightness.abs().clamp(min=BRIGHTNESS_FLOOR)
         sign_and_scale = brightness / scale
@@ -106,16 +106,6 @@ class PatchPrior(nn.Module):
         self.mean.copy_(mean)
         self.covariance.copy_(second - torch.outer(mean, mean))
         self._choose_latents(sums.metric / sums.count)
-
-    def measure_brightness(
-        self, template: Float64[Tensor, "Q L"], light: Float64[Tensor, "Q L"], weight: Float64[Tensor, "Q L"]
-    ) -> tuple[Float64[Tensor, " Q"], Float64[Tensor, " Q"]]:
-        """Amplitude of the mean patch (`template`) by least squares, nanomaggies per square arcsec, and its precision.
-
-        Zero where no pixel is valid.
-        """
-        precision = (template * weight * template).sum(1)
-        return (template * weight * light).sum(1) / precision.clamp(min=1e-12), precision
 
     def _choose_latents(self, metric: Float64[Tensor, "J J"]) -> None:
         """The directions in which most light varies, each of unit mean square on pixels as instruments see them."""

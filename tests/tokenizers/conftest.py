@@ -50,7 +50,7 @@ def _lively(module):
     return module.eval()
 
 
-def small_image_tokenizer(sky):
+def small_image_tokenizer(sky, lively=True):
     """An image tokenizer that has seen six galaxies."""
     torch.manual_seed(1)
     settings = ImageTokenizerSettings(
@@ -60,7 +60,7 @@ def small_image_tokenizer(sky):
     images = itertools.cycle([sky["image/legacysurvey"], sky["image/hsc"]])
     for _ in tokenizer.learn_prior(images, rounds=3, batches_per_round=2):
         pass
-    return _lively(tokenizer)
+    return _lively(tokenizer) if lively else tokenizer
 
 
 @pytest.fixture(scope="session")

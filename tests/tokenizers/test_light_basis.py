@@ -1,0 +1,65 @@
+"""What an instrument sees of the basis functions: against GalSim, numpy and plain sums."""
+
+import galsim
+import numpy as np
+import pytest
+import torch
+
+from armillary.data.modalities import modality
+from armillary.tokenizers.light_basis import LEAST_TRANSFER, LightBasis
+
+
+@pytest.fixture(scope="module")
+def basis():
+    return LightBasis(6, (4, 3, 2), 3000.0, 11500.0)
+
+
+@pytest.mark.parametrize("fwhm", [0.4, 0.8, 1.5])
+def test_the_transfer_function_is_that_of_galsims_moffat(basis, fwhm):
+    side = 2.0
+    found = basis.transfer(torch.tensor([[fwhm]], dtype=torch.float64), side)[0, 0].numpy()
+    moffat = galsim.Moffat(beta=3.5, fwhm=fwhm)
+    frequency = np.hypot(*basis.waves.numpy().T) / (2 * side)
+    expected = [moffat.kValue(2 * np.pi * f, 0.0).real for f in frequency]
+    assert found == pytest.approx(np.maximum(expected, LEAST_TRANSFER), abs=1e-3)
+
+
+def test_cosines_are_orthonormal_over_a_patch(basis):
+    place = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    cosines = basis.cosines(place)
+    assert torch.allclose(cosines.T @ cosines / 64, torch.eye(7, dtype=torch.float64), atol=1e-12)
+
+
+def test_bands_see_the_mean_of_each_polynomial(basis):
+    card = modality("image/hsc").card
+    found = basis.spectral(card, ("g", "y"))
+    for row, name in enumerate("gy"):
+        band = card.band(name)
+        wavelength = np.linspace(band.wavelength - band.width / 2, band.wavelength + band.width / 2, 2001)
+        x = 2 * np.log(wavelength / 3000) / np.log(11500 / 3000) - 1
+        for order in range(4):
+            expected = np.polynomial.legendre.Legendre.basis(order)(x).mean()
+            assert found[row, order].item() == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_design_is_the_sum_over_all_functions_written_out(basis):
+    rng = np.random.default_rng(0)
+    mix = torch.from_numpy(rng.normal(size=(len(basis), 3)))
+    response = torch.from_numpy(rng.normal(size=(2, 4, len(basis))))
+    found = basis.design(response, mix, pixels=5)
+    place = (np.arange(5) + 0.5) / 5
+    norm = np.where(np.arange(7) == 0, 1.0, np.sqrt(2))
+    expected = np.zeros((2, 4, 5, 5, 3))
+    for j in range(len(basis)):
+        rows, columns = basis.waves[basis.spatial_of[j]].tolist()
+        wave = np.outer(norm[rows] * np.cos(np.pi * rows * place), norm[columns] * np.cos(np.pi * columns * place))
+        expected += response[:, :, j, None, None, None].numpy() * wave[..., None] * mix[j].numpy()
+    assert np.allclose(found.numpy(), expected.reshape(2, 4, 25, 3), atol=1e-10)
+
+
+def test_the_grid_of_orders_holds_each_plane_cosine_where_it_belongs(basis):
+    values = torch.arange(1.0, len(basis.waves) + 1)
+    grid = basis.to_grid(values)
+    for (rows, columns), value in zip(basis.waves.tolist(), values.tolist(), strict=True):
+        assert grid[rows, columns] == value
+    assert grid.count_nonzero() == len(values)
