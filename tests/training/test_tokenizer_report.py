@@ -16,6 +16,7 @@ from armillary.data.modalities import modality
 from armillary.data.observations import ImageObservation, ObservationError, SpectrumObservation
 from armillary.data.simulation.sky import SimulatedSky, SkySettings
 from armillary.data.simulation.write_sky import write_simulated_dataset
+from armillary.settings import SettingsError
 from armillary.tokenizers.coefficients import CoefficientsTokenizer, CoefficientsTokenizerSettings
 from armillary.tokenizers.token_grid import TokenGrid
 from armillary.training.tokenizer_report import report
@@ -26,8 +27,9 @@ from armillary.training.tokenizer_report.page import BEGIN, END, insert_between_
 from armillary.training.tokenizer_report.pixel_measures import PixelMeasures
 from armillary.training.tokenizer_report.pixel_summary import score_of, summarise
 from armillary.training.tokenizer_report.report_parts import ReportParts
-from armillary.training.tokenizer_report.settings import TokenizerReportSettings
+from armillary.training.tokenizer_report.settings import HeldOutInstrument, TokenizerReportSettings
 from armillary.training.tokenizer_report.simulated_truth import SimulatedTruth
+from armillary.training.tokenizer_report.training_record import read_training_record
 from armillary.training.tokenizer_report.value_measures import measure_values
 
 SKY = SkySettings(
@@ -357,7 +359,8 @@ def test_only_held_out_objects_are_measured_and_the_report_says_so(settings, stu
     folder = Path(settings.report)
     assert json.loads((folder / "report.json").read_text()) == found
     page = (folder / "report.md").read_text()
-    assert "objects that no tokenizer was trained on" in page
+    assert "on held-out objects" in page
+    assert "What the tokenizers of image and spectrum were trained on is not known here." in page
     docs = Path(settings.docs)
     for text, place in ((page, folder), (docs.read_text(), docs.parent)):
         shown = [part.split(")")[0] for part in text.split("](")[1:]]
@@ -383,6 +386,14 @@ def test_an_interrupted_report_goes_on_with_what_is_missing(settings, stubs, und
     before = stubs["spectrum"].num_encoded
     assert report.tokenizer_report(settings) == found
     assert stubs["spectrum"].num_encoded - before <= 6
+
+
+def test_components_of_another_dataset_are_the_baseline_where_all_objects_are_measured(settings, stubs, undrawn):
+    alone = settings.model_copy(update={"held_out": None, "modalities": ("image/legacysurvey",)})
+    found = report.tokenizer_report(alone)
+    assert not score_of(found["pixels"]["image/legacysurvey"], "observed", "components")
+    found = report.tokenizer_report(alone.model_copy(update={"baseline_data": settings.data}))
+    assert score_of(found["pixels"]["image/legacysurvey"], "observed", "components")["r2"] > 0
 
 
 def test_other_objects_or_limits_are_measured_anew(settings, stubs, undrawn):
@@ -411,6 +422,43 @@ def test_budgets_make_a_curve_and_instruments_held_out_a_table(settings, stubs, 
     assert "## Instruments held out" in text
 
 
+def write_training_settings(folder, kind, data, modalities, held_out):
+    (folder / kind).mkdir(parents=True)
+    content = {"data": str(data), "modalities": modalities, "held_out": None if held_out is None else str(held_out)}
+    (folder / kind / "settings.yaml").write_text(json.dumps(content))
+
+
+def test_objects_that_a_tokenizer_was_trained_on_are_found_out(settings, stubs, undrawn, dataset, tmp_path):
+    held_out = tmp_path / "others.txt"
+    held_out.write_text("".join(f"sim-2-{row}\n" for row in range(10, 48)))
+    folder = tmp_path / "runs"
+    write_training_settings(folder, "image", dataset, [], settings.held_out)
+    write_training_settings(folder, "spectrum", dataset, ["image/legacysurvey"], held_out)
+    found = report.tokenizer_report(settings.model_copy(update={"tokenizers": str(folder)}))
+    assert found["seen_objects"] == {"image": 0, "spectrum": 5}  # rows 0, 2, 4, 6 and 8
+    assert found["unseen_instruments"] == ["spectrum/sdss"]
+    page = Path(settings.report, "report.md").read_text()
+    assert "the tokenizers of image saw none of these objects" in page
+    assert "**5 of these objects were among those that the spectrum tokenizer was trained on.**" in page
+
+
+def test_an_instrument_that_was_trained_on_is_not_called_unseen(settings, stubs, undrawn, dataset, tmp_path):
+    write_training_settings(tmp_path / "runs", "image", dataset, [], None)
+    wanted = HeldOutInstrument(modality="image/legacysurvey", tokenizers=str(tmp_path / "runs"), control="b")
+    with pytest.raises(
+        ValueError, match="expected tokenizers that never saw image/legacysurvey; they were trained on it"
+    ):
+        report.tokenizer_report(settings.model_copy(update={"held_out_instruments": (wanted,)}))
+
+
+def test_a_training_whose_settings_are_damaged_is_named(tmp_path):
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "settings.yaml").write_text("data: [")
+    with pytest.raises(SettingsError, match=r"settings\.yaml: expected the settings of a tokenizer's training"):
+        read_training_record(tmp_path, "image")
+    assert read_training_record(tmp_path, "spectrum") is None
+
+
 def test_a_modality_without_tokenizer_is_an_error_and_nothing_to_hold_out_too(settings, stubs, tmp_path):
     with pytest.raises(ValueError, match=r"no data or no tokenizer for \['spectrum/desi'\]; there are both for"):
         report.tokenizer_report(settings.model_copy(update={"modalities": ("spectrum/desi",)}))
@@ -418,7 +466,7 @@ def test_a_modality_without_tokenizer_is_an_error_and_nothing_to_hold_out_too(se
     with pytest.raises(ObservationError, match="expected ids of held-out objects"):
         report.tokenizer_report(settings.model_copy(update={"held_out": str(tmp_path / "empty.txt")}))
     (tmp_path / "strangers.txt").write_text("sim-9-1\n")
-    with pytest.raises(ObservationError, match="no held-out object has image/legacysurvey"):
+    with pytest.raises(ValueError, match="no held-out object has image/legacysurvey"):
         report.tokenizer_report(settings.model_copy(update={"held_out": str(tmp_path / "strangers.txt")}))
 
 
@@ -447,5 +495,5 @@ def test_real_tokenizers_are_reported_from_end_to_end(dataset, tokenizer_folder,
         assert summary["objects_per_second"]["encode"] > 0
     assert len(found["real"]) == 5
     page = (tmp_path / "report" / "report.md").read_text()
-    assert "**No objects were named as held out" in page
+    assert "on all objects" in page
     assert "nan" not in page.lower().replace("manga", "")

@@ -34,17 +34,31 @@ def insert_between_markers(before: str | None, page: str, source: str) -> str:
 
 def _about(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     settings = results["settings"]
-    objects = "all objects" if results["held_out"] is None else "objects that no tokenizer was trained on"
+    objects = "all objects" if results["held_out"] is None else "held-out objects"
     lines = [
         f"Made by `armillary tokenizer-report` on {objects}, at most {settings['num_objects']} of each modality. "
         f"Throughput: {results['machine']}, batches of {settings['batch_size']}. "
         + ", ".join(f"{kind} tokenizer `{digest}`" for kind, digest in results["tokenizers"].items())
         + "."
     ]
-    if results["held_out"] is None:
-        lines.append("**No objects were named as held out: the tokenizers may have been trained on these.**")
-    if results["is_simulated"]:
-        lines.append("The objects are simulated, so that reconstructions are compared with the noise-free truth too.")
+    seen = results["seen_objects"]
+    clean = [kind for kind, count in seen.items() if count == 0]
+    if clean:
+        lines.append(f"By the records of their training, the tokenizers of {_listed(clean)} saw none of these objects.")
+    unknown = [kind for kind, count in seen.items() if count is None]
+    if unknown:
+        lines.append(f"What the tokenizers of {_listed(unknown)} were trained on is not known here.")
+    for kind, count in seen.items():
+        if count:
+            lines.append(f"**{count} of these objects were among those that the {kind} tokenizer was trained on.**")
+    if results["unseen_instruments"]:
+        names = _listed(results["unseen_instruments"])
+        lines.append(f"Through these instruments they saw no object at all: {names}.")
+    if results["sky"] is not None:
+        lines.append(
+            f"The objects are simulated (to r = {results['sky']['magnitude_limit']:g}, seed {results['sky']['seed']}), "
+            f"so that reconstructions are compared with the noise-free truth too."
+        )
     if results["left_out"]:
         lines.append("Not measured: " + "; ".join(f"{name} ({why})" for name, why in results["left_out"].items()) + ".")
     return "\n\n".join(lines)
@@ -340,7 +354,8 @@ def _held_out(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             for place in ("all", "source"):
                 row += [_number(scores[place]["rms_error"], 3), _number(scores[place]["chi2"], 3)]
             rows.append([*row, _number(scores["all"]["r2"], 4), _ratio(scores["source"]["rms_error"], of_control)])
-        notes.append(f"- {name}: wrong numbers are those of the {s['wrong_metadata']}.")
+        known = "" if s["is_known_unseen"] else " That it was never seen is not on record here."
+        notes.append(f"- {name}: wrong numbers are those of the {s['wrong_metadata']}.{known}")
         notes += [f"- {name}, {variant}: refused ({why})" for variant, why in s["refused"].items()]
     heads = ["modality (objects)", "tokenizer", "error, sigma", "chi2", "error on sources", "chi2, sources", "R2"]
     heads += ["error over control's"]
@@ -445,6 +460,10 @@ def _with_error(value: float | None, error: float | None, digits: int, *, signed
 
 def _percent(share: float | None, digits: int = 0) -> str:
     return DASH if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def _range(shares: Sequence[float | None]) -> str:

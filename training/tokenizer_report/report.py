@@ -34,6 +34,7 @@ from .real_files import measure_real, real_observations
 from .report_parts import ReportParts, plain, state_of, write_json
 from .settings import HeldOutInstrument, TokenizerReportSettings
 from .simulated_truth import SimulatedTruth
+from .training_record import read_training_record
 from .value_measures import measure_values
 
 PIXEL_KINDS = ("image", "spectrum")
@@ -85,12 +86,14 @@ class _Work:
         """All parts, as plain data."""
         results: dict[str, Any] = {
             "dataset": str(self.settings.data),
-            "is_simulated": self.truth is not None,
+            "sky": None if self.truth is None else self.truth.sky.settings.model_dump(mode="json"),
             "held_out": None if self.held_out is None else len(self.held_out),
             "settings": self.settings.model_dump(mode="json"),
             "machine": machine(self.settings.device),
             "tokenizers": {kind: tokenizer_hash(tokenizer) for kind, tokenizer in self.tokenizers.items()},
             "left_out": self.left_out,
+            "seen_objects": self._seen_objects(),
+            "unseen_instruments": self._unseen_instruments(),
             "pixels": {},
             "values": {},
         }
@@ -118,15 +121,17 @@ class _Work:
                 continue
             try:
                 self.tokenizers[modality.kind].vocabulary_size(modality)
+                self._rows(modality.name)
                 chosen.append(modality)
             except KeyError:
                 left_out[modality.name] = f"no tokenizer of kind {modality.kind}"
-            except ObservationError as error:  # a quantity that a scalar tokenizer was not fitted to
+            except ObservationError as error:  # not what a tokenizer was fitted to, or no object held out
                 left_out[modality.name] = str(error)
         unknown = sorted(set(self.settings.modalities) - {m.name for m in chosen})
         if unknown or not chosen:
             known = [m.name for m in self.dataset.modalities if m.kind in self.tokenizers]
-            raise ValueError(f"no data or no tokenizer for {unknown or 'anything'}; there are both for {known}")
+            why = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
+            raise ValueError(f"no data or no tokenizer for {unknown or 'anything'}; there are both for {known}{why}")
         return chosen, left_out
 
     def _rows(self, name: str) -> np.ndarray:
@@ -144,7 +149,8 @@ class _Work:
     def _depends_on(self, name: str, rows: np.ndarray, *tokenizers: Any) -> dict[str, Any]:
         """What every part depends on."""
         of_tokenizers = [tokenizer_hash(tokenizer) for tokenizer in tokenizers]
-        chosen = ("batch_size", "device", "source_sigma", "bright_magnitude", "label_counts", "baseline_objects")
+        chosen = ("batch_size", "device", "source_sigma", "bright_magnitude", "label_counts")
+        chosen += ("baseline_objects", "baseline_data")
         return {
             "rows": rows.tolist(),
             "files": state_of(self.dataset, name),
@@ -170,10 +176,16 @@ class _Work:
 
     def _components(self, name: str, tokenizer: Tokenizer) -> PrincipalComponents | None:
         """Principal components of objects that are not held out, as many as an object has tokens; None without any."""
-        rows = choose_training_rows(self.dataset, name, self.held_out, self.settings.baseline_objects)
+        dataset, count = self.dataset, self.settings.baseline_objects
+        if self.settings.baseline_data is None:
+            rows = choose_training_rows(dataset, name, self.held_out, count)
+        else:
+            dataset = ObservationDataset(self.settings.baseline_data)
+            known = any(m.name == name for m in dataset.modalities)
+            rows = choose_rows(dataset, name, None, count) if known else np.empty(0, np.int64)
         if len(rows) < 2:
             return None
-        batches = list(read_rows(self.dataset, name, rows, self.settings.batch_size))
+        batches = list(read_rows(dataset, name, rows, self.settings.batch_size))
         if len({tuple(batch.flux.shape[1:]) for batch in batches}) > 1:
             return None
         num_tokens = round(float(tokenizer.encode(batches[0]).mask.sum(1).float().mean()))
@@ -218,20 +230,55 @@ class _Work:
     def _held_out_instrument(self, held_out: HeldOutInstrument) -> dict[str, Any]:
         name = held_out.modality
         rows = self._rows(name)
-        modality = next(m for m in self.dataset.modalities if m.name == name)
+        modality = {m.name: m for m in self.dataset.modalities}[name]
         tokenizer, control = (self._load(f)[modality.kind] for f in (held_out.tokenizers, held_out.control))
-        other = None
-        if isinstance(modality.card, Spectrograph):
-            of_dataset = [m.card for m in self.dataset.modalities if isinstance(m.card, Spectrograph)]
-            of_all = [m.card for m in MODALITIES if isinstance(m.card, Spectrograph)]
-            other = most_different(modality.card, of_dataset) or most_different(modality.card, of_all)
+        record = read_training_record(held_out.tokenizers, modality.kind)
+        if record is not None and name in record.modalities:
+            raise ValueError(
+                f"{held_out.tokenizers}: expected tokenizers that never saw {name}; they were trained on it"
+            )
+        other = self._mistaken_for(modality, held_out.mistaken_for)
 
         def measure() -> dict[str, Any]:
             batches = self._batches(name, rows, f"{name}, held out")
             found = measure_held_out(tokenizer, control, batches, self.truth, other, self.settings.source_sigma)
-            return found | {"wrong_metadata": "next band" if other is None else other.name}
+            wrong = "next band" if other is None else other.name
+            return found | {"wrong_metadata": wrong, "is_known_unseen": record is not None}
 
-        return self.parts.get(f"held-out-{name}", self._depends_on(name, rows, tokenizer, control), measure)
+        depends_on = self._depends_on(name, rows, tokenizer, control)
+        depends_on |= {"other": None if other is None else other.model_dump(mode="json"), "record": record is not None}
+        return self.parts.get(f"held-out-{name}", depends_on, measure)
+
+    def _mistaken_for(self, modality: Modality, wanted: str | None) -> Spectrograph | None:
+        """Whose numbers are told instead of a spectrograph's own; None for what is no spectrograph."""
+        if not isinstance(modality.card, Spectrograph):
+            return None
+        of_dataset = {m.name: m.card for m in self.dataset.modalities if isinstance(m.card, Spectrograph)}
+        of_all = {m.name: m.card for m in MODALITIES if isinstance(m.card, Spectrograph)} | of_dataset
+        if wanted is not None:
+            if wanted not in of_all:
+                raise ValueError(f"mistaken_for: expected one of the spectrographs {sorted(of_all)}, found {wanted!r}")
+            return of_all[wanted]
+        return most_different(modality.card, of_dataset.values()) or most_different(modality.card, of_all.values())
+
+    def _unseen_instruments(self) -> list[str]:
+        """Modalities that the tokenizers are known not to have been trained on."""
+        records = {m.kind: read_training_record(self.settings.tokenizers, m.kind) for m in self.modalities}
+        return [
+            m.name
+            for m in self.modalities
+            if (record := records[m.kind]) is not None and m.name not in record.modalities
+        ]
+
+    def _seen_objects(self) -> dict[str, int | None]:
+        """By kind, how many of the measured objects the tokenizer was trained on; None where that is not known."""
+        found: dict[str, int | None] = {}
+        for kind in dict.fromkeys(m.kind for m in self.modalities):
+            names = [m.name for m in self.modalities if m.kind == kind]
+            ids = {i for name in names for i in self.dataset.sky_index(name).object_id[self._rows(name)].tolist()}
+            record = read_training_record(self.settings.tokenizers, kind)
+            found[kind] = None if record is None else len(record.seen_objects(ids))
+        return found
 
     def _real(self) -> list[dict[str, Any]]:
         """The scores and pictures of the real files."""

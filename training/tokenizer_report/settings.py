@@ -24,6 +24,9 @@ class HeldOutInstrument(Settings):
     """Folder of tokenizers that never saw it."""
     control: str
     """Folder of tokenizers that were trained on it too, and otherwise alike."""
+    mistaken_for: str | None = None
+    """Of a spectrograph: the modality whose numbers are told instead. By default that of the dataset, else of all known,
+    whose range differs most."""
 
 
 class TokenizerReportSettings(Settings):
@@ -51,7 +54,9 @@ class TokenizerReportSettings(Settings):
     label_counts: tuple[PositiveInt, ...] = (100, 300)
     """Numbers of training labels of the redshift probes, besides all that there are."""
     baseline_objects: Annotated[int, Field(ge=0)] = 300
-    """Objects that are not held out, from which principal components are computed as a baseline; 0 leaves it out."""
+    """Objects that are not measured, from which principal components are computed as a baseline; 0 leaves it out."""
+    baseline_data: str | None = None
+    """Dataset of these objects; by default those of `data` that are not held out."""
     economy: tuple[TokenBudget, ...] = ()
     """Tokenizers of other budgets, for the curve of quality against tokens."""
     held_out_instruments: tuple[HeldOutInstrument, ...] = ()
