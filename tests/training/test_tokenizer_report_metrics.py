@@ -244,6 +244,16 @@ def test_what_was_observed_is_the_truth_plus_noise_of_its_inverse_variance(sky, 
     assert error.square().mean().item() == pytest.approx(1, abs=5 * math.sqrt(2 / len(error)))
 
 
+def test_random_instruments_have_a_truth_too():
+    settings = SKY.model_copy(update={"random_cameras": 1, "random_spectrographs": 1})
+    sky = SimulatedSky(settings)
+    for name in ("image/random_000", "spectrum/random_000"):
+        observation = sky.observe(sky.objects(range(3)), name)
+        true = SimulatedTruth(settings).pixels(observation)
+        error = ((observation.flux - true) * observation.inverse_variance.sqrt())[observation.mask]
+        assert error.square().mean().item() == pytest.approx(1, abs=5 * math.sqrt(2 / len(error)))
+
+
 def test_objects_of_another_sky_have_no_truth_here(images):
     with pytest.raises(
         ObservationError, match="object sim-12-3: expected an object of the simulated sky, sim-11-<row>"

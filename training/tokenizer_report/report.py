@@ -149,14 +149,14 @@ class _Work:
     def _depends_on(self, name: str, rows: np.ndarray, *tokenizers: Any) -> dict[str, Any]:
         """What every part depends on."""
         of_tokenizers = [tokenizer_hash(tokenizer) for tokenizer in tokenizers]
-        chosen = ("batch_size", "device", "source_sigma", "bright_magnitude", "label_counts")
-        chosen += ("baseline_objects", "baseline_data")
+        chosen = {"batch_size", "device", "source_sigma", "bright_magnitude", "label_counts"}
+        chosen |= {"baseline_objects", "baseline_data"}
         return {
             "rows": rows.tolist(),
             "files": state_of(self.dataset, name),
             "tokenizers": of_tokenizers,
             "sky": None if self.truth is None else self.truth.sky.settings.model_dump(mode="json"),
-            "settings": self.settings.model_dump(mode="json", include=set(chosen)),
+            "settings": self.settings.model_dump(mode="json", include=chosen),
             "threads": torch.get_num_threads(),
         }
 

@@ -25,7 +25,7 @@ class HeldOutInstrument(Settings):
     control: str
     """Folder of tokenizers that were trained on it too, and otherwise alike."""
     mistaken_for: str | None = None
-    """Of a spectrograph: the modality whose numbers are told instead. By default that of the dataset, else of all known,
+    """Of a spectrograph: the modality whose numbers are told instead. By default that of the dataset, or else of all,
     whose range differs most."""
 
 
