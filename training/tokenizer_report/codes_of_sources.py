@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...data.observations import ImageObservation, SpectrumObservation
 from ...tokenizers.image import ImageTokenizer
-from ...tokenizers.spectrum import SpectrumTokenizer
+from ...tokenizers.spectrum import MISSING_SHARES, SpectrumTokenizer
 from ...tokenizers.token_grid import POSITION_FEATURES, TokenGrid
 from .codebook import CodeCounts
 
@@ -31,7 +31,7 @@ def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, Codebook]:
 
     A vocabulary holds several, one behind the other: an image's codes are those of details, of patches' brightness and
     of the object's brightness; a spectrum's those of windows, which say a shape and how much is missing, and of the
-    amplitude. Of an unknown tokenizer all codes are one book.
+    spectrum's amplitude and noise. Of an unknown tokenizer all codes are one book.
     """
     total = int(tokenizer.vocabulary_size(tokens.modality))
     if isinstance(tokenizer, ImageTokenizer):
@@ -39,7 +39,8 @@ def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, Codebook]:
         of_patches = tokenizer.settings.num_patch_brightnesses
         sizes = {"detail": learned, "patch brightness": of_patches, "object brightness": total - learned - of_patches}
     elif isinstance(tokenizer, SpectrumTokenizer):
-        sizes = {"window": total - tokenizer.settings.num_amplitudes, "amplitude": tokenizer.settings.num_amplitudes}
+        of_windows = len(MISSING_SHARES) * tokenizer.num_learned_codes
+        sizes = {"window": of_windows, "amplitude": total - of_windows}
     else:
         sizes = {"code": total}
     found, first = {}, 0
@@ -48,7 +49,7 @@ def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, Codebook]:
         found[name] = Codebook(tokens.codes - first, size, belong)
         first += size
     if isinstance(tokenizer, SpectrumTokenizer):
-        windows, shapes = found.pop("window"), tokenizer.quantizer.vocabulary_size
+        windows, shapes = found.pop("window"), tokenizer.num_learned_codes
         shape = {"shape": Codebook(windows.codes % shapes, shapes, windows.belong)}
         missing = {"missing share": Codebook(windows.codes // shapes, windows.size // shapes, windows.belong)}
         found = shape | missing | found
