@@ -178,6 +178,9 @@ class ImageTokenizer(nn.Module):
         grid = PatchGrid.of(observation, self.settings.patch_side)
         with torch.no_grad():
             levels, details, patch_mask, detail_mask = self._codes(observation, grid)
+        # Any number of details may be kept: of half of the objects, a random number is.
+        most = self.settings.num_details * torch.rand(len(observation), device=device) ** 2 * 2
+        detail_mask = detail_mask & (torch.arange(self.settings.num_details, device=device) < most[:, None, None])
         middles = grid.offsets(observation)
         level = torch.where(patch_mask, self._levels(levels), 0.0)
         latents = self._latents(level, details, detail_mask, patch_mask, middles.to(device))
@@ -239,6 +242,20 @@ class ImageTokenizer(nn.Module):
         add_up(counts)
         self.planes.fit(grid, counts, self.prior.variances.float())
         yield rounds + 1
+
+    def with_details(self, num_details: int) -> "ImageTokenizer":
+        """This tokenizer with fewer detail tokens of a patch: its tokens are the first ones of this one's.
+
+        Raises ValueError for more than there are.
+        """
+        if num_details > self.settings.num_details:
+            raise ValueError(f"this tokenizer makes at most {self.settings.num_details} details, found {num_details}")
+        fewer = ImageTokenizer(self.settings.model_copy(update={"num_details": num_details}))
+        weights = self.state_dict()
+        for name in ("planes.number_of", "planes.level_of"):
+            weights[name] = weights[name][:num_details]
+        fewer.load_state_dict(weights)
+        return fewer.to(device_of(self)).train(self.training)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors to `folder`."""

@@ -17,6 +17,8 @@ from .light_basis import LightBasis
 BRIGHTNESS_FLOOR = 0.003
 """Nanomaggies per square arcsec: patches fainter than this are scaled by it. About the noise of deep surveys."""
 LEAST_VARIANCE = 1e-7
+LEAST_SEEN = 1e-6
+"""Floor of the light per unit of a basis function, relative to the one seen best."""
 
 
 @dataclass
@@ -100,7 +102,15 @@ class PatchPrior(nn.Module):
 
     @torch.no_grad()
     def maximize(self, sums: Sums) -> None:
-        """Take the mean and covariance of the statistics, and choose the latents anew."""
+        """Take the mean and covariance of the statistics, and choose the latents anew.
+
+        Raises ValueError if they are of too few patches to say anything.
+        """
+        if sums.count < 10:
+            raise ValueError(
+                f"expected images with at least 10 patches brighter than their noise to learn from, found "
+                f"{int(sums.count)}"
+            )
         mean = sums.first / sums.count
         second = sums.second / sums.count
         self.mean.copy_(mean)
@@ -109,11 +119,12 @@ class PatchPrior(nn.Module):
 
     def _choose_latents(self, metric: Float64[Tensor, "J J"]) -> None:
         """The directions in which most light varies, each of unit mean square on pixels as instruments see them."""
-        eye = torch.eye(len(metric), dtype=torch.float64, device=metric.device)
-        root = torch.linalg.cholesky(metric + 1e-6 * metric.diagonal().mean() * eye)
+        # What no instrument sees well has a floor, so that it is not taken for much light.
+        seen, axes = torch.linalg.eigh(metric)
+        root = axes * seen.clamp(min=LEAST_SEEN * seen[-1].item()).sqrt()
         variances, directions = torch.linalg.eigh(root.T @ self.covariance @ root)
         count = self.latents.shape[1]
-        mix = torch.linalg.solve_triangular(root.T, directions.flip(1)[:, :count], upper=True)
+        mix = (root / (root**2).sum(0)) @ directions.flip(1)[:, :count]
         # A direction and its opposite are the same: choose, so that a fit can be repeated.
         largest = mix.gather(0, mix.abs().argmax(0, keepdim=True))
         self.latents.copy_(mix * largest.sign())

@@ -33,11 +33,15 @@ AMPLITUDE_RANGE = (-4.0, 6.0)
 AMPLITUDE_SPAN = (5000.0, 8000.0)
 """Wavelengths that set the amplitude, where a spectrum covers a third of them: it then does not matter where the
 spectrum begins and ends."""
+SIGNAL_TO_NOISE = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+"""Edges of the bins of the signal-to-noise ratio of a window's mean flux, which the first token tells too."""
+import os
+SPLIT = float(os.environ.get('SPLIT', 0.5))
 MODEL_ERROR = 0.01
 """Relative error granted to the model of a bright pixel."""
 ROBUST_SIGMAS = 5.0
 """Error in units of the noise beyond which the loss grows linearly."""
-EVENNESS = 0.1
+EVENNESS = float(os.environ.get('EVEN', 0.1))
 """Weight of the penalty that keeps all codes in use, beside a misfit of about one half."""
 MISSING_SHARES = (0.0, 0.125, 0.625)
 """Share of a window that no valid pixel covers: none, up to a quarter, more; what each digit stands for."""
@@ -58,7 +62,7 @@ class SpectrumTokenizerSettings(Settings):
     """Transformer blocks of the decoder."""
     num_heads: int = 4
     levels: tuple[int, ...] = (7, 5, 5, 5, 5)
-    """Levels of the quantiser. Three times their product, and `num_amplitudes`, make the vocabulary."""
+    """Levels of the quantiser. Three times their product, and eight times `num_amplitudes`, make the vocabulary."""
     num_amplitudes: int = 256
 
     @model_validator(mode="after")
@@ -67,10 +71,11 @@ class SpectrumTokenizerSettings(Settings):
             raise ValueError(
                 f"expected 0 < wavelength_min < wavelength_max, found {self.wavelength_min, self.wavelength_max}"
             )
-        if len(MISSING_SHARES) * math.prod(self.levels) + self.num_amplitudes > 2**15:
+        amplitudes = (1 + len(SIGNAL_TO_NOISE)) * self.num_amplitudes
+        if len(MISSING_SHARES) * math.prod(self.levels) + amplitudes > 2**15:
             raise ValueError(
-                f"tokens are stored as int16: {len(MISSING_SHARES)} times the product of levels plus num_amplitudes "
-                "must not exceed 32768"
+                f"tokens are stored as int16: {len(MISSING_SHARES)} times the product of levels plus "
+                f"{1 + len(SIGNAL_TO_NOISE)} times num_amplitudes must not exceed 32768"
             )
         return self
 
@@ -90,14 +95,16 @@ class SpectrumTokenizer(nn.Module):
 
     def vocabulary_size(self, modality: Modality) -> int:
         """Number of codes, the same for all spectrographs: those of windows, then those of amplitudes."""
-        return self._num_window_codes + self.settings.num_amplitudes
+        return self._num_window_codes + (1 + len(SIGNAL_TO_NOISE)) * self.settings.num_amplitudes
 
     def code_features(self, modality: Modality) -> Float[Tensor, "V S"]:
         """What codes share: the quantiser's factors and what is missing of a window; cosines of an amplitude's rank."""
         shapes = self.quantizer.code_features().cpu()
         missing = torch.eye(len(MISSING_SHARES)).repeat_interleave(len(shapes), 0)
         windows = torch.cat([shapes.repeat(len(MISSING_SHARES), 1), missing], 1)
-        return torch.block_diag(windows, rank_features(self.settings.num_amplitudes))
+        ranks, noise = rank_features(self.settings.num_amplitudes), torch.eye(1 + len(SIGNAL_TO_NOISE))
+        amplitudes = torch.cat([ranks.repeat_interleave(len(noise), 0), noise.repeat(len(ranks), 1)], 1)
+        return torch.block_diag(windows, amplitudes)
 
     @torch.no_grad()
     def encode(self, observation: SpectrumObservation) -> TokenGrid:
@@ -131,8 +138,9 @@ class SpectrumTokenizer(nn.Module):
         place = self._target_places(target)
         codes, mask = tokens.codes[:, 1:].to(device), tokens.mask[:, 1:].to(device)
         latents = self.quantizer.from_codes(codes % self.quantizer.vocabulary_size)
-        nodes = self._nodes(latents, mask, tokens.modality)
-        amplitude = self._amplitudes(tokens.codes[:, 0] - self._num_window_codes)
+        first = tokens.codes[:, 0] - self._num_window_codes
+        nodes = self._nodes(latents, mask, first.to(device), tokens.modality)
+        amplitude = self._amplitudes(first)
         sigma = self._blur(target, tokens.modality)
         read = read_nodes(nodes, place.to(device)) if sigma is None else read_blurred(nodes, place.to(device), sigma)
         # Where the whole grid makes sense, masked pixels are predicted too.
@@ -169,20 +177,23 @@ class SpectrumTokenizer(nn.Module):
         The misfit is that of a Gaussian up to ROBUST_SIGMAS and grows linearly beyond; the noise is widened by
         MODEL_ERROR times the flux. `chi2` is the mean of the squares, `misfit` what is minimised.
         """
-        spectrum = window_spectrum(observation, self.grid, device_of(self))
-        amplitude_codes = self._amplitude_codes(observation, spectrum)
+        split = SPLIT if self.training else 0.0
+        z = torch.randn(observation.flux.shape) * torch.where(observation.mask, observation.inverse_variance, 1.0).rsqrt() * observation.mask
+        seen = observation._unchecked(flux=observation.flux + split**0.5 * z, inverse_variance=observation.inverse_variance / (1 + split))
+        spectrum = window_spectrum(seen, self.grid, device_of(self))
+        amplitude_codes = self._amplitude_codes(seen, spectrum)
         latents = self._latents(spectrum, amplitude_codes)
         rounded, codes = self.quantizer(latents)
-        nodes = self._nodes(rounded, spectrum.is_valid, observation.modality)
+        nodes = self._nodes(rounded, spectrum.is_valid, amplitude_codes, observation.modality)
         device = nodes.device
         predicted = read_nodes(nodes, self._target_places(observation).to(device))
         scale = self._amplitudes(amplitude_codes).to(device)[:, None]
-        flux, mask = observation.flux.to(device) / scale, observation.mask.to(device)
-        variance = 1 / (observation.inverse_variance.to(device) * scale**2).clamp(min=1e-12)
+        flux, mask = (observation.flux - (z * split**-0.5 if split else 0)).to(device) / scale, observation.mask.to(device)
+        variance = (1 + 1 / split if split else 1) / (observation.inverse_variance.to(device) * scale**2).clamp(min=1e-12)
         error = torch.where(mask, (predicted - flux) * variance.rsqrt(), 0.0)
         softened = torch.where(mask, (predicted - flux) * (variance + (MODEL_ERROR * flux) ** 2).rsqrt(), 0.0)
         misfit = (
-            F.huber_loss(softened, torch.zeros_like(error), reduction="none", delta=ROBUST_SIGMAS).sum() / mask.sum()
+            (1 + 1 / split if split else 1) * F.huber_loss(softened, torch.zeros_like(error), reduction="none", delta=ROBUST_SIGMAS).sum() / mask.sum()
         )
         saturation = self.quantizer.saturation(latents)
         unevenness = self.quantizer.unevenness(latents, spectrum.is_valid)
@@ -222,7 +233,7 @@ class SpectrumTokenizer(nn.Module):
         return self.encoder(spectrum, self._amplitudes(amplitude_codes).to(device), positions)
 
     def _nodes(
-        self, latents: Float[Tensor, "B W Q"], mask: Bool[Tensor, "B W"], source: Modality
+        self, latents: Float[Tensor, "B W Q"], mask: Bool[Tensor, "B W"], first: Int[Tensor, " B"], source: Modality
     ) -> Float[Tensor, "B G"]:
         """Flux at the nodes over the amplitude, as the source's card resolves it."""
         assert isinstance(source.card, Spectrograph)
@@ -231,20 +242,23 @@ class SpectrumTokenizer(nn.Module):
         places = self.grid.places(torch.from_numpy(source.card.wavelength()))
         width = torch.full_like(power, float(places.diff().median()))
         told = conditions(power, width).to(latents.device).expand(len(latents), -1, -1)
+        signal_to_noise = (first % (1 + len(SIGNAL_TO_NOISE)) - 3.5)[:, None, None].expand(-1, told.shape[1], 1) / 2
+        told = torch.cat([told, signal_to_noise], -1)
         positions = self._positions(len(latents))[:, 1:].to(latents.device)
         return torch.sinh(self.decoder(latents, mask, positions, told).clamp(-12, 12))
 
     def _amplitude_codes(self, observation: SpectrumObservation, spectrum: WindowedSpectrum) -> Int[Tensor, " B"]:
-        """Bin of the lower median over windows of |mean flux|, or of its error where that is larger."""
-        total = spectrum.weight.sum(-1)
-        level = (spectrum.weight * spectrum.flux).sum(-1) / total.clamp(min=1e-30)
-        size = torch.hypot(level, total.clamp(min=1e-30).rsqrt())
+        """Bins of two lower medians over windows: of |mean flux|, at least its error, and of its ratio to that error."""
+        total = spectrum.weight.sum(-1).clamp(min=1e-30)
+        level = (spectrum.weight * spectrum.flux).sum(-1) / total
+        size = torch.hypot(level, total.rsqrt())
         middles = self.grid.middles().exp().to(size.device)
         span = (middles > AMPLITUDE_SPAN[0]) & (middles < AMPLITUDE_SPAN[1])
         inner = spectrum.is_valid & span
         enough = inner.sum(1, keepdim=True) * 3 >= span.sum().clamp(min=1)
-        chosen = torch.where(torch.where(enough, inner, spectrum.is_valid), size, torch.nan)
-        logarithm = chosen.nanmedian(1).values.log10()
+        chosen = torch.where(enough, inner, spectrum.is_valid)
+        logarithm = torch.where(chosen, size, torch.nan).nanmedian(1).values.log10()
+        ratio = torch.where(chosen, size * total.sqrt(), torch.nan).nanmedian(1).values
         low, high = AMPLITUDE_RANGE
         outside = (logarithm >= high) | (logarithm < low)
         if outside.any():
@@ -254,11 +268,13 @@ class SpectrumTokenizer(nn.Module):
                 f"its windows must lie in [1e{low:.0f}, 1e{high:.0f}) 1e-17 erg/s/cm2/A, found "
                 f"{10 ** logarithm[row].item():.3g}"
             )
-        return ((logarithm - low) / (high - low) * self.settings.num_amplitudes).long()
+        bins = ((logarithm - low) / (high - low) * self.settings.num_amplitudes).long()
+        edges = torch.tensor(SIGNAL_TO_NOISE, device=ratio.device)
+        return bins * (1 + len(SIGNAL_TO_NOISE)) + torch.bucketize(ratio, edges)
 
     def _amplitudes(self, codes: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         low, high = AMPLITUDE_RANGE
-        codes = codes.clamp(0, self.settings.num_amplitudes - 1)
+        codes = (codes // (1 + len(SIGNAL_TO_NOISE))).clamp(0, self.settings.num_amplitudes - 1)
         return 10 ** (low + (high - low) * (codes + 0.5) / self.settings.num_amplitudes)
 
     def _positions(self, num_objects: int) -> Float[Tensor, "B N P"]:

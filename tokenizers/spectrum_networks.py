@@ -85,7 +85,7 @@ class WindowDecoder(nn.Module):
         super().__init__()
         self.enter = nn.Sequential(nn.Linear(num_latents, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.position = PositionEmbedding(width)
-        self.conditions = NumbersEmbedding(NUM_CONDITIONS, width)
+        self.conditions = NumbersEmbedding(1 + NUM_CONDITIONS, width)
         self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(num_blocks))
         self.leave = nn.Sequential(
             RMSNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, num_nodes)

@@ -30,7 +30,11 @@ def tokenizers():
     rng = np.random.default_rng(1)
     scalars = {"scalar/stellar_mass": rng.normal(10, 1, 500), "scalar/redshift": rng.gamma(2.0, 0.1, 500)}
     return {
-        "image": ImageTokenizer(ImageTokenizerSettings(width=32, num_blocks=1, levels=(5, 5))).eval(),
+        "image": ImageTokenizer(
+            ImageTokenizerSettings(
+                max_frequency=3, num_latents=12, num_details=2, digits_per_token=3, width=32, num_blocks=1
+            )
+        ).eval(),
         "spectrum": SpectrumTokenizer(
             SpectrumTokenizerSettings(
                 width=32, num_blocks=1, num_windows=12, num_nodes=8, levels=(5, 5, 3), num_amplitudes=32

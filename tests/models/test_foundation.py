@@ -260,6 +260,8 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(model, tmp_path):
 def test_a_new_transformer_knows_each_vocabulary_once_with_its_features(sky, tokenizers):
     transformer = new_transformer("nano", tokenizers, [o.modality for o in sky.values()])
     assert list(transformer.vocabulary_index) == ["image", "scalar/redshift", "scalar/stellar_mass", "spectrum"]
-    assert list(transformer.config.vocabularies.values()) == [25 + 1024, 16, 16, 75 + 32]
-    features = tokenizers["spectrum"].code_features(modality("spectrum/desi"))
-    assert torch.equal(transformer.codes.features[-107:, : features.shape[1]], features)
+    spectra = modality("spectrum/desi")
+    size = tokenizers["spectrum"].vocabulary_size(spectra)
+    assert list(transformer.config.vocabularies.values()) == [5**3 + 1024 + 1024, 16, 16, size]
+    features = tokenizers["spectrum"].code_features(spectra)
+    assert torch.equal(transformer.codes.features[-size:, : features.shape[1]], features)

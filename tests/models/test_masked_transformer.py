@@ -44,7 +44,7 @@ def random_tokens(num_objects, counts, seed=0, num_features=11):
     return TokenBatch(
         codes=torch.cat(codes, 1),
         mask=torch.ones(num_objects, total, dtype=torch.bool),
-        positions=torch.randn(num_objects, total, 3, generator=generator),
+        positions=torch.randn(num_objects, total, 4, generator=generator),
         slots=slots,
         slot_vocabularies=torch.arange(3),
         instruments=torch.randn(num_objects, 3, num_features, generator=generator),

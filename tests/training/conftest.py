@@ -34,7 +34,11 @@ def data(tmp_path_factory):
 def tokenizer_folder(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
     torch.manual_seed(0)
-    ImageTokenizer(ImageTokenizerSettings(width=16, num_blocks=1, levels=(5, 5))).save_pretrained(folder / "image")
+    ImageTokenizer(
+        ImageTokenizerSettings(
+            max_frequency=3, num_latents=12, num_details=2, digits_per_token=3, width=16, num_blocks=1
+        )
+    ).save_pretrained(folder / "image")
     spectrum = SpectrumTokenizerSettings(
         width=16, num_blocks=1, num_windows=8, num_nodes=6, levels=(5, 5), num_amplitudes=16
     )

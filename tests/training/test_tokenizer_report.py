@@ -459,6 +459,15 @@ def test_a_training_whose_settings_are_damaged_is_named(tmp_path):
     assert read_training_record(tmp_path, "spectrum") is None
 
 
+def test_a_docs_page_without_markers_is_refused_before_anything_is_measured(settings, stubs):
+    Path(settings.docs).parent.mkdir()
+    Path(settings.docs).write_text("Our words.")
+    with pytest.raises(ValueError, match=r"tokenizers\.md: expected the lines"):
+        report.tokenizer_report(settings)
+    assert Path(settings.docs).read_text() == "Our words."
+    assert stubs["image"].num_encoded == 0
+
+
 def test_a_modality_without_tokenizer_is_an_error_and_nothing_to_hold_out_too(settings, stubs, tmp_path):
     with pytest.raises(ValueError, match=r"no data or no tokenizer for \['spectrum/desi'\]; there are both for"):
         report.tokenizer_report(settings.model_copy(update={"modalities": ("spectrum/desi",)}))
