@@ -136,13 +136,15 @@ def learned_codebook(summary: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(iter(summary["codebooks"].values()))
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a small PNG: of 256 colours."""
+def png(figure: Figure, *, is_photograph: bool = False) -> bytes:
+    """The figure as a small PNG: of 256 colours, or of fewer pixels where steps of grey would be seen."""
     drawn, small = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=90)
+    figure.savefig(drawn, format="png", dpi=75 if is_photograph else 90)
     drawn.seek(0)
     with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
+        shown = picture.convert("RGB")
+        shown = shown if is_photograph else shown.quantize(256, Image.Quantize.FASTOCTREE)
+        shown.save(small, format="PNG", optimize=True)
     return small.getvalue()
 
 

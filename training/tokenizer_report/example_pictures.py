@@ -73,7 +73,7 @@ def image_examples(
     figure.align_ylabels(axes[:, 0])
     figure.supxlabel("arcsec", fontsize=8)
     figure.suptitle(f"{observed.modality.name}, band {observed.bands[band]}{_origin(true)}", fontsize=10)
-    return png(figure)
+    return png(figure, is_photograph=True)
 
 
 def spectrum_examples(

@@ -1,14 +1,26 @@
 """The report as a Markdown page: tables from its plain data, each with the definition of what it shows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .markdown_cells import (
+    DASH,
+    bias,
+    listed,
+    magnitude_range,
+    number,
+    percent,
+    percent_range,
+    picture,
+    ratio,
+    table,
+    with_error,
+)
 from .photometry import APERTURE, FLUX_WINDOW
 from .pixel_summary import score_of
 from .redshift_probe import REDSHIFTS
 
 BEGIN, END = "<!-- tokenizer-report: begin -->", "<!-- tokenizer-report: end -->"
-DASH = "–"
 
 
 def report_page(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -44,15 +56,15 @@ def _about(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     seen = results["seen_objects"]
     clean = [kind for kind, count in seen.items() if count == 0]
     if clean:
-        lines.append(f"By the records of their training, the tokenizers of {_listed(clean)} saw none of these objects.")
+        lines.append(f"By the records of their training, the tokenizers of {listed(clean)} saw none of these objects.")
     unknown = [kind for kind, count in seen.items() if count is None]
     if unknown:
-        lines.append(f"What the tokenizers of {_listed(unknown)} were trained on is not known here.")
+        lines.append(f"What the tokenizers of {listed(unknown)} were trained on is not known here.")
     for kind, count in seen.items():
         if count:
             lines.append(f"**{count} of these objects were among those that the {kind} tokenizer was trained on.**")
     if results["unseen_instruments"]:
-        names = _listed(results["unseen_instruments"])
+        names = listed(results["unseen_instruments"])
         lines.append(f"Through these instruments they saw no object at all: {names}.")
     if results["sky"] is not None:
         lines.append(
@@ -74,16 +86,16 @@ def _quality(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         rows.append(
             [
                 f"{name} ({s['num_objects']})",
-                _number(on.get("r2"), 4),
-                _number(ceiling.get("r2"), 4),
-                _number(true.get("r2"), 4),
-                _number(s["psnr"], 1),
-                _with_error(s["chi2"]["all"]["mean"], s["chi2"]["all"]["mean_error"], 3),
-                _percent(s["chi2"]["source"]["share_of_pixels"]),
-                _with_error(s["chi2"]["source"]["mean"], s["chi2"]["source"]["mean_error"], 3),
-                _number(s["chi2"]["source"]["median_of_objects"], 3),
-                _number(s["chi2"]["source"]["rms_error"], 2),
-                _number(s["mask_auc"], 3),
+                number(on.get("r2"), 4),
+                number(ceiling.get("r2"), 4),
+                number(true.get("r2"), 4),
+                number(s["psnr"], 1),
+                with_error(s["chi2"]["all"]["mean"], s["chi2"]["all"]["mean_error"], 3),
+                percent(s["chi2"]["source"]["share_of_pixels"]),
+                with_error(s["chi2"]["source"]["mean"], s["chi2"]["source"]["mean_error"], 3),
+                number(s["chi2"]["source"]["median_of_objects"], 3),
+                number(s["chi2"]["source"]["rms_error"], 2),
+                number(s["mask_auc"], 3),
             ]
         )
     sigma = results["settings"]["source_sigma"]
@@ -98,17 +110,17 @@ def _quality(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         "chi2, sources",
     ]
     heads += ["median of objects", "error on sources, sigma", "mask AUC"]
-    speed = _table(
+    speed = table(
         ["modality", "tokens", "bits", "valid pixels decoded", "vocabulary", "encode, objects/s", "decode, objects/s"],
         [
             [
                 name,
-                _number(s["tokens"], 1),
-                _number(s["bits"], 0),
-                _percent(s["decoded"], 2),
+                number(s["tokens"], 1),
+                number(s["bits"], 0),
+                percent(s["decoded"], 2),
                 " + ".join(f"{book['all']['vocabulary']} {kind}" for kind, book in s["codebooks"].items()),
-                _number(s["objects_per_second"]["encode"], 1),
-                _number(s["objects_per_second"]["decode"], 1),
+                number(s["objects_per_second"]["encode"], 1),
+                number(s["objects_per_second"]["decode"], 1),
             ]
             for name, s in results["pixels"].items()
         ],
@@ -124,12 +136,12 @@ def _quality(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             "there are in units of that noise, against the truth where it is known. Standard errors follow from the "
             "scatter of objects. Mask AUC is the chance that the tokens give a valid pixel a higher probability of "
             "being valid than a bad one.",
-            _table(heads, rows),
+            table(heads, rows),
             "The same error budget for simpler codecs: principal components of training objects, as many as an object "
             "has tokens, each coefficient a real number; and nothing at all.",
             _baselines(results),
             speed,
-            _picture(pictures, "signal-to-noise", "chi2 per pixel against signal-to-noise ratio"),
+            picture(pictures, "signal-to-noise", "chi2 per pixel against signal-to-noise ratio"),
             _by_band(results),
         ]
     )
@@ -142,10 +154,10 @@ def _baselines(results: Mapping[str, Any]) -> str:
         row = [name]
         for by in ("tokens", "components", "zero"):
             every, source = score_of(s, against, by), score_of(s, "observed", by, "source")
-            row += [_number(every.get("r2"), 4), _number(source.get("chi2"), 2)]
+            row += [number(every.get("r2"), 4), number(source.get("chi2"), 2)]
         rows.append(row)
     names = ("tokens", "components", "nothing")
-    return _table(["modality", *(f"{what}, {name}" for name in names for what in ("R2", "chi2 on sources"))], rows)
+    return table(["modality", *(f"{what}, {name}" for name in names for what in ("R2", "chi2 on sources"))], rows)
 
 
 def _by_band(results: Mapping[str, Any]) -> str:
@@ -154,13 +166,13 @@ def _by_band(results: Mapping[str, Any]) -> str:
         for band, scores in s["by_band"].items():
             row = [name, band]
             for key in ("observed all", "true all"):
-                row.append(_number(scores.get(key, {}).get("r2"), 4))
-            row += [_number(scores[key]["chi2"], 3) for key in ("observed all", "observed source")]
-            rows.append(row + [_bias(b) for b in _halves(s["flux_bias"]["by_band"][band], s)])
+                row.append(number(scores.get(key, {}).get("r2"), 4))
+            row += [number(scores[key]["chi2"], 3) for key in ("observed all", "observed source")]
+            rows.append(row + [bias(b) for b in _halves(s["flux_bias"]["by_band"][band], s)])
     if not rows:
         return ""
     heads = ["modality", "band", "R2", "R2 against the truth", "chi2", "chi2, sources", "bias, bright", "bias, faint"]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _magnitudes(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -169,21 +181,21 @@ def _magnitudes(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     rows = []
     for name, s in results["pixels"].items():
         bright, faint = _halves(s["flux_bias"]["halves"], s)
-        rows.append([name, _bias(bright), _bias(bright, "median"), _bias(faint), _bias(faint, "median")])
+        rows.append([name, bias(bright), bias(bright, "median"), bias(faint), bias(faint, "median")])
     bins = []
     for name, s in results["pixels"].items():
         biases = {(b["brightest"], b["faintest"]): b for b in s["flux_bias"]["bins"]}
         for entry in s["by_magnitude"]:
-            bias = biases.get((entry["brightest"], entry["faintest"]))
+            found = biases.get((entry["brightest"], entry["faintest"]))
             bins.append(
                 [
                     name,
-                    _interval(entry["brightest"], entry["faintest"]),
+                    magnitude_range(entry["brightest"], entry["faintest"]),
                     str(entry["num_objects"]),
-                    _number(entry["all"]["mean"], 3),
-                    _with_error(entry["source"]["mean"], entry["source"]["mean_error"], 3),
-                    _bias(bias),
-                    _bias(bias, "median"),
+                    number(entry["all"]["mean"], 3),
+                    with_error(entry["source"]["mean"], entry["source"]["mean_error"], 3),
+                    bias(found),
+                    bias(found, "median"),
                 ]
             )
     limit = results["settings"]["bright_magnitude"]
@@ -195,10 +207,10 @@ def _magnitudes(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             f"against the truth where it is known. Bright is below AB magnitude {limit:g} in the band at hand (of a "
             f"spectrum: from its mean flux between {FLUX_WINDOW[0]:g} and {FLUX_WINDOW[1]:g} angstrom), faint above. "
             f"Bias of the sum of all sources, and the median of each one's own, in percent with standard errors.",
-            _table(["modality", "bright, sum", "bright, median", "faint, sum", "faint, median"], rows),
-            _picture(pictures, "flux-bias", "flux bias against magnitude; bands of 1 and 3 percent"),
+            table(["modality", "bright, sum", "bright, median", "faint, sum", "faint, median"], rows),
+            picture(pictures, "flux-bias", "flux bias against magnitude; bands of 1 and 3 percent"),
             "By the object's magnitude (of an image: in the band nearest 6400 angstrom; the bias is of all bands):",
-            _table(heads, bins),
+            table(heads, bins),
         ]
     )
 
@@ -214,19 +226,19 @@ def _codebooks(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         return ""
     details = []
     for name, s in results["pixels"].items():
-        shares = {number: d["perplexity_share"] for number, d in s["details"].items() if d["num_tokens"]}
+        shares = {detail: d["perplexity_share"] for detail, d in s["details"].items() if d["num_tokens"]}
         if shares:
-            listed = ", ".join(f"{number}: {100 * share:.0f} %" for number, share in shares.items())
-            details.append(f"- {name}, each detail by itself, on sources: {listed}")
+            each = ", ".join(f"{detail}: {100 * share:.0f} %" for detail, share in shares.items())
+            details.append(f"- {name}, each detail by itself, on sources: {each}")
     return "\n\n".join(
         [
             "## Codebooks",
             "Use is the share of codes that occur; the perplexity exp(entropy) says how many codes, equally frequent, "
             "would carry as much. A sample shows too little of it: the corrected one adds (codes seen - 1) / 2n to the "
             "entropy. Tokens on *source* have at least one source pixel nearest to them.",
-            _table(["modality", "codebook", "on", "tokens", "use", "perplexity", "share of codes", "corrected"], rows),
+            table(["modality", "codebook", "on", "tokens", "use", "perplexity", "share of codes", "corrected"], rows),
             "\n".join(details),
-            _picture(pictures, "codebooks", "how often each code occurs"),
+            picture(pictures, "codebooks", "how often each code occurs"),
         ]
     ).replace("\n\n\n\n", "\n\n")
 
@@ -234,10 +246,10 @@ def _codebooks(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
 def _use(scores: Mapping[str, Any]) -> list[str]:
     return [
         str(scores["num_tokens"]),
-        _percent(scores["use"]),
-        _number(scores["perplexity"], 0),
-        _percent(scores["perplexity_share"]),
-        _number(scores["perplexity_corrected"], 0),
+        percent(scores["use"]),
+        number(scores["perplexity"], 0),
+        percent(scores["perplexity_share"]),
+        number(scores["perplexity_corrected"], 0),
     ]
 
 
@@ -246,11 +258,11 @@ def _redshifts(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     for name, s in results["pixels"].items():
         if s["redshift"] is None:
             continue
-        for number, labels in enumerate(s["redshift"]["label_counts"]):
+        for place, labels in enumerate(s["redshift"]["label_counts"]):
             row = [name, str(labels), str(s["redshift"]["num_test"])]
             for features in ("original without noise", "original", "reconstruction", "tokens"):
                 scores = s["redshift"]["r2"].get(features)
-                row += [DASH, DASH] if scores is None else [_number(scores[p][number], 3) for p in ("ridge", "trees")]
+                row += [DASH, DASH] if scores is None else [number(scores[p][place], 3) for p in ("ridge", "trees")]
             rows.append(row)
     if not rows:
         return ""
@@ -266,7 +278,7 @@ def _redshifts(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             f"features: of images the light in apertures and colours, of spectra the flux in bins of log wavelength. "
             f"Tokens are probed by what their codes have in common, without a decoder: reconstruction and "
             f"representation are two qualities.",
-            _table(heads, rows),
+            table(heads, rows),
         ]
     )
 
@@ -280,17 +292,17 @@ def _values(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         rows.append(
             [
                 f"{name} ({s['num_objects']})",
-                _number(s["r2"], 6),
-                _number(s["median_r2"], 4),
-                _number(s["rms_error"], 3),
-                _percent(s["outside"], 2),
-                _number(s["tokens"], 1),
-                _number(s["bits"], 0),
+                number(s["r2"], 6),
+                number(s["median_r2"], 4),
+                number(s["rms_error"], 3),
+                percent(s["outside"], 2),
+                number(s["tokens"], 1),
+                number(s["bits"], 0),
                 " + ".join(str(book["vocabulary"]) for book in books),
-                _range([book["use"] for book in books]),
-                _range([book["perplexity_share"] for book in books]),
-                _number(s["objects_per_second"]["encode"], 0),
-                _number(s["objects_per_second"]["decode"], 0),
+                percent_range([book["use"] for book in books]),
+                percent_range([book["perplexity_share"] for book in books]),
+                number(s["objects_per_second"]["encode"], 0),
+                number(s["objects_per_second"]["decode"], 0),
             ]
         )
     heads = [
@@ -310,7 +322,7 @@ def _values(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             "## Scalars and coefficients",
             "The error is the RMS difference from the measured value, in units of its own error where that is known; "
             "*outside* the share of values beyond the range that was learned, which outer codes stand for.",
-            _table(heads, rows),
+            table(heads, rows),
         ]
     )
 
@@ -323,11 +335,11 @@ def _economy(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         [
             point["modality"],
             point["label"],
-            _number(point["tokens"], 1),
-            _number(point["bits"], 0),
-            _number(point["rms_error"], 3),
-            _number(point["chi2_source"], 3),
-            *(_number(point[f"redshift_{of}"], 3) for of in ("original", "reconstruction", "tokens")),
+            number(point["tokens"], 1),
+            number(point["bits"], 0),
+            number(point["rms_error"], 3),
+            number(point["chi2_source"], 3),
+            *(number(point[f"redshift_{of}"], 3) for of in ("original", "reconstruction", "tokens")),
         ]
         for point in sorted(points, key=lambda p: (p["modality"], p["tokens"]))
     ]
@@ -337,8 +349,8 @@ def _economy(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         [
             "## Token economy",
             "Tokenizers of other budgets, on the same objects; redshift R2 by the better probe with all labels.",
-            _table(heads, rows),
-            _picture(pictures, "economy", "quality against tokens for each object"),
+            table(heads, rows),
+            picture(pictures, "economy", "quality against tokens for each object"),
         ]
     )
 
@@ -352,8 +364,8 @@ def _held_out(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         for variant, scores in s["variants"].items():
             row = [f"{name} ({s['num_objects']})", variant]
             for place in ("all", "source"):
-                row += [_number(scores[place]["rms_error"], 3), _number(scores[place]["chi2"], 3)]
-            rows.append([*row, _number(scores["all"]["r2"], 4), _ratio(scores["source"]["rms_error"], of_control)])
+                row += [number(scores[place]["rms_error"], 3), number(scores[place]["chi2"], 3)]
+            rows.append([*row, number(scores["all"]["r2"], 4), ratio(scores["source"]["rms_error"], of_control)])
         known = "" if s["is_known_unseen"] else " That it was never seen is not on record here."
         notes.append(f"- {name}: wrong numbers are those of the {s['wrong_metadata']}.{known}")
         notes += [f"- {name}, {variant}: refused ({why})" for variant, why in s["refused"].items()]
@@ -366,9 +378,9 @@ def _held_out(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             "instrument's numbers wrongly, when encoding alone or throughout, a tokenizer that reads them does worse: "
             "bands get wavelength, width, PSF and depth of the next one; spectra the grid and resolution of another "
             "spectrograph, stretched over their pixels.",
-            _table(heads, rows),
+            table(heads, rows),
             "\n".join(notes),
-            _picture(pictures, "held-out-instruments", "error by what the tokenizer knew of the instrument"),
+            picture(pictures, "held-out-instruments", "error by what the tokenizer knew of the instrument"),
         ]
     )
 
@@ -387,32 +399,32 @@ def _real(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
                 s["title"],
                 s["modality"],
                 str(s["num_objects"]),
-                _number(s["tokens"], 1),
-                _number(on.get("r2"), 4),
-                _number(s["chi2"]["all"]["mean"], 3),
-                _number(s["chi2"]["all"]["median_of_objects"], 3),
-                _number(s["chi2"]["source"]["mean"], 3),
+                number(s["tokens"], 1),
+                number(on.get("r2"), 4),
+                number(s["chi2"]["all"]["mean"], 3),
+                number(s["chi2"]["all"]["median_of_objects"], 3),
+                number(s["chi2"]["source"]["mean"], 3),
             ]
         )
-        shown.append(_picture(pictures, s["picture"], s["title"]))
+        shown.append(picture(pictures, s["picture"], s["title"]))
     heads = ["real files", "modality", "objects", "tokens", "R2", "chi2", "median of objects", "chi2, sources"]
     return "\n\n".join(
         [
             "## Real observations",
             "The files that ship with Armillary, which no tokenizer was trained on. Their noise is what the survey "
             "says of it.",
-            _table(heads, rows),
-            *(picture for picture in shown if picture),
+            table(heads, rows),
+            *filter(None, shown),
         ]
     )
 
 
 def _examples(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    shown = [_picture(pictures, name.replace("/", "-"), f"{name}, at quantiles of chi2") for name in results["pixels"]]
+    shown = [picture(pictures, name.replace("/", "-"), f"{name}, at quantiles of chi2") for name in results["pixels"]]
     if not any(shown):
         return ""
     intro = "Objects at quantiles of chi2 per valid pixel, from the best to the worst, chosen by that alone."
-    return "\n\n".join(["## Examples", intro, *(picture for picture in shown if picture)])
+    return "\n\n".join(["## Examples", intro, *filter(None, shown)])
 
 
 def _halves(halves: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -421,61 +433,3 @@ def _halves(halves: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> 
     bright = next((b for b in halves if b["faintest"] == limit), None)
     faint = next((b for b in halves if b["brightest"] == limit), None)
     return bright, faint
-
-
-def _bias(entry: Mapping[str, Any] | None, key: str = "pooled") -> str:
-    """Percent with its standard error."""
-    if entry is None:
-        return DASH
-    error = entry[f"{key}_error"]
-    return _with_error(100 * entry[key], None if error is None else 100 * error, 2, signed=True)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
-
-
-def _picture(pictures: Mapping[str, str], name: str, title: str) -> str:
-    return f"![{title}]({pictures[name]})" if name in pictures else ""
-
-
-def _number(value: float | None, digits: int) -> str:
-    if value is None:
-        return DASH
-    # Far from one, digits behind the point say nothing.
-    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}" if digits else f"{value:.0f}"
-
-
-def _ratio(value: float | None, other: float | None) -> str:
-    return _number(value / other, 2) if value is not None and other else DASH
-
-
-def _with_error(value: float | None, error: float | None, digits: int, *, signed: bool = False) -> str:
-    if value is None:
-        return DASH
-    text = f"{value:+.{digits}f}" if signed else _number(value, digits)
-    return text if error is None else f"{text} ± {_number(error, digits)}"
-
-
-def _percent(share: float | None, digits: int = 0) -> str:
-    return DASH if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def _range(shares: Sequence[float | None]) -> str:
-    """Percent, from the least to the largest."""
-    known = [share for share in shares if share is not None]
-    if not known:
-        return DASH
-    low, high = _percent(min(known)), _percent(max(known))
-    return high if low == high else f"{low} to {high}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    if low is None:
-        return f"below {high:g}"
-    return f"above {low:g}" if high is None else f"{low:g} to {high:g}"

@@ -45,8 +45,10 @@ def tokenizer_report(settings: TokenizerReportSettings) -> dict[str, Any]:
     """Measure, or go on measuring, and write `<report>/report.json`, `report.md` and `images/*.png`.
 
     With `docs`, that page and its pictures are renewed as well. Returns what report.json holds. Raises ValueError for
-    modalities without data or tokenizer.
+    modalities without data or tokenizer, for instruments that were not held out, and for a page without its markers.
     """
+    if settings.docs is not None:
+        _renewed(Path(settings.docs), "")  # to know before hours of work that it can be
     work = _Work(settings)
     with Progress(console=console) as progress:
         work.progress = progress
@@ -60,9 +62,8 @@ def tokenizer_report(settings: TokenizerReportSettings) -> dict[str, Any]:
     if settings.docs is not None:
         docs = Path(settings.docs)
         _write_pictures(docs.parent / "images" / "tokenizers", pictures)
-        before = docs.read_text(encoding="utf-8") if docs.is_file() else None
         page = report_page(results, {name: f"images/tokenizers/{name}.png" for name in pictures})
-        _write_text(docs, insert_between_markers(before, page, str(docs)))
+        _write_text(docs, _renewed(docs, page))
     return results
 
 
@@ -344,6 +345,11 @@ def _charts(results: Mapping[str, Any]) -> dict[str, bytes]:
     if results["held_out_instruments"]:
         found["held-out-instruments"] = charts.held_out_chart(results["held_out_instruments"])
     return found
+
+
+def _renewed(docs: Path, page: str) -> str:
+    before = docs.read_text(encoding="utf-8") if docs.is_file() else None
+    return insert_between_markers(before, page, str(docs))
 
 
 def _write_pictures(folder: Path, pictures: Mapping[str, bytes]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from ...data.dataset import ObservationDataset
 from ...data.parquet_files import replacing
 
-SHOWS = ("page.py", "charts.py", "example_pictures.py")
+SHOWS = ("page.py", "markdown_cells.py", "charts.py", "example_pictures.py")
 """Files of this folder that show what was measured, and have no part in it."""
 
 
