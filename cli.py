@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _settings_verb(verbs, "train-tokenizer", "train a tokenizer on a dataset", _train_tokenizer)
+    _settings_verb(
+        verbs, "tokenizer-report", "measure tokenizers on held-out objects: tables, pictures, a page", _tokenizer_report
+    )
     _settings_verb(verbs, "tokenize", "turn a dataset into a store of tokens", _tokenize)
     _settings_verb(verbs, "pretrain", "train the masked transformer on tokens, on one process or many", _pretrain)
     _settings_verb(verbs, "align", "train the contrastive head on a pretrained model", _align)
@@ -174,6 +177,16 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
     from .training.tokenizers import TrainTokenizerSettings, train_tokenizer
 
     return _run_with(options, TrainTokenizerSettings, train_tokenizer)
+
+
+def _tokenizer_report(options: argparse.Namespace) -> None:
+    from .training.tokenizer_report.report import tokenizer_report
+    from .training.tokenizer_report.settings import TokenizerReportSettings
+
+    settings = _settings(options, TokenizerReportSettings)
+    if settings is not None:
+        tokenizer_report(settings)
+        print(f"{settings.report}/report.md")  # noqa: T201
 
 
 def _tokenize(options: argparse.Namespace) -> int:

@@ -6,12 +6,14 @@ from ..tokenizers.image import ImageTokenizerSettings
 from ..tokenizers.scalar import ScalarTokenizerSettings
 from ..tokenizers.spectrum import SpectrumTokenizerSettings
 from ..training.loop import LoopSettings
+from ..training.tokenizers import PriorSettings
 
 
 class TokenizersSettings(Settings):
     """The three tokenizers, and how long the two that learn by gradient do."""
 
     image: ImageTokenizerSettings
+    image_prior: PriorSettings
     image_loop: LoopSettings
     spectrum: SpectrumTokenizerSettings
     spectrum_loop: LoopSettings

@@ -43,7 +43,9 @@ def train_tokenizers(folder: Path, settings: DemoSettings) -> None:
         run = folder / "tokenizers" / kind
         if (run / "tokenizer" / "config.json").is_file():
             continue
-        chosen = {"kind": kind, "run": str(run), kind: getattr(sizes, kind), **({"loop": loop} if loop else {})}
+        chosen = {"kind": kind, "run": str(run), kind: getattr(sizes, kind), "prior": sizes.image_prior}
+        if loop is not None:
+            chosen["loop"] = loop
         train_tokenizer(TrainTokenizerSettings.model_validate({**common, **chosen}))
 
 
