@@ -4,6 +4,7 @@ Each of a few latent dimensions is rounded to a few levels; the product of the l
 codebook to learn, so none can die.
 """
 
+import functools
 import itertools
 import math
 import operator
@@ -51,16 +52,23 @@ class FiniteScalarQuantizer(nn.Module):
         return F.relu(z.abs() - 1).square().mean()
 
     def unevenness(self, z: Float[Tensor, "B N Q"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
-        """Penalty on latents, where the mask is True, that do not fill the grid evenly; zero where they do.
+        """Penalty on latents, where the mask is True, that leave codes unused: zero where all are used alike, in nats.
 
-        It compares mean, covariance and fourth moments with those of even and independent dimensions, so that the codes
-        of each batch spread over the whole codebook.
+        It is the logarithm of the vocabulary's size less the entropy of the codes of this batch, each latent shared
+        between the two levels beside it in each dimension so that there is a gradient.
         """
-        x = 2 * torch.sigmoid(2 * z.float()[mask]) - 1
-        centre = x.mean(0)
-        covariance = 3 * (x - centre).T @ (x - centre) / len(x)
-        excess = (covariance - torch.eye(len(centre), device=x.device)).square().sum() / len(centre)
-        return 3 * centre.square().mean() + excess + (5 * x.pow(4).mean(0) - 1).square().mean()
+        steps = self.levels - 1
+        bounded = torch.sigmoid(2 * z.float()[mask]) * steps
+        shares = [
+            (1 - (place[:, None] - torch.arange(int(levels), device=z.device)).abs()).clamp(min=0)
+            for place, levels in zip(bounded.T, self.levels, strict=True)
+        ]
+        half = len(shares) // 2
+        start = torch.ones_like(bounded[:, :1])
+        first, second = (functools.reduce(_outer, part, start) for part in (shares[:half], shares[half:]))
+        with torch.autocast(z.device.type, enabled=False):
+            use = (first.T @ second).flatten() / len(bounded)
+        return math.log(self.vocabulary_size) + (use * use.clamp(min=1e-12).log()).sum()
 
     def code_features(self) -> Float[Tensor, "V S"]:
         """Each code by its factors: a one-hot vector for each dimension, concatenated. Codes that agree share them."""
@@ -69,6 +77,10 @@ class FiniteScalarQuantizer(nn.Module):
 
     def _digits(self, codes: Tensor) -> Tensor:
         return (codes[..., None] // self.strides) % self.levels
+
+
+def _outer(first: Tensor, second: Tensor) -> Tensor:
+    return (first[:, :, None] * second[:, None, :]).flatten(1)
 
 
 def rank_features(num_codes: int, num_cosines: int = 16) -> Float[Tensor, "V S"]:

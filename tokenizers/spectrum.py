@@ -9,6 +9,7 @@ not invented.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,27 +23,29 @@ from ..data.modalities import Modality
 from ..data.observations import ObservationError, SpectrumObservation
 from ..settings import Settings, validate_settings
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
-from .quantizers import FiniteScalarQuantizer, rank_features
+from .quantizers import FiniteScalarQuantizer
+from .spectrum_amplitude import (
+    AMPLITUDE_RANGE,
+    NUM_RATIOS,
+    amplitude_codes,
+    amplitude_features,
+    amplitude_of_codes,
+    measure_amplitude,
+    ratio_of_codes,
+)
 from .spectrum_networks import WindowDecoder, WindowEncoder, conditions
 from .spectrum_windows import FWHM_PER_SIGMA, WindowedSpectrum, WindowGrid, read_blurred, read_nodes, window_spectrum
 from .token_grid import Reconstruction, TokenGrid, empty_positions
 
 MODEL_TYPE = "armillary-spectrum-tokenizer"
-AMPLITUDE_RANGE = (-4.0, 6.0)
-"""Limits of log10 of the amplitude, in 1e-17 erg/s/cm2/A: fainter than any survey, brighter than any galaxy."""
-AMPLITUDE_SPAN = (5000.0, 8000.0)
-"""Wavelengths that set the amplitude, where a spectrum covers a third of them: it then does not matter where the
-spectrum begins and ends."""
-SIGNAL_TO_NOISE = (4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-"""Edges of the bins of the signal-to-noise ratio of a window's mean flux, which the first token tells too."""
-import os
-SPLIT = float(os.environ.get('SPLIT', 0.5))
 MODEL_ERROR = 0.01
 """Relative error granted to the model of a bright pixel."""
 ROBUST_SIGMAS = 5.0
 """Error in units of the noise beyond which the loss grows linearly."""
-EVENNESS = float(os.environ.get('EVEN', 0.1))
-"""Weight of the penalty that keeps all codes in use, beside a misfit of about one half."""
+NOISE_SPLIT = 0.5
+"""Variance, in units of the noise's own, that training adds to what is encoded; see `split_noise`."""
+EVENNESS = 0.1
+"""Weight of the penalty (nats) that keeps all codes in use, beside a misfit of about one and a half."""
 MISSING_SHARES = (0.0, 0.125, 0.625)
 """Share of a window that no valid pixel covers: none, up to a quarter, more; what each digit stands for."""
 
@@ -52,9 +55,11 @@ class SpectrumTokenizerSettings(Settings):
 
     wavelength_min: float = 3500.0
     wavelength_max: float = 10500.0
-    num_windows: int = 144
-    num_nodes: int = 48
+    num_windows: int = 192
+    num_nodes: int = 36
     """Nodes in one window."""
+    stretch: int = 2
+    """Neighbouring windows that the networks look at together."""
     width: int = 128
     num_mixers: int = 2
     """Convolutions of the encoder over three windows; a token sees as many windows to either side."""
@@ -71,11 +76,12 @@ class SpectrumTokenizerSettings(Settings):
             raise ValueError(
                 f"expected 0 < wavelength_min < wavelength_max, found {self.wavelength_min, self.wavelength_max}"
             )
-        amplitudes = (1 + len(SIGNAL_TO_NOISE)) * self.num_amplitudes
-        if len(MISSING_SHARES) * math.prod(self.levels) + amplitudes > 2**15:
+        if self.num_windows % self.stretch:
+            raise ValueError(f"num_windows must be a multiple of stretch, found {self.num_windows} and {self.stretch}")
+        if len(MISSING_SHARES) * math.prod(self.levels) + NUM_RATIOS * self.num_amplitudes > 2**15:
             raise ValueError(
-                f"tokens are stored as int16: {len(MISSING_SHARES)} times the product of levels plus "
-                f"{1 + len(SIGNAL_TO_NOISE)} times num_amplitudes must not exceed 32768"
+                f"tokens are stored as int16: {len(MISSING_SHARES)} times the product of levels plus {NUM_RATIOS} "
+                "times num_amplitudes must not exceed 32768"
             )
         return self
 
@@ -90,21 +96,19 @@ class SpectrumTokenizer(nn.Module):
         self.settings = s = settings or SpectrumTokenizerSettings()
         self.grid = WindowGrid(s.wavelength_min, s.wavelength_max, s.num_windows, s.num_nodes)
         self.quantizer = FiniteScalarQuantizer(s.levels)
-        self.encoder = WindowEncoder(s.num_nodes, s.width, s.num_mixers, len(s.levels))
-        self.decoder = WindowDecoder(s.num_nodes, s.width, s.num_blocks, s.num_heads, len(s.levels))
+        self.encoder = WindowEncoder(s.num_nodes, s.stretch, s.width, s.num_mixers, len(s.levels))
+        self.decoder = WindowDecoder(s.num_nodes, s.stretch, s.width, s.num_blocks, s.num_heads, len(s.levels))
 
     def vocabulary_size(self, modality: Modality) -> int:
         """Number of codes, the same for all spectrographs: those of windows, then those of amplitudes."""
-        return self._num_window_codes + (1 + len(SIGNAL_TO_NOISE)) * self.settings.num_amplitudes
+        return self._num_window_codes + NUM_RATIOS * self.settings.num_amplitudes
 
     def code_features(self, modality: Modality) -> Float[Tensor, "V S"]:
-        """What codes share: the quantiser's factors and what is missing of a window; cosines of an amplitude's rank."""
+        """What codes share: the quantiser's factors and what is missing of a window; `amplitude_features`."""
         shapes = self.quantizer.code_features().cpu()
         missing = torch.eye(len(MISSING_SHARES)).repeat_interleave(len(shapes), 0)
         windows = torch.cat([shapes.repeat(len(MISSING_SHARES), 1), missing], 1)
-        ranks, noise = rank_features(self.settings.num_amplitudes), torch.eye(1 + len(SIGNAL_TO_NOISE))
-        amplitudes = torch.cat([ranks.repeat_interleave(len(noise), 0), noise.repeat(len(ranks), 1)], 1)
-        return torch.block_diag(windows, amplitudes)
+        return torch.block_diag(windows, amplitude_features(self.settings.num_amplitudes))
 
     @torch.no_grad()
     def encode(self, observation: SpectrumObservation) -> TokenGrid:
@@ -113,14 +117,14 @@ class SpectrumTokenizer(nn.Module):
         Raises ObservationError for a valid pixel outside the tokenizer's range: nothing is left out in silence.
         """
         spectrum = window_spectrum(observation, self.grid, device_of(self))
-        amplitude_codes = self._amplitude_codes(observation, spectrum)
-        shapes = self.quantizer(self._latents(spectrum, amplitude_codes))[1]
+        first = self._first_codes(observation, spectrum)
+        shapes = self.quantizer(self.encoder(spectrum, self._amplitudes(first)))[1]
         windows = torch.where(spectrum.is_valid, shapes + _missing_digits(spectrum) * self.quantizer.vocabulary_size, 0)
         always = torch.ones(len(observation), 1, dtype=torch.bool)
         return TokenGrid(
             modality=observation.modality,
             object_id=tuple(observation.object_id),
-            codes=torch.cat([amplitude_codes[:, None] + self._num_window_codes, windows], 1).cpu(),
+            codes=torch.cat([first[:, None] + self._num_window_codes, windows], 1).cpu(),
             mask=torch.cat([always, spectrum.is_valid.cpu()], 1),
             positions=self._positions(len(observation)),
             instrument=torch.from_numpy(observation.card.features()).repeat(len(observation), 1),
@@ -138,9 +142,8 @@ class SpectrumTokenizer(nn.Module):
         place = self._target_places(target)
         codes, mask = tokens.codes[:, 1:].to(device), tokens.mask[:, 1:].to(device)
         latents = self.quantizer.from_codes(codes % self.quantizer.vocabulary_size)
-        first = tokens.codes[:, 0] - self._num_window_codes
-        nodes = self._nodes(latents, mask, first.to(device), tokens.modality)
-        amplitude = self._amplitudes(first)
+        first = tokens.codes[:, 0].to(device) - self._num_window_codes
+        nodes = self._nodes(latents, mask, first, tokens.modality) * self._amplitudes(first)[:, None]
         sigma = self._blur(target, tokens.modality)
         read = read_nodes(nodes, place.to(device)) if sigma is None else read_blurred(nodes, place.to(device), sigma)
         # Where the whole grid makes sense, masked pixels are predicted too.
@@ -149,7 +152,7 @@ class SpectrumTokenizer(nn.Module):
         return SpectrumObservation(
             target.modality,
             tokens.object_id,
-            read.cpu() * amplitude[:, None],
+            read.cpu(),
             target.wavelength,
             (noise**-2).expand(target.flux.shape),
             mask=self._covered(tokens, place) & (target.mask | increases[:, None]),
@@ -175,31 +178,31 @@ class SpectrumTokenizer(nn.Module):
         """Misfit of the reconstruction in units of the noise, over valid pixels, and what keeps all codes in use.
 
         The misfit is that of a Gaussian up to ROBUST_SIGMAS and grows linearly beyond; the noise is widened by
-        MODEL_ERROR times the flux. `chi2` is the mean of the squares, `misfit` what is minimised.
+        MODEL_ERROR times the flux. In training the noise is split, so that nothing is gained by keeping it
+        (`split_noise`). `chi2` is the mean square error in units of the noise of what is compared with.
         """
-        split = SPLIT if self.training else 0.0
-        z = torch.randn(observation.flux.shape) * torch.where(observation.mask, observation.inverse_variance, 1.0).rsqrt() * observation.mask
-        seen = observation._unchecked(flux=observation.flux + split**0.5 * z, inverse_variance=observation.inverse_variance / (1 + split))
-        spectrum = window_spectrum(seen, self.grid, device_of(self))
-        amplitude_codes = self._amplitude_codes(seen, spectrum)
-        latents = self._latents(spectrum, amplitude_codes)
+        device, mask = device_of(self), observation.mask
+        seen, compared = split_noise(observation, NOISE_SPLIT) if self.training else (observation, observation)
+        spectrum = window_spectrum(seen, self.grid, device)
+        first = self._first_codes(seen, spectrum)
+        latents = self.encoder(spectrum, self._amplitudes(first))
         rounded, codes = self.quantizer(latents)
-        nodes = self._nodes(rounded, spectrum.is_valid, amplitude_codes, observation.modality)
-        device = nodes.device
+        nodes = self._nodes(rounded, spectrum.is_valid, first, observation.modality)
         predicted = read_nodes(nodes, self._target_places(observation).to(device))
-        scale = self._amplitudes(amplitude_codes).to(device)[:, None]
-        flux, mask = (observation.flux - (z * split**-0.5 if split else 0)).to(device) / scale, observation.mask.to(device)
-        variance = (1 + 1 / split if split else 1) / (observation.inverse_variance.to(device) * scale**2).clamp(min=1e-12)
-        error = torch.where(mask, (predicted - flux) * variance.rsqrt(), 0.0)
-        softened = torch.where(mask, (predicted - flux) * (variance + (MODEL_ERROR * flux) ** 2).rsqrt(), 0.0)
-        misfit = (
-            (1 + 1 / split if split else 1) * F.huber_loss(softened, torch.zeros_like(error), reduction="none", delta=ROBUST_SIGMAS).sum() / mask.sum()
-        )
+
+        mask, scale = mask.to(device), self._amplitudes(first)[:, None]
+        flux = compared.flux.to(device) / scale
+        variance = 1 / (compared.inverse_variance.to(device) * scale**2).clamp(min=1e-12)
+        error = torch.where(mask, predicted - flux, 0.0)
+        softened = error * (variance + (MODEL_ERROR * flux) ** 2).rsqrt()
+        misfits = F.huber_loss(softened, torch.zeros_like(error), reduction="none", delta=ROBUST_SIGMAS)
+        # In units of the noise of the spectrum itself, of which `compared` may hold more.
+        misfit = misfits.sum() / mask.sum() * ((1 + 1 / NOISE_SPLIT) if self.training else 1)
         saturation = self.quantizer.saturation(latents)
         unevenness = self.quantizer.unevenness(latents, spectrum.is_valid)
         parts = {
             "misfit": misfit.detach(),
-            "chi2": error.detach().square().sum() / mask.sum(),
+            "chi2": (error.detach().square() / variance).sum() / mask.sum(),
             "saturation": saturation.detach(),
             "unevenness": unevenness.detach(),
         }
@@ -227,11 +230,6 @@ class SpectrumTokenizer(nn.Module):
     def _num_window_codes(self) -> int:
         return len(MISSING_SHARES) * self.quantizer.vocabulary_size
 
-    def _latents(self, spectrum: WindowedSpectrum, amplitude_codes: Int[Tensor, " B"]) -> Float[Tensor, "B W Q"]:
-        device = spectrum.flux.device
-        positions = self._positions(len(spectrum.flux))[:, 1:].to(device)
-        return self.encoder(spectrum, self._amplitudes(amplitude_codes).to(device), positions)
-
     def _nodes(
         self, latents: Float[Tensor, "B W Q"], mask: Bool[Tensor, "B W"], first: Int[Tensor, " B"], source: Modality
     ) -> Float[Tensor, "B G"]:
@@ -242,40 +240,25 @@ class SpectrumTokenizer(nn.Module):
         places = self.grid.places(torch.from_numpy(source.card.wavelength()))
         width = torch.full_like(power, float(places.diff().median()))
         told = conditions(power, width).to(latents.device).expand(len(latents), -1, -1)
-        signal_to_noise = (first % (1 + len(SIGNAL_TO_NOISE)) - 3.5)[:, None, None].expand(-1, told.shape[1], 1) / 2
-        told = torch.cat([told, signal_to_noise], -1)
+        told = torch.cat([told, ratio_of_codes(first)[:, None, None].expand(-1, told.shape[1], 1)], -1)
         positions = self._positions(len(latents))[:, 1:].to(latents.device)
         return torch.sinh(self.decoder(latents, mask, positions, told).clamp(-12, 12))
 
-    def _amplitude_codes(self, observation: SpectrumObservation, spectrum: WindowedSpectrum) -> Int[Tensor, " B"]:
-        """Bins of two lower medians over windows: of |mean flux|, at least its error, and of its ratio to that error."""
-        total = spectrum.weight.sum(-1).clamp(min=1e-30)
-        level = (spectrum.weight * spectrum.flux).sum(-1) / total
-        size = torch.hypot(level, total.rsqrt())
-        middles = self.grid.middles().exp().to(size.device)
-        span = (middles > AMPLITUDE_SPAN[0]) & (middles < AMPLITUDE_SPAN[1])
-        inner = spectrum.is_valid & span
-        enough = inner.sum(1, keepdim=True) * 3 >= span.sum().clamp(min=1)
-        chosen = torch.where(enough, inner, spectrum.is_valid)
-        logarithm = torch.where(chosen, size, torch.nan).nanmedian(1).values.log10()
-        ratio = torch.where(chosen, size * total.sqrt(), torch.nan).nanmedian(1).values
+    def _first_codes(self, observation: SpectrumObservation, spectrum: WindowedSpectrum) -> Int[Tensor, " B"]:
+        """Codes of the amplitudes, counted from zero. Raises ObservationError for one that is out of range."""
+        amplitude, ratio = measure_amplitude(spectrum, self.grid)
         low, high = AMPLITUDE_RANGE
-        outside = (logarithm >= high) | (logarithm < low)
+        outside = ~((amplitude >= 10**low) & (amplitude < 10**high))
         if outside.any():
             row = int(outside.nonzero()[0, 0])
             raise ObservationError(
-                f"{observation.modality.name}, object {observation.object_id[row]}: the median absolute flux of "
-                f"its windows must lie in [1e{low:.0f}, 1e{high:.0f}) 1e-17 erg/s/cm2/A, found "
-                f"{10 ** logarithm[row].item():.3g}"
+                f"{observation.modality.name}, object {observation.object_id[row]}: the median absolute flux of its "
+                f"windows must lie in [1e{low:.0f}, 1e{high:.0f}) 1e-17 erg/s/cm2/A, found {amplitude[row].item():.3g}"
             )
-        bins = ((logarithm - low) / (high - low) * self.settings.num_amplitudes).long()
-        edges = torch.tensor(SIGNAL_TO_NOISE, device=ratio.device)
-        return bins * (1 + len(SIGNAL_TO_NOISE)) + torch.bucketize(ratio, edges)
+        return amplitude_codes(amplitude, ratio, self.settings.num_amplitudes)
 
-    def _amplitudes(self, codes: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-        low, high = AMPLITUDE_RANGE
-        codes = (codes // (1 + len(SIGNAL_TO_NOISE))).clamp(0, self.settings.num_amplitudes - 1)
-        return 10 ** (low + (high - low) * (codes + 0.5) / self.settings.num_amplitudes)
+    def _amplitudes(self, first: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        return amplitude_of_codes(first, self.settings.num_amplitudes)
 
     def _positions(self, num_objects: int) -> Float[Tensor, "B N P"]:
         positions = empty_positions(num_objects, 1 + self.settings.num_windows)
@@ -303,6 +286,21 @@ class SpectrumTokenizer(nn.Module):
         # Beyond what rounding makes of equal resolutions.
         variance = torch.where(target.mask & (wanted < 0.999 * own), variance, 0.0)
         return variance.sqrt().to(device_of(self)) if variance.any() else None
+
+
+def split_noise(observation: SpectrumObservation, share: float) -> tuple[SpectrumObservation, SpectrumObservation]:
+    """Two spectra of the same signal whose noise is independent, for training without noiseless truth.
+
+    To the first, noise of `share` times the variance is added; from the second the same noise over `share` is taken.
+    Both state the inverse variance that they then have. (Recorrupted-to-Recorrupted: Pang et al. 2021, CVPR.)
+    """
+    error = torch.where(observation.mask, observation.inverse_variance, 1.0).rsqrt()
+    noise = torch.where(observation.mask, torch.randn(error.shape) * error, 0.0)
+    ivar = observation.inverse_variance
+    return (
+        replace(observation, flux=observation.flux + share**0.5 * noise, inverse_variance=ivar / (1 + share)),
+        replace(observation, flux=observation.flux - share**-0.5 * noise, inverse_variance=ivar / (1 + 1 / share)),
+    )
 
 
 def _missing_digits(spectrum: WindowedSpectrum) -> Int[Tensor, "B W"]:

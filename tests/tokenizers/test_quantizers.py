@@ -87,3 +87,32 @@ def test_saturation_is_zero_inside_the_range_and_grows_outside():
 def test_fewer_than_two_levels_are_refused(levels):
     with pytest.raises(ValueError, match="two levels"):
         FiniteScalarQuantizer(levels)
+
+
+def test_unevenness_is_what_the_entropy_of_the_codes_lacks():
+    quantizer = FiniteScalarQuantizer([5, 3, 4])
+    levels = torch.cartesian_prod(*(torch.arange(float(n)) for n in (5, 3, 4)))
+    share = (levels / torch.tensor([4.0, 2.0, 3.0])).clamp(1e-7, 1 - 1e-7)
+    z = (share.logit() / 2)[None]  # the middle of every code
+    everywhere = torch.ones(1, 60, dtype=torch.bool)
+    assert quantizer.unevenness(z, everywhere).item() == pytest.approx(0, abs=1e-4)
+    some = torch.arange(60)[None] % 10 == 0  # six codes of sixty
+    assert quantizer.unevenness(z, some).item() == pytest.approx(math.log(10), abs=1e-4)
+    curve = torch.linspace(-2, 2, 500)[None, :, None].expand(-1, -1, 3)  # each dimension is even, together they are not
+    assert quantizer.unevenness(curve, torch.ones(1, 500, dtype=torch.bool)) > 1.0
+
+
+def test_the_penalty_on_unevenness_spreads_codes_that_have_collapsed():
+    quantizer = FiniteScalarQuantizer([5, 5])
+    torch.manual_seed(0)
+    z, mask = (0.2 * torch.randn(1, 500, 2)).requires_grad_(), torch.ones(1, 500, dtype=torch.bool)
+    optimizer = torch.optim.Adam([z], 0.05)
+    before = quantizer.unevenness(z, mask).item()
+    for _ in range(200):
+        loss = quantizer.unevenness(z, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert before > 1.0
+    assert loss.item() < 0.3
+    assert len(quantizer(z)[1].unique()) == 25

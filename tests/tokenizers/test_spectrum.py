@@ -12,15 +12,24 @@ from armillary.data.modalities import modality
 from armillary.data.observations import ObservationError, SpectrumObservation
 from armillary.data.simulation.sky import SkySettings, simulate_sky
 from armillary.tokenizers.quantizers import rank_features
-from armillary.tokenizers.spectrum import AMPLITUDE_RANGE, SpectrumTokenizer, SpectrumTokenizerSettings
+from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings, split_noise
+from armillary.tokenizers.spectrum_amplitude import AMPLITUDE_RANGE, NUM_RATIOS, SIGNAL_TO_NOISE
 
 
 def with_flux(observation, flux, ivar):
     return replace(observation, flux=flux, inverse_variance=ivar)
 
 
-def first_amplitude(tokenizer):
-    return tokenizer.vocabulary_size(modality("spectrum/desi")) - tokenizer.settings.num_amplitudes
+def first_token(tokenizer, observation):
+    """Bins of amplitude and signal-to-noise ratio of each object."""
+    num_codes = NUM_RATIOS * tokenizer.settings.num_amplitudes
+    codes = tokenizer.encode(observation).codes[:, 0] - (tokenizer.vocabulary_size(observation.modality) - num_codes)
+    return codes // NUM_RATIOS, codes % NUM_RATIOS
+
+
+def reach_of(settings):
+    """Windows to either side that a token may depend on."""
+    return settings.num_mixers * settings.stretch + settings.stretch - 1
 
 
 def test_positions_are_the_middles_of_the_windows_in_log_wavelength(spectrum_tokenizer, sky):
@@ -48,7 +57,7 @@ def test_the_first_token_keeps_the_amplitude_and_the_others_do_not_know_it(spect
     plain = sky["spectrum/desi"]
     scaled = with_flux(plain, plain.flux * factor, plain.inverse_variance / factor**2)
     first, second = (spectrum_tokenizer.encode(o) for o in (plain, scaled))
-    assert torch.equal(second.codes[:, 0] - first.codes[:, 0], torch.full((6,), steps))
+    assert torch.equal(second.codes[:, 0] - first.codes[:, 0], torch.full((6,), steps * NUM_RATIOS))
     assert (second.codes[:, 1:] == first.codes[:, 1:]).float().mean() > 0.97  # but for ties in the rounding
     fluxes = [
         spectrum_tokenizer.decode(t, plain).flux
@@ -59,7 +68,7 @@ def test_the_first_token_keeps_the_amplitude_and_the_others_do_not_know_it(spect
 
 def test_the_amplitude_is_within_half_a_bin_of_the_lower_median_of_the_windows_levels(spectrum_tokenizer, sky):
     observation = sky["spectrum/desi"]
-    codes = spectrum_tokenizer.encode(observation).codes[:, 0] - first_amplitude(spectrum_tokenizer)
+    codes, ratios = first_token(spectrum_tokenizer, observation)
     low, high = AMPLITUDE_RANGE
     edges = np.geomspace(3500, 10500, 25)
     middles = np.sqrt(edges[1:] * edges[:-1])
@@ -69,19 +78,18 @@ def test_the_amplitude_is_within_half_a_bin_of_the_lower_median_of_the_windows_l
             getattr(observation, n)[row].numpy()[valid] for n in ("wavelength", "flux", "inverse_variance")
         )
         window = np.digitize(wavelength, edges) - 1
-        levels = sorted(
-            np.hypot(np.average(flux[window == w], weights=ivar[window == w]), ivar[window == w].sum() ** -0.5)
-            for w in range(24)
-            if 5000 < middles[w] < 8000
-        )
-        median = levels[(len(levels) - 1) // 2]
+        asked = [window == w for w in range(24) if 5000 < middles[w] < 8000]
+        errors = np.array([ivar[inside].sum() ** -0.5 for inside in asked])
+        levels = np.hypot([np.average(flux[inside], weights=ivar[inside]) for inside in asked], errors)
+        median, ratio = (np.sort(x)[(len(asked) - 1) // 2] for x in (levels, levels / errors))
         middle = low + (high - low) * (codes[row].item() + 0.5) / 256
         assert abs(middle - math.log10(median)) <= 0.5 * (high - low) / 256 + 5e-3  # pixels across a window's edge
+        assert ratios[row] == np.digitize(ratio, SIGNAL_TO_NOISE)
 
 
 @pytest.mark.parametrize("shift", [1, 7, 150, 601])
 def test_where_the_grid_starts_and_ends_moves_nothing_but_the_edge_tokens(spectrum_tokenizer, sky, shift):
-    reach = spectrum_tokenizer.settings.num_mixers
+    reach = reach_of(spectrum_tokenizer.settings)
     whole = sky["spectrum/desi"]
     cut = replace(
         whole,
@@ -100,7 +108,7 @@ def test_where_the_grid_starts_and_ends_moves_nothing_but_the_edge_tokens(spectr
 
 
 def test_a_change_reaches_the_tokens_beside_it_and_no_other(spectrum_tokenizer, sky):
-    reach = spectrum_tokenizer.settings.num_mixers
+    reach = reach_of(spectrum_tokenizer.settings)
     plain = sky["spectrum/sdss"]
     window = 10
     place = (plain.wavelength / 3500).log() / (math.log(3) / 24)
@@ -117,12 +125,13 @@ def test_a_sky_fibre_has_the_amplitude_of_its_noise(spectrum_tokenizer):
     blank = SpectrumObservation(
         modality("spectrum/desi"), ["sky"], np.zeros((1, 3000)), grid, np.full((1, 3000), error**-2)
     )
-    code = spectrum_tokenizer.encode(blank).codes[0, 0].item() - first_amplitude(spectrum_tokenizer)
+    codes, ratios = first_token(spectrum_tokenizer, blank)
     low, high = AMPLITUDE_RANGE
     middles = np.sqrt(np.geomspace(3500, 10500, 25)[1:] * np.geomspace(3500, 10500, 25)[:-1])
     pixels = np.median(middles[(middles > 5000) & (middles < 8000)]) * math.log(3) / 24 / np.diff(grid)[0]
-    found = 10 ** (low + (high - low) * (code + 0.5) / 256)
+    found = 10 ** (low + (high - low) * (codes[0].item() + 0.5) / 256)
     assert found == pytest.approx(error / math.sqrt(pixels), rel=0.15)
+    assert ratios[0] == 0
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e9])
@@ -264,6 +273,24 @@ def test_the_loss_reports_chi2_per_valid_pixel_and_the_codes_of_the_quantiser(sp
     assert torch.equal(found.codes[found.mask], shapes[found.mask])
 
 
+def test_the_two_halves_of_a_split_have_independent_noise_of_the_stated_variance():
+    torch.manual_seed(4)
+    grid, truth, ivar = np.linspace(4000, 9000, 5000), 3.0, 0.25
+    noise = torch.randn(20, 5000) * ivar**-0.5
+    mask = np.random.default_rng(0).random((20, 5000)) > 0.1
+    whole = SpectrumObservation(
+        modality("spectrum/desi"), range(20), truth + noise, grid, np.full((20, 5000), ivar), mask
+    )
+    first, second = split_noise(whole, 0.5)
+    for half, variance in ((first, 1.5 / ivar), (second, 3.0 / ivar)):
+        assert torch.equal(half.mask, whole.mask)
+        assert torch.allclose(half.inverse_variance[whole.mask], torch.tensor(1 / variance))
+        assert half.flux[whole.mask].var().item() == pytest.approx(variance, rel=0.03)
+        assert half.flux[whole.mask].mean().item() == pytest.approx(truth, abs=0.05)
+    pair = torch.stack([first.flux[whole.mask], second.flux[whole.mask]])
+    assert abs(torch.corrcoef(pair)[0, 1].item()) < 0.015
+
+
 def test_a_few_steps_on_one_batch_bring_the_loss_down(sky):
     torch.manual_seed(0)
     tokenizer = SpectrumTokenizer(SpectrumTokenizerSettings(width=32, num_blocks=1, num_windows=24, num_nodes=12))
@@ -291,6 +318,7 @@ def test_spectra_decode_to_spectra_of_as_many_objects_only(spectrum_tokenizer, s
     [
         ({"wavelength_min": 9000, "wavelength_max": 4000}, "0 < wavelength_min < wavelength_max"),
         ({"levels": (8, 8, 8, 8, 3)}, "must not exceed 32768"),
+        ({"num_windows": 9, "stretch": 2}, "multiple of stretch, found 9 and 2"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(settings, problem):
