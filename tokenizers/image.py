@@ -50,16 +50,16 @@ class ImageTokenizerSettings(Settings):
     """Side of a patch; each camera takes the nearest whole number of its pixels."""
     max_frequency: PositiveInt = 8
     """Highest spatial frequency of a patch, in half cycles."""
-    spectral_orders: tuple[int, int, int] = (6, 5, 4)
+    spectral_orders: tuple[int, int, int] = (5, 4, 3)
     """Number of functions of wavelength at low, middle and high spatial frequency."""
     wavelength_min: float = 3000.0
     wavelength_max: float = 11500.0
-    num_latents: PositiveInt = 96
-    num_details: PositiveInt = 24
+    num_latents: PositiveInt = 104
+    num_details: PositiveInt = 64
     """Most detail tokens of one patch."""
     base: PositiveInt = 5
     digits_per_token: PositiveInt = 5
-    num_levels: PositiveInt = 4
+    num_levels: PositiveInt = 5
     """Digits of the most important latents."""
     tolerance: float = 0.03
     """Details end where those left out would change chi2 by less than this for each valid pixel of the patch."""
@@ -452,11 +452,11 @@ class ImageTokenizer(nn.Module):
         area = target.card.pixel_scale**2
         objects = torch.arange(len(level), device=device)[:, None]
         (row, at_row, _), (column, at_column, _) = _places(middles, columns, side, target)
-        along = torch.einsum("biscvu,biv->biscu", grid[objects, row.to(device)], self.basis.cosines(at_row.to(device)))
+        along = torch.einsum("biscvu,biv->biscu", grid[objects, row.to(device)], self.basis.shapes(at_row.to(device)))
         pixels = torch.einsum(
             "bjicu,bju->bcij",
             along.transpose(1, 2)[objects, column.to(device)],
-            self.basis.cosines(at_column.to(device)),
+            self.basis.shapes(at_column.to(device)),
         )
         return pixels * area
 
@@ -544,7 +544,9 @@ def _blank_image(
     if not isinstance(target.card, ImagingInstrument):
         raise ObservationError(f"images decode to images; found the target {target.name}")
     if not middles.shape[1]:
-        raise ObservationError(f"{tokens.modality.name}: no object has a patch with a token; there is nothing to decode")
+        raise ObservationError(
+            f"{tokens.modality.name}: no object has a patch with a token; there is nothing to decode"
+        )
     extent = [len(middles[0, :, axis].unique()) * side for axis in (1, 0)]
     height, width = (max(1, math.floor(n / target.card.pixel_scale + 1e-6)) for n in extent)
     bands = [band.name for band in target.card.bands]

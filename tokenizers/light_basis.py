@@ -19,6 +19,9 @@ MOFFAT_BETA = 3.5
 """Exponent of the PSF's wings; Trujillo et al. 2001 (MNRAS 328, 977) find 2.5 to 4.8 for real seeing."""
 MOFFAT_SCALE = 0.5 / math.sqrt(2 ** (1 / MOFFAT_BETA) - 1)
 """Core radius of a Moffat profile of FWHM 1."""
+NUM_SLOPES = 2
+SLOW = 4
+"""Order of the functions that slopes and bends are multiplied by, at most."""
 LEAST_TRANSFER = 0.02
 """Floor of the transfer function: what the PSF removes wholly still has a finite coefficient."""
 
@@ -37,32 +40,49 @@ class LightBasis(nn.Module):
         self, max_frequency: int, spectral_orders: tuple[int, int, int], wavelength_min: float, wavelength_max: float
     ):
         super().__init__()
-        limit = max_frequency**2 + 1
-        waves = [(i, j) for i in range(max_frequency + 1) for j in range(max_frequency + 1) if i * i + j * j <= limit]
-        waves.sort(key=lambda wave: (wave[0] ** 2 + wave[1] ** 2, wave))
         self.num_cosines = max_frequency + 1
+        self.num_shapes = self.num_cosines + NUM_SLOPES
+        # A slope and a bend have about as many half cycles as the cosines of order one and two.
+        order = [*range(self.num_cosines), *range(1, 1 + NUM_SLOPES)]
+        waves = [(i, j) for i in range(self.num_shapes) for j in range(self.num_shapes) if self._is_wanted(i, j, order)]
+        waves.sort(key=lambda wave: (math.hypot(order[wave[0]], order[wave[1]]), wave))
         self.num_orders = max(spectral_orders)
         self.range = (wavelength_min, wavelength_max)
         self.register_buffer("waves", torch.tensor(waves), persistent=False)
+        half_cycles = [math.hypot(order[i], order[j]) for i, j in waves]
+        self.register_buffer("half_cycles", torch.tensor(half_cycles, dtype=torch.float64), persistent=False)
         pairs = []
-        for number, wave in enumerate(waves):
-            part = min(2, int(3 * math.hypot(*wave) / (max_frequency + 1)))
+        for number in range(len(waves)):
+            part = min(2, int(3 * half_cycles[number] / (max_frequency + 1)))
             pairs += [(number, order) for order in range(spectral_orders[part])]
         spatial, spectral = torch.tensor(pairs).T
         self.register_buffer("spatial_of", spatial, persistent=False)
         self.register_buffer("spectral_of", spectral, persistent=False)
 
     waves: Tensor
+    half_cycles: Tensor
 
     def __len__(self) -> int:
         """J."""
         return len(self.spatial_of)
 
-    def cosines(self, place: Float[Tensor, "*A"]) -> Float[Tensor, "*A k"]:
-        """The one-dimensional cosines, of unit mean square, at places from 0 to 1 across a patch."""
+    def shapes(self, place: Float[Tensor, "*A"]) -> Float[Tensor, "*A k"]:
+        """The one-dimensional functions, of unit mean square, at places from 0 to 1 across a patch.
+
+        Cosines, and the Legendre polynomials of degree one and two: light that still falls at the edge of a patch is
+        no sum of few cosines, whose slope is zero there.
+        """
         order = torch.arange(self.num_cosines, device=place.device, dtype=place.dtype)
-        norm = torch.where(order == 0, 1.0, math.sqrt(2)).to(place.dtype)
-        return torch.cos(math.pi * place[..., None] * order) * norm
+        cosines = torch.cos(math.pi * place[..., None] * order)
+        cosines = torch.cat([cosines[..., :1], math.sqrt(2) * cosines[..., 1:]], -1)
+        x = 2 * place[..., None] - 1
+        return torch.cat([cosines, math.sqrt(3) * x, math.sqrt(5) * (1.5 * x**2 - 0.5)], -1)
+
+    def _is_wanted(self, i: int, j: int, order: list[int]) -> bool:
+        """Cosines within a circle of frequencies; slopes and bends with slow functions alone."""
+        if max(i, j) < self.num_cosines:
+            return i * i + j * j <= (self.num_cosines - 1) ** 2 + 1
+        return max(order[i], order[j]) <= SLOW
 
     def spectral(self, card: ImagingInstrument, bands: tuple[str, ...]) -> Float[Tensor, "C M"]:
         """Mean of each polynomial over each band, taken as a rectangle. Raises ValueError for one out of range."""
@@ -85,7 +105,7 @@ class LightBasis(nn.Module):
         For beta = 3.5 it is exp(-x) (1 + x + x^2 / 3) with x = 2 pi f a: the Hankel transform of (1 + (r/a)^2)^-beta,
         proportional to x^(5/2) K_(5/2)(x) (Trujillo et al. 2001, eq. 7), in closed form.
         """
-        frequency = self.waves.to(psf_fwhm.dtype).norm(dim=-1) / (2 * patch_side)
+        frequency = self.half_cycles.to(psf_fwhm.dtype) / (2 * patch_side)
         x = 2 * math.pi * MOFFAT_SCALE * psf_fwhm[..., None] * frequency
         return (torch.exp(-x) * (1 + x + x**2 / 3)).clamp(min=LEAST_TRANSFER)
 
@@ -97,8 +117,8 @@ class LightBasis(nn.Module):
         self, response: Float[Tensor, "B C J"], mix: Float[Tensor, "J D"], pixels: int
     ) -> Float[Tensor, "B C S D"]:
         """Pixels (`pixels` x `pixels`, row by row, S of them) of a patch for each of D mixtures of basis functions."""
-        cosines = self.cosines((torch.arange(pixels, device=mix.device, dtype=mix.dtype) + 0.5) / pixels)
-        spatial = (cosines[:, None, self.waves[:, 0]] * cosines[None, :, self.waves[:, 1]]).flatten(0, 1)
+        shapes = self.shapes((torch.arange(pixels, device=mix.device, dtype=mix.dtype) + 0.5) / pixels)
+        spatial = (shapes[:, None, self.waves[:, 0]] * shapes[None, :, self.waves[:, 1]]).flatten(0, 1)
         return spatial @ self.by_wave(response[..., None] * mix)
 
     def by_wave(self, of_pairs: Float[Tensor, "B C J D"]) -> Float[Tensor, "B C K D"]:
@@ -107,7 +127,7 @@ class LightBasis(nn.Module):
         return sums.index_add_(2, self.spatial_of, of_pairs)
 
     def to_grid(self, of_waves: Float[Tensor, "*A K"]) -> Float[Tensor, "*A k k"]:
-        """Coefficients of the K plane cosines on the grid of their two orders (along rows, along columns)."""
-        place = self.waves[:, 0] * self.num_cosines + self.waves[:, 1]
-        grid = of_waves.new_zeros(*of_waves.shape[:-1], self.num_cosines**2)
-        return grid.index_copy(-1, place, of_waves).unflatten(-1, (self.num_cosines, self.num_cosines))
+        """Coefficients of the K plane functions on the grid of their two numbers (along rows, along columns)."""
+        place = self.waves[:, 0] * self.num_shapes + self.waves[:, 1]
+        grid = of_waves.new_zeros(*of_waves.shape[:-1], self.num_shapes**2)
+        return grid.index_copy(-1, place, of_waves).unflatten(-1, (self.num_shapes, self.num_shapes))

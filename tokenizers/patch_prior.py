@@ -53,7 +53,7 @@ class PatchPrior(nn.Module):
         super().__init__()
         if num_latents > len(basis):
             raise ValueError(f"at most {len(basis)} latents come from as many basis functions, found {num_latents}")
-        wave = basis.waves[basis.spatial_of].double().norm(dim=-1)
+        wave = basis.half_cycles[basis.spatial_of]
         order = basis.spectral_of.double()
         # Before anything is learned: rough, smooth in space and in wavelength.
         guess = 2.0 * (1 + wave) ** -2.5 * (1 + order) ** -2

@@ -21,9 +21,10 @@ def test_tokens_stand_at_their_bands_and_at_the_middles_of_their_patches(image_t
     num_details = image_tokenizer.settings.num_details
     rows, columns = 3, 4
     assert tokens.num_tokens == 5 + rows * columns * (1 + num_details)
-    assert tokens.positions[:, :5].tolist() == [
-        [[0, 0, pytest.approx(math.log(band.wavelength)), 0] for band in observation.card.bands]
-    ] * 2
+    assert (
+        tokens.positions[:, :5].tolist()
+        == [[[0, 0, pytest.approx(math.log(band.wavelength)), 0] for band in observation.card.bands]] * 2
+    )
     patches = tokens.positions[:, 5:].view(2, 1 + num_details, rows, columns, 4)
     scale = observation.card.pixel_scale
     x, y = torch.tensor([-12.0, 0, 12, 24]) * scale, torch.tensor([0.0, 12, 24]) * scale
@@ -148,6 +149,7 @@ def test_the_loss_ignores_masked_pixels_and_has_a_gradient_for_every_weight(imag
         spoiled = ImageObservation(
             observation.modality, observation.object_id, flux, observation.bands, observation.inverse_variance, mask
         )
+        torch.manual_seed(0)  # of the details that are dropped
         losses.append(image_tokenizer.loss(spoiled).loss)
     assert losses[0] == losses[1]
     gradients = torch.autograd.grad(losses[0], list(image_tokenizer.parameters()))
@@ -205,7 +207,9 @@ def test_a_band_beyond_the_range_is_an_error_that_names_it_and_the_object(image_
     band = card.bands[0].model_copy(update={"wavelength": wavelength})
     far = Modality("image/far", card.model_copy(update={"bands": (band,)}))
     observation = ImageObservation(far, ["m31"], torch.zeros(1, 1, 8, 8), ["g"])
-    with pytest.raises(ObservationError, match=f"image/far, object m31: .* from 3000 to 11500 A; hsc g lies at {named}"):
+    with pytest.raises(
+        ObservationError, match=f"image/far, object m31: .* from 3000 to 11500 A; hsc g lies at {named}"
+    ):
         image_tokenizer.encode(observation)
 
 

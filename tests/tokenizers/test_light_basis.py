@@ -19,15 +19,30 @@ def test_the_transfer_function_is_that_of_galsims_moffat(basis, fwhm):
     side = 2.0
     found = basis.transfer(torch.tensor([[fwhm]], dtype=torch.float64), side)[0, 0].numpy()
     moffat = galsim.Moffat(beta=3.5, fwhm=fwhm)
-    frequency = np.hypot(*basis.waves.numpy().T) / (2 * side)
+    frequency = basis.half_cycles.numpy() / (2 * side)
     expected = [moffat.kValue(2 * np.pi * f, 0.0).real for f in frequency]
     assert found == pytest.approx(np.maximum(expected, LEAST_TRANSFER), abs=1e-3)
 
 
-def test_cosines_are_orthonormal_over_a_patch(basis):
-    place = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
-    cosines = basis.cosines(place)
-    assert torch.allclose(cosines.T @ cosines / 64, torch.eye(7, dtype=torch.float64), atol=1e-12)
+def test_cosines_and_polynomials_are_each_orthonormal_over_a_patch(basis):
+    place = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    shapes = basis.shapes(place)
+    products = shapes.T @ shapes / len(place)
+    assert torch.allclose(products[:7, :7], torch.eye(7, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(products[7:, 7:], torch.eye(2, dtype=torch.float64), atol=1e-6)
+    assert products[0, 7:].abs().max() < 1e-6
+
+
+def test_light_that_falls_across_a_patch_is_a_sum_of_few_functions(basis):
+    """A slope, for which a sum of cosines alone converges slowly."""
+    place = (torch.arange(50, dtype=torch.float64) + 0.5) / 50
+    shapes = basis.shapes(place)
+    falling = torch.exp(-2 * place)
+    errors = []
+    for chosen in (shapes[:, :7], shapes):
+        found = torch.linalg.lstsq(chosen, falling[:, None]).solution
+        errors.append((chosen @ found - falling[:, None]).abs().max().item())
+    assert errors[1] < 0.05 * errors[0]
 
 
 def test_bands_see_the_mean_of_each_polynomial(basis):
@@ -48,16 +63,18 @@ def test_the_design_is_the_sum_over_all_functions_written_out(basis):
     response = torch.from_numpy(rng.normal(size=(2, 4, len(basis))))
     found = basis.design(response, mix, pixels=5)
     place = (np.arange(5) + 0.5) / 5
-    norm = np.where(np.arange(7) == 0, 1.0, np.sqrt(2))
+    x = 2 * place - 1
+    shapes = [np.ones(5), *(np.sqrt(2) * np.cos(np.pi * k * place) for k in range(1, 7))]
+    shapes += [np.sqrt(3) * x, np.sqrt(5) * (3 * x**2 - 1) / 2]
     expected = np.zeros((2, 4, 5, 5, 3))
     for j in range(len(basis)):
         rows, columns = basis.waves[basis.spatial_of[j]].tolist()
-        wave = np.outer(norm[rows] * np.cos(np.pi * rows * place), norm[columns] * np.cos(np.pi * columns * place))
+        wave = np.outer(shapes[rows], shapes[columns])
         expected += response[:, :, j, None, None, None].numpy() * wave[..., None] * mix[j].numpy()
     assert np.allclose(found.numpy(), expected.reshape(2, 4, 25, 3), atol=1e-10)
 
 
-def test_the_grid_of_orders_holds_each_plane_cosine_where_it_belongs(basis):
+def test_the_grid_holds_each_plane_function_where_it_belongs(basis):
     values = torch.arange(1.0, len(basis.waves) + 1)
     grid = basis.to_grid(values)
     for (rows, columns), value in zip(basis.waves.tolist(), values.tolist(), strict=True):
