@@ -179,14 +179,11 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
     return _run_with(options, TrainTokenizerSettings, train_tokenizer)
 
 
-def _tokenizer_report(options: argparse.Namespace) -> None:
+def _tokenizer_report(options: argparse.Namespace) -> int:
     from .training.tokenizer_report.report import tokenizer_report
     from .training.tokenizer_report.settings import TokenizerReportSettings
 
-    settings = _settings(options, TokenizerReportSettings)
-    if settings is not None:
-        tokenizer_report(settings)
-        print(f"{settings.report}/report.md")  # noqa: T201
+    return _run_with(options, TokenizerReportSettings, tokenizer_report)
 
 
 def _tokenize(options: argparse.Namespace) -> int:

@@ -185,7 +185,9 @@ class ImageTokenizer(nn.Module):
         level = torch.where(patch_mask, self._levels(levels), 0.0)
         latents = self._latents(level, details, detail_mask, patch_mask, middles.to(device))
         side = grid.pixels * observation.card.pixel_scale
-        predicted = self._render(level, latents, middles, side, observation)
+        # Bright pixels need more digits than bf16 has.
+        with torch.autocast(device.type, enabled=False):
+            predicted = self._render(level, latents.float(), middles, side, observation)
         mask = observation.mask.to(device)
         weight = observation.inverse_variance.to(device).sqrt()
         error = ((predicted - observation.flux.to(device)) * weight)[mask]
@@ -345,8 +347,6 @@ class ImageTokenizer(nn.Module):
         codes = self._level_codes(brightness, observation, rows.start)
         return light, weight, response, template, codes
 
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
     def _codes(
         self, observation: ImageObservation, grid: PatchGrid
     ) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P T"], Bool[Tensor, "B P"], Bool[Tensor, "B P T"]]:
@@ -432,7 +432,7 @@ class ImageTokenizer(nn.Module):
         """Flux of the target's pixels, nanomaggies."""
         device = level.device
         scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
-        coefficients = latents.float() * scale[..., None] @ self.prior.latents.float().T
+        coefficients = latents * scale[..., None] @ self.prior.latents.float().T
         coefficients = coefficients + level[..., None] * self.prior.mean.float()
         try:
             spectral = self.basis.spectral(target.card, tuple(target.bands)).float().to(device)
@@ -460,8 +460,6 @@ class ImageTokenizer(nn.Module):
         )
         return pixels * area
 
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
     def _expect(self, observation: ImageObservation, most: int, chunk: int = 64) -> Sums:
         """Statistics of the patches with light, at most `most` of them."""
         grid = PatchGrid.of(observation, self.settings.patch_side)
@@ -484,8 +482,6 @@ class ImageTokenizer(nn.Module):
             return Sums(zero[0].clone(), zero.clone(), torch.diag(zero), torch.diag(zero))
         return sums
 
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
     def _histogram(self, observation: ImageObservation, points: Float[Tensor, " G"]) -> Float[Tensor, "D G"]:
         """How often each latent is near each point, among patches where it matters."""
         grid = PatchGrid.of(observation, self.settings.patch_side)

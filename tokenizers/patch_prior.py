@@ -75,7 +75,8 @@ class PatchPrior(nn.Module):
     ) -> Sums:
         """Statistics of Q patches under the present mean and covariance.
 
-        `light` and `weight` (inverse variance) of the pixels per square arcsec; `brightness` in nanomaggies per square arcsec.
+        `light` of the pixels and `brightness` of the patches in nanomaggies per square arcsec, `weight` the inverse
+        variance of `light`.
         """
         scale = brightness.abs().clamp(min=BRIGHTNESS_FLOOR)
         sign_and_scale = brightness / scale

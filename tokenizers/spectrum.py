@@ -53,7 +53,7 @@ MISSING_SHARES = (0.0, 0.125, 0.625)
 class SpectrumTokenizerSettings(Settings):
     """Sizes of a spectrum tokenizer. Wavelengths in angstrom."""
 
-    wavelength_min: float = 3500.0
+    wavelength_min: float = 3300.0
     wavelength_max: float = 10500.0
     num_windows: int = 192
     num_nodes: int = 36

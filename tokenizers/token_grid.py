@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..data.modalities import Modality
 from ..data.observations import ObservationError
-from ..data.observations import ObservationError
 
 POSITION_FEATURES = ("x_arcsec", "y_arcsec", "log_wavelength", "detail")
 """The detail is 0 for a token that stands alone, and counts those that refine one before them at the same place."""

@@ -3,9 +3,9 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import ObservationDataset
 from ..data.observation_loader import ObservationLoader
-from ..data.observations import Observation
+from ..data.observations import ImageObservation, Observation
 from ..models.foundation import TOKENIZER_TYPES
 from ..settings import Settings, to_yaml
 from ..tokenizers.coefficients import CoefficientsTokenizerSettings
@@ -189,11 +189,13 @@ def _learn_prior(
         contextlib.closing(iter(loader)) as stream,
     ):
         task = progress.add_task("image prior", total=total, completed=done)
-        for done in tokenizer.learn_prior(stream, settings.rounds, settings.batches, settings.patches, add_up, done):
+        images = cast(Iterator[ImageObservation], stream)
+        rounds = tokenizer.learn_prior(images, settings.rounds, settings.batches, settings.patches, add_up, done)
+        for number in rounds:
             if fabric.is_global_zero:
                 tokenizer.save_pretrained(run / PRIOR_FOLDER)
-                done_path.write_text(json.dumps({"rounds": done}), "utf-8")
-            progress.update(task, completed=done)
+                done_path.write_text(json.dumps({"rounds": number}), "utf-8")
+            progress.update(task, completed=number)
     fabric.barrier()
     return tokenizer
 

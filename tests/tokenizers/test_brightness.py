@@ -83,9 +83,9 @@ def test_scaling_an_image_moves_its_brightness_codes_by_the_logarithm(image_toke
     )
     size = image_tokenizer.settings.num_brightnesses
     first, second = (image_tokenizer.encode(o).codes[:, :4] for o in (observation, brighter))
-    bright = first - (
-        image_tokenizer.planes.vocabulary_size + image_tokenizer.settings.num_patch_brightnesses
-    ) > size * (5 - RANGE[0]) / (RANGE[1] - RANGE[0])
+    settings = image_tokenizer.settings
+    offset = image_tokenizer.planes.vocabulary_size + settings.num_patch_brightnesses
+    bright = first - offset > size * (5 - RANGE[0]) / (RANGE[1] - RANGE[0])
     assert bright.any()
     moved = (second - first)[bright].float() * (RANGE[1] - RANGE[0]) / size
     assert moved.mean().item() == pytest.approx(np.log(10), abs=0.03)
