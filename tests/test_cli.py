@@ -19,6 +19,7 @@ from armillary.training.embed import EmbedSettings
 from armillary.training.loop import Interrupted
 from armillary.training.pretrain import PretrainSettings
 from armillary.training.tokenize import TokenizeSettings
+from armillary.training.tokenizer_report.settings import TokenizerReportSettings
 from armillary.training.tokenizers import TrainTokenizerSettings
 
 VERBS = {
@@ -27,6 +28,7 @@ VERBS = {
     "align": (AlignSettings, "align"),
     "embed": (EmbedSettings, "embed"),
     "tokenize": (TokenizeSettings, "tokenize.yaml"),
+    "tokenizer-report": (TokenizerReportSettings, "tokenizer_report.yaml"),
     "data simulate": (SkySettings, "data"),
 }
 SHIPPED = [
