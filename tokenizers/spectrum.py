@@ -59,10 +59,10 @@ class SpectrumTokenizerSettings(Settings):
     num_nodes: int = 36
     """Nodes in one window."""
     stretch: int = 2
-    """Neighbouring windows that the networks look at together."""
+    """Neighbouring windows that the networks look at together: more tokens at the same cost."""
     width: int = 128
     num_mixers: int = 2
-    """Convolutions of the encoder over three windows; a token sees as many windows to either side."""
+    """Convolutions of the encoder over three stretches; a token sees as many stretches to either side of its own."""
     num_blocks: int = 3
     """Transformer blocks of the decoder."""
     num_heads: int = 4
@@ -181,7 +181,7 @@ class SpectrumTokenizer(nn.Module):
         MODEL_ERROR times the flux. In training the noise is split, so that nothing is gained by keeping it
         (`split_noise`). `chi2` is the mean square error in units of the noise of what is compared with.
         """
-        device, mask = device_of(self), observation.mask
+        device = device_of(self)
         seen, compared = split_noise(observation, NOISE_SPLIT) if self.training else (observation, observation)
         spectrum = window_spectrum(seen, self.grid, device)
         first = self._first_codes(seen, spectrum)
@@ -190,7 +190,7 @@ class SpectrumTokenizer(nn.Module):
         nodes = self._nodes(rounded, spectrum.is_valid, first, observation.modality)
         predicted = read_nodes(nodes, self._target_places(observation).to(device))
 
-        mask, scale = mask.to(device), self._amplitudes(first)[:, None]
+        mask, scale = observation.mask.to(device), self._amplitudes(first)[:, None]
         flux = compared.flux.to(device) / scale
         variance = 1 / (compared.inverse_variance.to(device) * scale**2).clamp(min=1e-12)
         error = torch.where(mask, predicted - flux, 0.0)
