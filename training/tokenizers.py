@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-import json
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -29,7 +29,7 @@ from .fitted_tokenizers import fit_coefficients, fit_scalars
 from .loop import Batch, Finished, LoopSettings, console, leave, make_fabric, train
 
 PRIOR_FOLDER = "prior"
-"""In the run folder of an image tokenizer: the tokenizer after the last round of learning its prior."""
+"""In the run folder of an image tokenizer, `rounds-0003`: the tokenizer after so many rounds of learning its prior."""
 MEMORY = 0.99
 """Share of the codes' counts that a step keeps: codes are dead that no recent token used."""
 
@@ -135,6 +135,7 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
         _write_settings(run, settings)
     if isinstance(tokenizer, ImageTokenizer):
         tokenizer = _learn_prior(fabric, tokenizer, loader, settings.prior, run)
+        torch.manual_seed(settings.loop.seed)
     objective = TokenizerObjective(tokenizer, loader)
     finished = train(fabric, objective, settings.loop, run, title=f"{settings.kind} tokenizer")
     if fabric.is_global_zero:
@@ -169,11 +170,11 @@ def _learn_prior(
     fabric: Fabric, tokenizer: ImageTokenizer, loader: ObservationLoader, settings: PriorSettings, run: Path
 ) -> ImageTokenizer:
     """The tokenizer with its prior learned; rounds that were done before are not done again."""
-    done_path = run / PRIOR_FOLDER / "rounds.json"
+    saved = sorted((run / PRIOR_FOLDER).glob("rounds-*"))
     done = 0
-    if done_path.is_file():
-        done = int(json.loads(done_path.read_text("utf-8"))["rounds"])
-        tokenizer = ImageTokenizer.from_pretrained(run / PRIOR_FOLDER).train()
+    if saved:
+        done = int(saved[-1].name.removeprefix("rounds-"))
+        tokenizer = ImageTokenizer.from_pretrained(saved[-1]).train()
     tokenizer = tokenizer.to(fabric.device)
     total = tokenizer.num_prior_rounds(settings.rounds)
     if done == total:
@@ -193,8 +194,8 @@ def _learn_prior(
         rounds = tokenizer.learn_prior(images, settings.rounds, settings.batches, settings.patches, add_up, done)
         for number in rounds:
             if fabric.is_global_zero:
-                tokenizer.save_pretrained(run / PRIOR_FOLDER)
-                done_path.write_text(json.dumps({"rounds": number}), "utf-8")
+                tokenizer.save_pretrained(run / PRIOR_FOLDER / f"rounds-{number:04d}")
+                shutil.rmtree(run / PRIOR_FOLDER / f"rounds-{number - 1:04d}", ignore_errors=True)
             progress.update(task, completed=number)
     fabric.barrier()
     return tokenizer

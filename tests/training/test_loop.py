@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from armillary.data.shuffle_order import ShuffleOrder
@@ -286,3 +287,28 @@ def test_the_log_stays_a_table_when_a_metric_comes_late_and_when_a_run_resumes(t
     assert [row["step"] for row in read_metrics(path)] == [5, 10, 12]
     MetricsLog(path, 12).write(14, {"loss": 0.8, "nats/image/hsc": 0.3})
     assert read_metrics(path)[-1] == {"step": 14.0, "loss": 0.8, "nats/image/hsc": 0.3}
+
+
+def test_a_run_ends_with_the_average_of_its_weights_and_keeps_it_when_interrupted(tmp_path):
+    """Against the recursion written out, on weights read at every step."""
+    seen = []
+    watched = Regression(at_step=lambda step: seen.append(watched.layer.weight.detach().clone()))
+    final, _ = run(tmp_path / "whole", watched, average_decay=0.9)
+    last = load_file(tmp_path / "whole" / "states" / "step-00000020" / "state.safetensors")["module.layer.weight"]
+    expected = seen[0].clone()
+    for step, weight in enumerate([*seen[1:], last], start=1):
+        decay = min(0.9, step / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    assert torch.allclose(final.layer.weight, expected, atol=1e-6)
+    assert not torch.allclose(final.layer.weight, last, atol=1e-4)
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", Regression(interrupt(signal.SIGTERM, at=11)), average_decay=0.9)
+    resumed, _ = run(tmp_path / "cut", average_decay=0.9)
+    assert torch.equal(resumed.layer.weight, final.layer.weight)
+
+
+def test_going_on_with_an_average_that_was_never_kept_is_an_error(tmp_path):
+    run(tmp_path, steps=5)
+    with pytest.raises(PretrainedError, match="the state has no average of the weights"):
+        run(tmp_path, average_decay=0.9)
