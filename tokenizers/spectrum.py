@@ -35,7 +35,7 @@ from .spectrum_amplitude import (
 )
 from .spectrum_networks import WindowDecoder, WindowEncoder, conditions
 from .spectrum_windows import FWHM_PER_SIGMA, WindowedSpectrum, WindowGrid, read_blurred, read_nodes, window_spectrum
-from .token_grid import Reconstruction, TokenGrid, empty_positions
+from .token_grid import Reconstruction, TokenGrid, check_kind, empty_positions
 
 MODEL_TYPE = "armillary-spectrum-tokenizer"
 MODEL_ERROR = 0.01
@@ -116,6 +116,7 @@ class SpectrumTokenizer(nn.Module):
 
         Raises ObservationError for a valid pixel outside the tokenizer's range: nothing is left out in silence.
         """
+        check_kind(self.kind, observation.modality)
         spectrum = window_spectrum(observation, self.grid, device_of(self))
         first = self._first_codes(observation, spectrum)
         shapes = self.quantizer(self.encoder(spectrum, self._amplitudes(first)))[1]
@@ -137,6 +138,7 @@ class SpectrumTokenizer(nn.Module):
         `target` is an observation, whose grid and resolving power are used, or a modality, whose card's are; by default
         the tokens' own modality. Wavelengths that no valid token covers are masked; `validity` says more.
         """
+        check_kind(self.kind, tokens.modality)
         target = _blank_spectrum(tokens, target or tokens.modality)
         device = device_of(self)
         place = self._target_places(target)
@@ -168,6 +170,7 @@ class SpectrumTokenizer(nn.Module):
 
         Zero where no token covers the pixel. `target` is as for `decode`.
         """
+        check_kind(self.kind, tokens.modality)
         target = _blank_spectrum(tokens, target or tokens.modality)
         place = self._target_places(target)
         digits = (tokens.codes[:, 1:] // self.quantizer.vocabulary_size).clamp(0, len(MISSING_SHARES) - 1)
