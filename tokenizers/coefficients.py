@@ -28,7 +28,7 @@ from .pretrained import load_weights, read_config, resolve_folder, save_module
 from .quantile_sketch import QuantileSketch
 from .quantizers import FiniteScalarQuantizer, rank_features
 from .spectral_shapes import ShapeMoments, SpectralShapes, is_complete
-from .token_grid import TokenGrid, check_codes, detailed_positions
+from .token_grid import TokenGrid, check_codes, check_kind, detailed_positions
 
 MODEL_TYPE = "armillary-coefficients-tokenizer"
 AMPLITUDE_RANGE = (0.0, 9.0)
@@ -147,6 +147,7 @@ class CoefficientsTokenizer(nn.Module):
         An infinite error hides a coefficient as the mask does; an unknown one is taken to be typical. Raises
         ObservationError for an object whose amplitude is beyond AMPLITUDE_RANGE.
         """
+        check_kind(self.kind, observation.modality)
         self._check(observation.modality)
         amplitude_codes = self._amplitude_codes(observation)
         latents = self._latents(observation, self._amplitudes(amplitude_codes))
@@ -176,6 +177,7 @@ class CoefficientsTokenizer(nn.Module):
         lose. `target`, a modality or observation, must have the arms that the tokenizer was fitted to. Raises
         ObservationError if it has not, or the codes are none of this tokenizer.
         """
+        check_kind(self.kind, tokens.modality)
         wanted = tokens.modality if target is None else target if isinstance(target, Modality) else target.modality
         self._check(tokens.modality)
         self._check(wanted)

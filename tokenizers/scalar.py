@@ -22,7 +22,7 @@ from .equal_mass_bins import BinTable, EqualMassBins, equal_mass_bins
 from .pretrained import load_weights, read_config, resolve_folder, save_module
 from .quantile_sketch import QuantileSketch
 from .quantizers import rank_features
-from .token_grid import TokenGrid, check_codes, detailed_positions
+from .token_grid import TokenGrid, check_codes, check_kind, detailed_positions
 
 MODEL_TYPE = "armillary-scalar-tokenizer"
 
@@ -131,6 +131,7 @@ class ScalarTokenizer(nn.Module):
 
         With `num_error_codes`, a second one for the error, masked where it is not known or none was to learn from.
         """
+        check_kind(self.kind, observation.modality)
         bins, errors = self._value_bins(observation.modality), self._error_bins(observation.modality)
         codes, mask = [bins.encode(observation.values)], [observation.mask]
         if self.settings.num_error_codes:
@@ -156,6 +157,7 @@ class ScalarTokenizer(nn.Module):
         with an unknown error. Raises ObservationError if `target` is another quantity, or the codes are none of this
         tokenizer.
         """
+        check_kind(self.kind, tokens.modality)
         wanted = tokens.modality if target is None else target if isinstance(target, Modality) else target.modality
         if wanted.name != tokens.modality.name:
             raise ObservationError(

@@ -103,8 +103,8 @@ def test_positions_that_differ_by_one_token_have_different_embeddings():
     torch.manual_seed(0)
     embed = PositionEmbedding(32)
     arcsec, log_wavelength = torch.arange(24) * 8 * 0.168, torch.linspace(math.log(3500), math.log(10500), 24)
-    for axis, values in ((0, arcsec), (1, arcsec), (2, log_wavelength)):
-        positions = torch.zeros(1, 24, 3)
+    for axis, values in ((0, arcsec), (1, arcsec), (2, log_wavelength), (3, torch.arange(24.0))):
+        positions = torch.zeros(1, 24, 4)
         positions[0, :, axis] = values
         vectors = embed(positions)[0]
         distance = torch.cdist(vectors, vectors) + 1e3 * torch.eye(24)
