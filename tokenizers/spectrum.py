@@ -117,7 +117,6 @@ class SpectrumTokenizer(nn.Module):
         Raises ObservationError for a valid pixel outside the tokenizer's range: nothing is left out in silence.
         """
         check_kind(self.kind, observation.modality)
-        check_kind(self.kind, observation.modality)
         spectrum = window_spectrum(observation, self.grid, device_of(self))
         first = self._first_codes(observation, spectrum)
         shapes = self.quantizer(self.encoder(spectrum, self._amplitudes(first)))[1]
@@ -139,7 +138,6 @@ class SpectrumTokenizer(nn.Module):
         `target` is an observation, whose grid and resolving power are used, or a modality, whose card's are; by default
         the tokens' own modality. Wavelengths that no valid token covers are masked; `validity` says more.
         """
-        check_kind(self.kind, tokens.modality)
         check_kind(self.kind, tokens.modality)
         target = _blank_spectrum(tokens, target or tokens.modality)
         device = device_of(self)
