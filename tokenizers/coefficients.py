@@ -352,8 +352,8 @@ def _is_measured(observation: CoefficientsObservation) -> Bool[Tensor, "B K"]:
 
 
 def _card(modality: Modality) -> CoefficientSpectrograph:
-    if not isinstance(modality.card, CoefficientSpectrograph):
-        raise ObservationError(f"expected a modality of kind coefficients, found {modality.name}")
+    check_kind("coefficients", modality)
+    assert isinstance(modality.card, CoefficientSpectrograph)  # what the kind says
     return modality.card
 
 
