@@ -153,7 +153,7 @@ def test_an_amplitude_beyond_the_range_is_an_error_that_names_the_object(fitted,
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.floats(-2**26, 2**26, width=32), min_size=110, max_size=110), st.floats(0, 1e6, width=32))
+@given(st.lists(st.floats(-(2**26), 2**26, width=32), min_size=110, max_size=110), st.floats(0, 1e6, width=32))
 def test_any_coefficients_give_codes_of_the_vocabulary_and_finite_ones_back(fitted, values, error):
     observation = observe(np.array([values], np.float32), np.full((1, 110), error, np.float32))
     tokens = fitted.encode(observation)
