@@ -2,10 +2,10 @@
 
 The range is cut into windows of equal width in log wavelength, one token each, so that a token has the same place for
 every spectrograph (`spectrum_windows.py`). A token is made of its window and a few beside it, scaled by the spectrum's
-amplitude, which the first token keeps; and it says how much of the window no valid pixel covers. The decoder gives the
-flux at the nodes of all windows, as the source's spectrograph resolves it; it is read at any wavelengths, through a
-Gaussian where the wanted resolution is lower. Tokens hold what their spectrograph let through: a higher resolution is
-not invented.
+amplitude, which the first token keeps; and it says how much of the window no valid pixel covers. Narrow lines that
+stand out are taken away before, into tokens of their own (`spectrum_lines.py`). The decoder gives the flux at the nodes
+of all windows, as the source's spectrograph resolves it; it is read at any wavelengths, through a Gaussian where the
+wanted resolution is lower. Tokens hold what their spectrograph let through: a higher resolution is not invented.
 """
 
 import math
@@ -33,9 +33,10 @@ from .spectrum_amplitude import (
     measure_amplitude,
     ratio_of_codes,
 )
+from .spectrum_lines import draw_lines, find_lines, line_features, num_line_codes
 from .spectrum_networks import WindowDecoder, WindowEncoder, conditions
 from .spectrum_windows import FWHM_PER_SIGMA, WindowedSpectrum, WindowGrid, read_blurred, read_nodes, window_spectrum
-from .token_grid import Reconstruction, TokenGrid, check_kind, empty_positions
+from .token_grid import POSITION_FEATURES, Reconstruction, TokenGrid, check_kind, empty_positions
 
 MODEL_TYPE = "armillary-spectrum-tokenizer"
 MODEL_ERROR = 0.01
@@ -46,6 +47,7 @@ NOISE_SPLIT = 0.5
 """Variance, in units of the noise's own, that training adds to what is encoded; see `split_noise`."""
 EVENNESS = 0.1
 """Weight of the penalty (nats) that keeps all codes in use, beside a misfit of about one and a half."""
+LOG_WAVELENGTH, DETAIL = (POSITION_FEATURES.index(name) for name in ("log_wavelength", "detail"))
 MISSING_SHARES = (0.0, 0.125, 0.625)
 """Share of a window that no valid pixel covers: none, up to a quarter, more; what each digit stands for."""
 
@@ -58,6 +60,8 @@ class SpectrumTokenizerSettings(Settings):
     num_windows: int = 192
     num_nodes: int = 36
     """Nodes in one window."""
+    num_cells: int = 2
+    """Parts of a window, each of which may have a token of a line."""
     stretch: int = 2
     """Neighbouring windows that the networks look at together: more tokens at the same cost."""
     width: int = 128
@@ -66,8 +70,8 @@ class SpectrumTokenizerSettings(Settings):
     num_blocks: int = 3
     """Transformer blocks of the decoder."""
     num_heads: int = 4
-    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
-    """Levels of the quantiser. Three times their product, and eight times `num_amplitudes`, make the vocabulary."""
+    levels: tuple[int, ...] = (5, 5, 5, 5, 5)
+    """Levels of the quantiser: its codes, times the three shares that may be missing, are those of windows."""
     num_amplitudes: int = 256
 
     @model_validator(mode="after")
@@ -78,10 +82,14 @@ class SpectrumTokenizerSettings(Settings):
             )
         if self.num_windows % self.stretch:
             raise ValueError(f"num_windows must be a multiple of stretch, found {self.num_windows} and {self.stretch}")
-        if len(MISSING_SHARES) * math.prod(self.levels) + NUM_RATIOS * self.num_amplitudes > 2**15:
+        if self.num_nodes % self.num_cells:
+            raise ValueError(f"num_nodes must be a multiple of num_cells, found {self.num_nodes} and {self.num_cells}")
+        windows = len(MISSING_SHARES) * math.prod(self.levels)
+        amplitudes, lines = NUM_RATIOS * self.num_amplitudes, num_line_codes(self.num_nodes // self.num_cells)
+        if windows + amplitudes + lines > 2**15:
             raise ValueError(
-                f"tokens are stored as int16: {len(MISSING_SHARES)} times the product of levels plus {NUM_RATIOS} "
-                "times num_amplitudes must not exceed 32768"
+                f"tokens are stored as int16: codes of windows ({windows}), of amplitudes ({amplitudes}) and of lines "
+                f"({lines}) must not exceed 32768 together"
             )
         return self
 
@@ -100,33 +108,46 @@ class SpectrumTokenizer(nn.Module):
         self.decoder = WindowDecoder(s.num_nodes, s.stretch, s.width, s.num_blocks, s.num_heads, len(s.levels))
 
     def vocabulary_size(self, modality: Modality) -> int:
-        """Number of codes, the same for all spectrographs: those of windows, then those of amplitudes."""
-        return self._num_window_codes + NUM_RATIOS * self.settings.num_amplitudes
+        """Number of codes, the same for all spectrographs: those of windows, then of amplitudes, then of lines."""
+        return sum(self.codebook_sizes().values())
+
+    def codebook_sizes(self) -> dict[str, int]:
+        """The parts of the vocabulary in their order: numbers of codes of windows, of amplitudes and of lines."""
+        return {
+            "window": self._num_window_codes,
+            "amplitude": NUM_RATIOS * self.settings.num_amplitudes,
+            "line": num_line_codes(self._cell),
+        }
 
     def code_features(self, modality: Modality) -> Float[Tensor, "V S"]:
-        """What codes share: the quantiser's factors and what is missing of a window; `amplitude_features`."""
+        """What codes share: a window's quantised factors and missing share; `amplitude_features`; `line_features`."""
         shapes = self.quantizer.code_features().cpu()
         missing = torch.eye(len(MISSING_SHARES)).repeat_interleave(len(shapes), 0)
         windows = torch.cat([shapes.repeat(len(MISSING_SHARES), 1), missing], 1)
-        return torch.block_diag(windows, amplitude_features(self.settings.num_amplitudes))
+        amplitudes, lines = amplitude_features(self.settings.num_amplitudes), line_features(self._cell)
+        return torch.block_diag(windows, amplitudes, lines)
 
     @torch.no_grad()
     def encode(self, observation: SpectrumObservation) -> TokenGrid:
-        """The amplitude's token and one for each window. A window without a valid pixel is masked.
+        """The amplitude's token, one for each window, and one for each cell of a window that may hold a line.
+
+        A window without a valid pixel is masked, and a cell without a line.
 
         Raises ObservationError for a valid pixel outside the tokenizer's range: nothing is left out in silence.
         """
         check_kind(self.kind, observation.modality)
         spectrum = window_spectrum(observation, self.grid, device_of(self))
         first = self._first_codes(observation, spectrum)
-        shapes = self.quantizer(self.encoder(spectrum, self._amplitudes(first)))[1]
+        lines, has_line, smooth = self._without_lines(spectrum, first)
+        shapes = self.quantizer(self.encoder(smooth, self._amplitudes(first)))[1]
+        lines = torch.where(has_line, lines + self._first_line_code, 0)
         windows = torch.where(spectrum.is_valid, shapes + _missing_digits(spectrum) * self.quantizer.vocabulary_size, 0)
         always = torch.ones(len(observation), 1, dtype=torch.bool)
         return TokenGrid(
             modality=observation.modality,
             object_id=tuple(observation.object_id),
-            codes=torch.cat([first[:, None] + self._num_window_codes, windows], 1).cpu(),
-            mask=torch.cat([always, spectrum.is_valid.cpu()], 1),
+            codes=torch.cat([first[:, None] + self._num_window_codes, windows, lines], 1).cpu(),
+            mask=torch.cat([always, spectrum.is_valid.cpu(), has_line.cpu()], 1),
             positions=self._positions(len(observation)),
             instrument=torch.from_numpy(observation.card.features()).repeat(len(observation), 1),
         )
@@ -142,10 +163,12 @@ class SpectrumTokenizer(nn.Module):
         target = _blank_spectrum(tokens, target or tokens.modality)
         device = device_of(self)
         place = self._target_places(target)
-        codes, mask = tokens.codes[:, 1:].to(device), tokens.mask[:, 1:].to(device)
-        latents = self.quantizer.from_codes(codes % self.quantizer.vocabulary_size)
-        first = tokens.codes[:, 0].to(device) - self._num_window_codes
-        nodes = self._nodes(latents, mask, first, tokens.modality) * self._amplitudes(first)[:, None]
+        codes, mask = tokens.codes.to(device), tokens.mask.to(device)
+        end = 1 + self.settings.num_windows
+        first = codes[:, 0] - self._num_window_codes
+        latents = self.quantizer.from_codes(codes[:, 1:end] % self.quantizer.vocabulary_size)
+        lines = draw_lines(codes[:, end:] - self._first_line_code, mask[:, end:], self._cell)
+        nodes = self._nodes(latents, mask[:, 1:end], lines, first, tokens.modality) * self._amplitudes(first)[:, None]
         sigma = self._blur(target, tokens.modality)
         read = read_nodes(nodes, place.to(device)) if sigma is None else read_blurred(nodes, place.to(device), sigma)
         # Where the whole grid makes sense, masked pixels are predicted too.
@@ -173,7 +196,8 @@ class SpectrumTokenizer(nn.Module):
         check_kind(self.kind, tokens.modality)
         target = _blank_spectrum(tokens, target or tokens.modality)
         place = self._target_places(target)
-        digits = (tokens.codes[:, 1:] // self.quantizer.vocabulary_size).clamp(0, len(MISSING_SHARES) - 1)
+        windows = tokens.codes[:, 1 : 1 + self.settings.num_windows]
+        digits = (windows // self.quantizer.vocabulary_size).clamp(0, len(MISSING_SHARES) - 1)
         share = 1 - torch.tensor(MISSING_SHARES)[digits.cpu()]
         return torch.where(self._covered(tokens, place), share.gather(1, self._window(place)), 0.0)
 
@@ -188,9 +212,11 @@ class SpectrumTokenizer(nn.Module):
         seen, compared = split_noise(observation, NOISE_SPLIT) if self.training else (observation, observation)
         spectrum = window_spectrum(seen, self.grid, device)
         first = self._first_codes(seen, spectrum)
-        latents = self.encoder(spectrum, self._amplitudes(first))
+        line_codes, has_line, smooth = self._without_lines(spectrum, first)
+        latents = self.encoder(smooth, self._amplitudes(first))
         rounded, codes = self.quantizer(latents)
-        nodes = self._nodes(rounded, spectrum.is_valid, first, observation.modality)
+        lines = draw_lines(line_codes, has_line, self._cell)
+        nodes = self._nodes(rounded, spectrum.is_valid, lines, first, observation.modality)
         predicted = read_nodes(nodes, self._target_places(observation).to(device))
 
         mask, scale = observation.mask.to(device), self._amplitudes(first)[:, None]
@@ -233,10 +259,35 @@ class SpectrumTokenizer(nn.Module):
     def _num_window_codes(self) -> int:
         return len(MISSING_SHARES) * self.quantizer.vocabulary_size
 
+    @property
+    def _cell(self) -> int:
+        """Nodes of the part of a window that may have a token of a line."""
+        return self.settings.num_nodes // self.settings.num_cells
+
+    @property
+    def _first_line_code(self) -> int:
+        return self._num_window_codes + NUM_RATIOS * self.settings.num_amplitudes
+
+    def _without_lines(
+        self, spectrum: WindowedSpectrum, first: Int[Tensor, " B"]
+    ) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"], WindowedSpectrum]:
+        """Codes of lines, counted from zero, where there is one, and the spectrum with these lines taken away."""
+        amplitude = self._amplitudes(first)[:, None]
+        flux, weight = spectrum.flux.flatten(1), spectrum.weight.flatten(1)
+        is_valid = spectrum.is_valid.repeat_interleave(self.settings.num_nodes, 1)
+        codes, found = find_lines(flux / amplitude, weight * amplitude**2, is_valid, self._cell)
+        left = torch.where(weight > 0, flux - draw_lines(codes, found, self._cell) * amplitude, 0.0)
+        return codes, found, replace(spectrum, flux=left.view_as(spectrum.flux))
+
     def _nodes(
-        self, latents: Float[Tensor, "B W Q"], mask: Bool[Tensor, "B W"], first: Int[Tensor, " B"], source: Modality
+        self,
+        latents: Float[Tensor, "B W Q"],
+        mask: Bool[Tensor, "B W"],
+        lines: Float[Tensor, "B G"],
+        first: Int[Tensor, " B"],
+        source: Modality,
     ) -> Float[Tensor, "B G"]:
-        """Flux at the nodes over the amplitude, as the source's card resolves it."""
+        """Flux at the nodes over the amplitude, lines included, as the source's card resolves it."""
         assert isinstance(source.card, Spectrograph)
         middles = self.grid.middles().double().exp().numpy()
         power = torch.from_numpy(source.card.resolving_power_at(middles)).float().log()
@@ -244,8 +295,8 @@ class SpectrumTokenizer(nn.Module):
         width = torch.full_like(power, float(places.diff().median()))
         told = conditions(power, width).to(latents.device).expand(len(latents), -1, -1)
         told = torch.cat([told, ratio_of_codes(first)[:, None, None].expand(-1, told.shape[1], 1)], -1)
-        positions = self._positions(len(latents))[:, 1:].to(latents.device)
-        return torch.sinh(self.decoder(latents, mask, positions, told).clamp(-12, 12))
+        positions = self._positions(len(latents))[:, 1 : 1 + self.settings.num_windows].to(latents.device)
+        return torch.sinh(self.decoder(latents, mask, lines, positions, told).clamp(-12, 12)) + lines
 
     def _first_codes(self, observation: SpectrumObservation, spectrum: WindowedSpectrum) -> Int[Tensor, " B"]:
         """Codes of the amplitudes, counted from zero. Raises ObservationError for one that is out of range."""
@@ -264,8 +315,11 @@ class SpectrumTokenizer(nn.Module):
         return amplitude_of_codes(first, self.settings.num_amplitudes)
 
     def _positions(self, num_objects: int) -> Float[Tensor, "B N P"]:
-        positions = empty_positions(num_objects, 1 + self.settings.num_windows)
-        positions[:, 1:, 2] = self.grid.middles()
+        end = 1 + self.settings.num_windows
+        positions = empty_positions(num_objects, end + self.settings.num_cells * self.settings.num_windows)
+        positions[:, 1:end, LOG_WAVELENGTH] = self.grid.middles()
+        positions[:, end:, LOG_WAVELENGTH] = self.grid.middles(self.settings.num_cells)
+        positions[:, end:, DETAIL] = 1
         return positions
 
     def _target_places(self, target: SpectrumObservation) -> Float[Tensor, "B L"]:
@@ -277,7 +331,8 @@ class SpectrumTokenizer(nn.Module):
 
     def _covered(self, tokens: TokenGrid, place: Float[Tensor, "B L"]) -> Bool[Tensor, "B L"]:
         inside = (place >= 0) & (place < self.grid.size)
-        return inside & tokens.mask[:, 1:].cpu().gather(1, self._window(place))
+        windows = tokens.mask[:, 1 : 1 + self.settings.num_windows].cpu()
+        return inside & windows.gather(1, self._window(place))
 
     def _blur(self, target: SpectrumObservation, source: Modality) -> Float[Tensor, "B L"] | None:
         """Standard deviation (nodes) of the Gaussian from the source's resolution to the target's; None if all zero."""

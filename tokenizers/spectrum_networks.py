@@ -87,7 +87,7 @@ class WindowDecoder(nn.Module):
     def __init__(self, num_nodes: int, num_windows: int, width: int, num_blocks: int, num_heads: int, num_latents: int):
         super().__init__()
         self.num_windows = num_windows
-        num_features = num_windows * (num_latents + 1)
+        num_features = num_windows * (num_latents + 1 + num_nodes)
         self.enter = nn.Sequential(nn.Linear(num_features, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.position = PositionEmbedding(width)
         self.conditions = NumbersEmbedding(1 + NUM_CONDITIONS, width)
@@ -102,11 +102,17 @@ class WindowDecoder(nn.Module):
         self,
         latents: Float[Tensor, "B W Q"],
         mask: Bool[Tensor, "B W"],
+        lines: Float[Tensor, "B G"],
         positions: Float[Tensor, "B W P"],
         conditions: Float[Tensor, "B W C"],
     ) -> Float[Tensor, "B G"]:
-        """Values at the nodes of all windows, from the latents of those in the mask."""
-        known = torch.cat([torch.where(mask[..., None], latents, 0.0), mask[..., None].float()], -1)
+        """Values at the nodes of all windows, from the latents of those in the mask.
+
+        It is told of the `lines` that are added to what it says: they tell the redshift.
+        """
+        latents = torch.where(mask[..., None], latents, 0.0)
+        lines = torch.asinh(lines).unflatten(1, (mask.shape[1], -1))
+        known = torch.cat([latents, mask[..., None].float(), lines], -1)
         x = self.enter(known.unflatten(1, (-1, self.num_windows)).flatten(2))
         x = x + self.position(_of_stretches(positions, self.num_windows))
         x = x + self.conditions(_of_stretches(conditions, self.num_windows))

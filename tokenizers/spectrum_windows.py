@@ -45,15 +45,10 @@ class WindowGrid:
         """Distance from the first window's start in nodes; node j reaches from j to j + 1."""
         return (wavelength.double() / self.wavelength_min).log() / self.node_width
 
-    def middles(self) -> Float[Tensor, " W"]:
-        """Natural logarithm of the wavelength in the middle of each window, angstrom."""
-        windows = torch.arange(self.num_windows, dtype=torch.float64) + 0.5
-        return (windows * self.num_nodes * self.node_width + math.log(self.wavelength_min)).float()
-
-    def node_wavelengths(self) -> Float[Tensor, " G"]:
-        """Wavelength in the middle of each node, angstrom."""
-        nodes = torch.arange(self.size, dtype=torch.float64) + 0.5
-        return self.wavelength_min * torch.exp(nodes * self.node_width)
+    def middles(self, parts: int = 1) -> Float[Tensor, " M"]:
+        """Natural logarithm of the wavelength (angstrom) in the middle of each window, or of each of its `parts`."""
+        places = (torch.arange(self.num_windows * parts, dtype=torch.float64) + 0.5) * self.num_nodes / parts
+        return (places * self.node_width + math.log(self.wavelength_min)).float()
 
 
 @dataclass(frozen=True, eq=False)

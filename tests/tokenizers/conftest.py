@@ -75,6 +75,13 @@ def spectrum_tokenizer():
 
 
 @pytest.fixture(scope="session")
+def fine_spectrum_tokenizer():
+    """With windows as narrow as the shipped ones, so that what is near a token is a small part of the spectrum."""
+    torch.manual_seed(3)
+    return _lively(SpectrumTokenizer(SpectrumTokenizerSettings(width=32, num_blocks=1)))
+
+
+@pytest.fixture(scope="session")
 def scalar_tokenizer():
     sample = np.random.default_rng(3).gamma(2.0, 0.1, 1000)
     return ScalarTokenizer(ScalarTokenizerSettings(num_codes=32)).fit({"scalar/redshift": sample})

@@ -14,6 +14,7 @@ from armillary.data.simulation.sky import SkySettings, simulate_sky
 from armillary.tokenizers.quantizers import rank_features
 from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings, split_noise
 from armillary.tokenizers.spectrum_amplitude import AMPLITUDE_RANGE, NUM_RATIOS, SIGNAL_TO_NOISE
+from armillary.tokenizers.spectrum_lines import APART, REACH, TURNS, num_line_codes
 
 
 def with_flux(observation, flux, ivar):
@@ -28,20 +29,38 @@ MIDDLES = np.sqrt(EDGES[1:] * EDGES[:-1])
 def first_token(tokenizer, observation):
     """Bins of amplitude and signal-to-noise ratio of each object."""
     num_codes = NUM_RATIOS * tokenizer.settings.num_amplitudes
-    codes = tokenizer.encode(observation).codes[:, 0] - (tokenizer.vocabulary_size(observation.modality) - num_codes)
+    num_lines = num_line_codes(tokenizer.settings.num_nodes // tokenizer.settings.num_cells)
+    size = tokenizer.vocabulary_size(observation.modality)
+    codes = tokenizer.encode(observation).codes[:, 0] - (size - num_lines - num_codes)
     return codes // NUM_RATIOS, codes % NUM_RATIOS
 
 
 def reach_of(settings):
     """Windows to either side that a token may depend on."""
-    return settings.num_mixers * settings.stretch + settings.stretch - 1
+    lines = math.ceil((TURNS * (2 * REACH + APART) + 1) / settings.num_nodes)
+    return lines + settings.num_mixers * settings.stretch + settings.stretch - 1
+
+
+def is_local(first, second, changed, settings):
+    """Whether tokens are the same but for those within reach of the windows that `changed` [W]."""
+    near = (
+        torch.nn.functional.max_pool1d(changed[None].float(), 2 * reach_of(settings) + 1, 1, reach_of(settings))[0] > 0
+    )
+    near = torch.cat([near, near.repeat_interleave(settings.num_cells)])
+    same = ((first.codes == second.codes) & (first.mask == second.mask)).all(0)
+    assert not same.all()
+    assert near.any()
+    assert not near.all()
+    return bool(same[0] and same[1:][~near].all())
 
 
 def test_positions_are_the_middles_of_the_windows_in_log_wavelength(spectrum_tokenizer, sky):
     tokens = spectrum_tokenizer.encode(sky["spectrum/desi"])
     middles = [0.5 * (math.log(a) + math.log(b)) for a, b in itertools.pairwise(EDGES)]
-    assert tokens.positions[3, 1:, 2].tolist() == pytest.approx(middles, abs=1e-5)
+    assert tokens.positions[3, 1:25, 2].tolist() == pytest.approx(middles, abs=1e-5)
+    assert tokens.positions[3, 25:, 2].unflatten(0, (24, 2)).mean(1).tolist() == pytest.approx(middles, abs=1e-5)
     assert (tokens.positions[:, 0] == 0).all()
+    assert (tokens.positions[..., 3] == (torch.arange(1 + 3 * 24) > 24)).all()
     assert (tokens.positions[..., :2] == 0).all()
 
 
@@ -50,7 +69,7 @@ def test_a_window_is_valid_where_a_pixel_lies_in_it(spectrum_tokenizer, sky):
     tokens = spectrum_tokenizer.encode(observation)
     for row in range(len(observation)):
         wavelength = observation.wavelength[row][observation.mask[row]].numpy()
-        assert tokens.mask[row, 1:].tolist() == (np.histogram(wavelength, EDGES)[0] > 0).tolist()
+        assert tokens.mask[row, 1:25].tolist() == (np.histogram(wavelength, EDGES)[0] > 0).tolist()
 
 
 @pytest.mark.parametrize("steps", [-40, 25, 60])
@@ -89,36 +108,47 @@ def test_the_amplitude_is_within_half_a_bin_of_the_lower_median_of_the_windows_l
 
 
 @pytest.mark.parametrize("shift", [1, 7, 150, 601])
-def test_where_the_grid_starts_and_ends_moves_nothing_but_the_edge_tokens(spectrum_tokenizer, sky, shift):
-    reach = reach_of(spectrum_tokenizer.settings)
+def test_where_the_grid_starts_and_ends_moves_nothing_but_the_edge_tokens(fine_spectrum_tokenizer, sky, shift):
     whole = sky["spectrum/desi"]
-    cut = replace(
-        whole,
-        **{
-            name: getattr(whole, name)[:, shift : -2 * shift]
-            for name in ("flux", "inverse_variance", "mask", "wavelength", "resolving_power")
-        },
+    names = ("flux", "inverse_variance", "mask", "wavelength", "resolving_power")
+    cut = replace(whole, **{name: getattr(whole, name)[:, shift : -2 * shift] for name in names})
+    window = (fine_spectrum_tokenizer.grid.places(whole.wavelength[0]) / fine_spectrum_tokenizer.grid.num_nodes).long()
+    changed = torch.zeros(192, dtype=torch.bool)
+    changed[window[: shift + 1]] = True
+    changed[window[-2 * shift - 1 :]] = True
+    assert is_local(
+        fine_spectrum_tokenizer.encode(whole),
+        fine_spectrum_tokenizer.encode(cut),
+        changed,
+        fine_spectrum_tokenizer.settings,
     )
-    first, second = spectrum_tokenizer.encode(whole), spectrum_tokenizer.encode(cut)
-    same = (first.codes == second.codes) & (first.mask == second.mask)
-    for row in range(len(whole)):
-        valid = second.mask[row, 1:].nonzero().flatten()
-        assert same[row, 0]
-        assert same[row, 1:][valid[0] + reach + 1 : valid[-1] - reach].all()
-    assert not same.all()
 
 
-def test_a_change_reaches_the_tokens_beside_it_and_no_other(spectrum_tokenizer, sky):
-    reach = reach_of(spectrum_tokenizer.settings)
+def test_a_change_reaches_the_tokens_beside_it_and_no_other(fine_spectrum_tokenizer, sky):
     plain = sky["spectrum/sdss"]
-    window = 10
-    place = (plain.wavelength / 3300).log() / (math.log(10500 / 3300) / 24)
-    inside = (place > window + 0.2) & (place < window + 0.8)
-    changed = spectrum_tokenizer.encode(replace(plain, flux=torch.where(inside, plain.flux * 3, plain.flux)))
-    differs = (changed.codes != spectrum_tokenizer.encode(plain).codes).any(0)
-    assert differs[1 + window]
-    assert not differs[1 : 1 + window - reach].any()
-    assert not differs[2 + window + reach :].any()
+    place = fine_spectrum_tokenizer.grid.places(plain.wavelength) / fine_spectrum_tokenizer.grid.num_nodes
+    inside = (place > 80.2) & (place < 80.8)
+    flux = torch.where(inside, plain.flux * 3, plain.flux)
+    first, second = fine_spectrum_tokenizer.encode(plain), fine_spectrum_tokenizer.encode(replace(plain, flux=flux))
+    assert (first.codes != second.codes)[:, 1 + 80].any()
+    assert is_local(first, second, torch.arange(192) == 80, fine_spectrum_tokenizer.settings)
+
+
+@pytest.mark.parametrize("factor", [8.0, 25.0])
+def test_a_line_goes_through_tokens_with_place_and_strength_untrained(fine_spectrum_tokenizer, factor):
+    grid = 3600 + 0.8 * np.arange(7781)
+    rng = np.random.default_rng(5)
+    line = np.exp(-0.5 * ((grid - 6911.3) / 2.5) ** 2)
+    noise = rng.normal(0, 1, (2, len(grid)))
+    flux = np.stack([4 + factor * line + noise[0], 4 + noise[1]])
+    observation = SpectrumObservation(modality("spectrum/desi"), "ab", flux, grid, np.ones(flux.shape))
+    tokens = fine_spectrum_tokenizer.encode(observation)
+    places = tokens.positions[0, 193:, 2].exp()
+    assert places[tokens.mask[0, 193:] & ~tokens.mask[1, 193:]].sub(6911).abs().min() < 10
+    without = replace(tokens, mask=tokens.mask & (torch.arange(577) < 193))
+    added = (fine_spectrum_tokenizer.decode(tokens).flux - fine_spectrum_tokenizer.decode(without).flux)[0].numpy()
+    near = np.abs(grid - 6911.3) < 12
+    assert added[near].sum() * 0.8 == pytest.approx(factor * 2.5 * math.sqrt(2 * math.pi), rel=0.5)
 
 
 def test_a_sky_fibre_has_the_amplitude_of_its_noise(spectrum_tokenizer):
@@ -193,13 +223,11 @@ def test_wavelengths_that_no_token_covers_are_masked(spectrum_tokenizer, sky):
     assert not back.mask[:, back.wavelength[0] > 5300].any()
 
 
-def test_tokens_tell_which_pixels_are_bad(spectrum_tokenizer):
+def test_tokens_tell_which_pixels_are_bad(spectrum_tokenizer, fine_spectrum_tokenizer):
     """By construction: AUC 0.95 is asked of 24 windows on spectra with cosmic rays and bad columns, untrained."""
     settings = SkySettings(num_objects=16, modalities=("spectrum/desi", "spectrum/sdss"), seed=11, neighbours=False)
-    torch.manual_seed(3)
-    fine = SpectrumTokenizer(SpectrumTokenizerSettings(width=16, num_blocks=1, num_heads=2))
     for observation in next(simulate_sky(settings)):
-        for tokenizer, least in ((fine, 0.97), (spectrum_tokenizer, 0.9)):
+        for tokenizer, least in ((fine_spectrum_tokenizer, 0.97), (spectrum_tokenizer, 0.9)):
             validity = tokenizer.validity(tokenizer.encode(observation), observation)
             bad, good = validity[~observation.mask], validity[observation.mask]
             wins = (good[:, None] > bad[None]).float().mean() + 0.5 * (good[:, None] == bad[None]).float().mean()
@@ -267,8 +295,8 @@ def test_the_loss_reports_chi2_per_valid_pixel_and_the_codes_of_the_quantiser(sp
     back = spectrum_tokenizer.decode(tokens, observation).flux
     squares = ((back - observation.flux) ** 2 * observation.inverse_variance).double()[observation.mask]
     assert found.parts["chi2"].item() == pytest.approx(squares.mean().item(), rel=1e-3)
-    shapes = tokens.codes[:, 1:] % spectrum_tokenizer.quantizer.vocabulary_size
-    assert torch.equal(found.mask, tokens.mask[:, 1:])
+    shapes = tokens.codes[:, 1:25] % spectrum_tokenizer.quantizer.vocabulary_size
+    assert torch.equal(found.mask, tokens.mask[:, 1:25])
     assert torch.equal(found.codes[found.mask], shapes[found.mask])
 
 
@@ -318,6 +346,7 @@ def test_spectra_decode_to_spectra_of_as_many_objects_only(spectrum_tokenizer, s
         ({"wavelength_min": 9000, "wavelength_max": 4000}, "0 < wavelength_min < wavelength_max"),
         ({"levels": (8, 8, 8, 8, 3)}, "must not exceed 32768"),
         ({"num_windows": 9, "stretch": 2}, "multiple of stretch, found 9 and 2"),
+        ({"num_nodes": 9, "num_cells": 2}, "multiple of num_cells, found 9 and 2"),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(settings, problem):

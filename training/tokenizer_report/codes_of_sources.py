@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...data.observations import ImageObservation, SpectrumObservation
 from ...tokenizers.image import ImageTokenizer
-from ...tokenizers.spectrum import MISSING_SHARES, SpectrumTokenizer
+from ...tokenizers.spectrum import SpectrumTokenizer
 from ...tokenizers.token_grid import POSITION_FEATURES, TokenGrid
 from .codebook import CodeCounts
 
@@ -30,8 +30,8 @@ def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, Codebook]:
     """The codebooks of a tokenizer by name, the learned one first.
 
     A vocabulary holds several, one behind the other: an image's codes are those of details, of patches' brightness and
-    of the object's brightness; a spectrum's those of windows, which say a shape and how much is missing, and of the
-    spectrum's amplitude and noise. Of an unknown tokenizer all codes are one book.
+    of the object's brightness; a spectrum's those of windows, which say a shape and how much is missing, of the
+    spectrum's amplitude and noise, and of lines. Of an unknown tokenizer all codes are one book.
     """
     total = int(tokenizer.vocabulary_size(tokens.modality))
     if isinstance(tokenizer, ImageTokenizer):
@@ -39,8 +39,7 @@ def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, Codebook]:
         of_patches = tokenizer.settings.num_patch_brightnesses
         sizes = {"detail": learned, "patch brightness": of_patches, "object brightness": total - learned - of_patches}
     elif isinstance(tokenizer, SpectrumTokenizer):
-        of_windows = len(MISSING_SHARES) * tokenizer.num_learned_codes
-        sizes = {"window": of_windows, "amplitude": total - of_windows}
+        sizes = tokenizer.codebook_sizes()
     else:
         sizes = {"code": total}
     found, first = {}, 0
