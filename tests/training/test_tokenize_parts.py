@@ -33,6 +33,15 @@ SLURM = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums of floats depend on the number of threads, and tokens may with them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def settings(data, tokenizers, tokens, **others):
     return TokenizeSettings(
         data=str(data), tokenizers=str(tokenizers), tokens=str(tokens), **{"shard_size": 5, **others}
