@@ -31,12 +31,13 @@ MAX_AHEAD = 32
 class ObservationLoader:
     """An endless stream of batches of `batch_size` objects, of which process `rank` of `world_size` gets its slice.
 
-    Each batch is of one of the modalities `names`; each modality has an equal share of the batches, and comes in whole
-    epochs, without the objects `held_out`. `start` is the number of batches given out before (`cursor`): the stream
+    Each batch is of one of the modalities `names`, which come in whole epochs, without the objects `held_out`. A
+    modality's share of the batches is as the number of its objects to the power `balance`: all have equal shares at 0,
+    all objects are seen equally often at 1. `start` is the number of batches given out before (`cursor`): the stream
     goes on there, on any number of processes, each of which decodes a part of the row groups.
 
-    Raises ValueError if there is nothing to draw or the processes cannot divide a batch, and ObservationError while
-    reading damaged files.
+    Raises ValueError if there is nothing to draw, the processes cannot divide a batch, or `balance` gives a modality
+    next to nothing; and ObservationError while reading damaged files.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ObservationLoader:
         seed: int,
         *,
         held_out: Collection[str] = (),
+        balance: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
@@ -69,8 +71,8 @@ class ObservationLoader:
         self._orders = [
             ShuffleOrder(source.block_sizes, window, seed, number) for number, source in enumerate(self._sources)
         ]
-        self._mixture = Mixture([1.0] * len(self._sources))
-        digest = hashlib.sha256(json.dumps([seed, batch_size, window]).encode())
+        self._mixture = Mixture([float(len(source)) ** balance for source in self._sources])
+        digest = hashlib.sha256(json.dumps([seed, batch_size, window, balance]).encode())
         for source in self._sources:
             digest.update(source.fingerprint())
         self.fingerprint = digest.hexdigest()[:16]

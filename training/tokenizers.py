@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from lightning.fabric import Fabric
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -56,6 +56,8 @@ class TrainTokenizerSettings(Settings):
     """Modalities of the dataset to learn from; by default all of the kind."""
     held_out: str | None = None
     """A file of object ids, one in a line, that no step may see."""
+    balance: float = Field(default=0.5, ge=0, le=1)
+    """How much of the steps a modality with many objects gets: equal shares at 0, all objects equally often at 1."""
     image: ImageTokenizerSettings = ImageTokenizerSettings()
     spectrum: SpectrumTokenizerSettings = SpectrumTokenizerSettings()
     coefficients: CoefficientsTokenizerSettings = CoefficientsTokenizerSettings()
@@ -65,7 +67,7 @@ class TrainTokenizerSettings(Settings):
 
 
 class TokenizerObjective(nn.Module):
-    """Reconstruction loss of a tokenizer; each step takes its objects from one modality, in turn."""
+    """Reconstruction loss of a tokenizer; each step takes its objects from one modality."""
 
     def __init__(self, tokenizer: ImageTokenizer | SpectrumTokenizer, loader: ObservationLoader):
         super().__init__()
@@ -125,6 +127,7 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
         settings.loop.batch_size,
         settings.loop.seed,
         held_out=held_out,
+        balance=settings.balance,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
     )

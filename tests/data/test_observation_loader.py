@@ -80,6 +80,17 @@ def test_modalities_take_turns_and_each_comes_in_whole_epochs(dataset):
         assert len(set(redshifts[first : first + NUM_REDSHIFTS])) == NUM_REDSHIFTS
 
 
+def test_balance_gives_more_batches_to_the_modality_of_more_objects(dataset):
+    def share(balance):
+        loader = ObservationLoader(dataset, ["image/hsc", "scalar/redshift"], 4, 0, balance=balance)
+        names = [batch.modality.name for batch in take(loader, 60)]
+        return names.count("image/hsc") / 60
+
+    weights = NUM_IMAGES**0.5, NUM_REDSHIFTS**0.5
+    assert share(0.5) == pytest.approx(weights[0] / sum(weights), abs=0.02)
+    assert share(1.0) == pytest.approx(NUM_IMAGES / (NUM_IMAGES + NUM_REDSHIFTS), abs=0.02)
+
+
 @pytest.mark.parametrize("stop", [1, 5, 13])
 def test_a_stream_goes_on_where_it_was_on_any_number_of_processes(dataset, stop):
     whole = take(images(dataset, 12), 30)
@@ -138,9 +149,10 @@ def test_the_fingerprint_names_the_order(dataset):
         images(dataset, 10, seed=1).fingerprint,
         images(dataset, 10, window=4).fingerprint,
         images(dataset, 10, held_out={"g3"}).fingerprint,
+        images(dataset, 10, balance=0.5).fingerprint,
         ObservationLoader(dataset, ["scalar/redshift"], 10, 0, window=3).fingerprint,
     }
-    assert len(found) == 6
+    assert len(found) == 7
     assert images(dataset, 10).fingerprint == images(dataset, 10, world_size=2, start=5, num_threads=1).fingerprint
 
 
