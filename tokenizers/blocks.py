@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .token_grid import DETAIL, LOG_WAVELENGTH
+
 
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm, computed in float32 whatever the precision around it."""
@@ -151,5 +153,5 @@ class PositionEmbedding(nn.Module):
     def forward(self, positions: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
         """Embed [..., (x arcsec, y arcsec, log wavelength, detail)]."""
         angles = self.angle(positions[..., :2]).flatten(-2)
-        along = [self.log_wavelength(positions[..., 2]), self.detail(positions[..., 3])]
+        along = [self.log_wavelength(positions[..., LOG_WAVELENGTH]), self.detail(positions[..., DETAIL])]
         return self.project(torch.cat([angles, *along], -1))

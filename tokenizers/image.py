@@ -8,11 +8,10 @@ by digit, as far as the noise lets them be known (`digit_planes.py`). A small tr
 the digits leave open, and the result is rendered as the wanted camera would see it.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,20 +26,18 @@ from ..settings import Settings, validate_settings
 from .brightness import brightness_codes, measure_brightness
 from .digit_planes import DigitPlanes
 from .light_basis import LightBasis
-from .patch_grid import PatchGrid, patch_pixels, place_on_patches
+from .patch_fit import SeenPatches, chunks, fit_brightness, fit_latents, patch_statistics, see_patches
+from .patch_grid import PatchGrid, patch_pixels
 from .patch_prior import BRIGHTNESS_FLOOR, PatchPrior, Sums
 from .patch_refiner import PatchRefiner
+from .patch_rendering import blank_image, covered_pixels, render_patches
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import rank_features
-from .token_grid import Reconstruction, TokenGrid, check_kind, empty_positions
+from .token_grid import DETAIL, LOG_WAVELENGTH, Reconstruction, TokenGrid, check_kind, empty_positions
 
 MODEL_TYPE = "armillary-image-tokenizer"
 PATCH_RANGE = (-14.0, 18.0)
 """Limits of asinh(brightness / BRIGHTNESS_FLOOR) of a patch: what saturates every survey, and the noise of a pixel."""
-LEAST_SHARE = 0.1
-"""Of the tolerance: what a latent may cost at most, by its prior, to be left out."""
-CHUNK = 2**25
-"""Numbers that one step of the least squares may hold."""
 
 
 class ImageTokenizerSettings(Settings):
@@ -140,22 +137,28 @@ class ImageTokenizer(nn.Module):
         """
         check_kind(self.kind, tokens.modality)
         source = cast(ImagingInstrument, tokens.modality.card)
-        num_bands = len(source.bands)
-        num_patches = (tokens.num_tokens - num_bands) // (1 + self.settings.num_details)
+        num_bands, num_details = len(source.bands), self.settings.num_details
+        found = int(tokens.positions[..., DETAIL].max())
+        if found != num_details:
+            raise ObservationError(
+                f"{tokens.modality.name}, object {tokens.object_id[0]}: expected {num_details} details of each patch, "
+                f"found {found}. Was it made by another tokenizer?"
+            )
+        num_patches = (tokens.num_tokens - num_bands) // (1 + num_details)
         middles = tokens.positions[:, num_bands : num_bands + num_patches, :2]
         side = patch_pixels(source, self.settings.patch_side) * source.pixel_scale
         known = tokens.mask[:, num_bands : num_bands + num_patches]
-        target = _blank_image(tokens, middles[:, known.any(0)], side, target or tokens.modality)
+        target = blank_image(tokens, middles[:, known.any(0)], side, target or tokens.modality)
         device = device_of(self)
         codes, mask = (
-            t[:, num_bands:].to(device).unflatten(1, (1 + self.settings.num_details, -1)).transpose(1, 2)
+            t[:, num_bands:].to(device).unflatten(1, (1 + num_details, -1)).transpose(1, 2)
             for t in (tokens.codes, tokens.mask)
         )
         level, patch_mask = self._levels(codes[..., 0] - self.planes.vocabulary_size), mask[..., 0]
         level = torch.where(patch_mask, level, 0.0)
         latents = self._latents(level, codes[..., 1:], mask[..., 1:], patch_mask, middles.to(device))
         flux = self._render(level, latents, middles, side, target)
-        covered = _covered(patch_mask.cpu(), middles, side, target)
+        covered = covered_pixels(patch_mask.cpu(), middles, side, target)
         return ImageObservation(
             target.modality,
             tokens.object_id,
@@ -178,7 +181,7 @@ class ImageTokenizer(nn.Module):
         grid = PatchGrid.of(observation, self.settings.patch_side)
         with torch.no_grad():
             levels, details, patch_mask, detail_mask = self._codes(observation, grid)
-        # Any number of details may be kept: of half of the objects, a random number is.
+        # Any number of details may be kept: of seven objects in ten, a random number is.
         most = self.settings.num_details * torch.rand(len(observation), device=device) ** 2 * 2
         detail_mask = detail_mask & (torch.arange(self.settings.num_details, device=device) < most[:, None, None])
         middles = grid.offsets(observation)
@@ -228,21 +231,23 @@ class ImageTokenizer(nn.Module):
         """
         stream = iter(batches)
         for number in range(done, rounds):
-            sums = None
+            sums = Sums.none(self.prior.covariance)
             for _ in range(batches_per_round):
-                found = self._expect(next(stream), patches)
-                sums = found if sums is None else sums + found
-            assert sums is not None
+                batch = next(stream)
+                grid = PatchGrid.of(batch, self.settings.patch_side)
+                seen, codes = self._see(batch, grid, slice(0, len(batch)))
+                level = self._levels(codes).double()
+                sums = sums + patch_statistics(self.basis, self.prior, seen, level, patches)
             for tensor in sums.tensors():
                 add_up(tensor)
             self.prior.maximize(sums)
             yield number + 1
-        grid = 1e-3 * torch.sinh(torch.linspace(-12, 12, 6001, device=device_of(self)))
-        counts = torch.zeros(self.settings.num_latents, len(grid), device=grid.device)
+        points = 1e-3 * torch.sinh(torch.linspace(-12, 12, 6001, device=device_of(self)))
+        counts = torch.zeros(self.settings.num_latents, len(points), device=points.device)
         for _ in range(batches_per_round):
-            counts += self._histogram(next(stream), grid)
+            counts += self._histogram(next(stream), points)
         add_up(counts)
-        self.planes.fit(grid, counts, self.prior.variances.float())
+        self.planes.fit(points, counts, self.prior.variances.float())
         yield rounds + 1
 
     def with_details(self, num_details: int) -> "ImageTokenizer":
@@ -282,9 +287,9 @@ class ImageTokenizer(nn.Module):
         middles = grid.offsets(observation)
         num_patches, num_details = middles.shape[1], self.settings.num_details
         positions = empty_positions(len(observation), len(bands) + num_patches * (1 + num_details))
-        positions[:, : len(bands), 2] = torch.tensor(bands)
+        positions[:, : len(bands), LOG_WAVELENGTH] = torch.tensor(bands)
         positions[:, len(bands) :, :2] = middles.repeat(1, 1 + num_details, 1)
-        positions[:, len(bands) :, 3] = torch.arange(1 + num_details).repeat_interleave(num_patches)
+        positions[:, len(bands) :, DETAIL] = torch.arange(1 + num_details).repeat_interleave(num_patches)
         return positions
 
     def _levels(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -309,103 +314,43 @@ class ImageTokenizer(nn.Module):
             )
         return (place * self.settings.num_patch_brightnesses).long()
 
-    def _chunks(self, observation: ImageObservation, grid: PatchGrid, width: int) -> Iterator[slice]:
-        pixels, patches = len(observation.bands) * grid.pixels**2, grid.rows * grid.columns
-        step = max(1, CHUNK // (width * (width * patches + pixels)))
-        for first in range(0, len(observation), step):
-            yield slice(first, first + step)
+    def _seen(self, observation: ImageObservation, grid: PatchGrid) -> Iterator[tuple[SeenPatches, Int[Tensor, "B P"]]]:
+        """A few objects at a time: their patches, and the codes of the patches' brightness."""
+        for rows in chunks(observation, grid, self.settings.num_latents):
+            yield self._see(observation, grid, rows)
 
-    def _patches(
+    def _see(
         self, observation: ImageObservation, grid: PatchGrid, rows: slice
-    ) -> tuple[Float[Tensor, "B P L"], Float[Tensor, "B P L"], Float[Tensor, "B C J"]]:
-        """Light and inverse variance of the pixels of each patch, per square arcsec, and the response of the bands."""
-        device, area = device_of(self), observation.card.pixel_scale**2
-        try:
-            spectral = self.basis.spectral(observation.card, tuple(observation.bands)).to(device)
-        except ValueError as error:
-            raise ObservationError(f"{observation.modality.name}, object {observation.object_id[0]}: {error}") from None
-        part = PatchGrid(grid.pixels, grid.rows, grid.columns, grid.start[rows])
-        mask = observation.mask[rows].to(device)
-        weight = torch.where(mask, observation.inverse_variance[rows].to(device).double(), 0.0) * area**2
-        light = torch.where(mask, observation.flux[rows].to(device).double(), 0.0) / area
-        transfer = self.basis.transfer(
-            observation.psf_fwhm[rows].to(device).double(), grid.pixels * observation.card.pixel_scale
-        )
-        return part.cut(light).flatten(2), part.cut(weight).flatten(2), self.basis.response(spectral, transfer)
+    ) -> tuple[SeenPatches, Int[Tensor, "B P"]]:
+        seen = see_patches(self.basis, observation, grid, rows, device_of(self))
+        return seen, self._level_codes(fit_brightness(self.basis, self.prior, seen), observation, rows.start)
 
-    def _measure(
-        self, observation: ImageObservation, grid: PatchGrid, rows: slice
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Pixels' light and weight, the bands' response, and each patch's brightness (its code is taken) and scale."""
-        light, weight, response = self._patches(observation, grid, rows)
-        template = self.basis.design(response, self.prior.mean[:, None], grid.pixels).flatten(1)
-        # The mean spectrum without structure on the sky: it is positive on every pixel that may be valid alone.
-        even = torch.where(self.basis.spatial_of == 0, self.prior.mean, 0.0)
-        spectrum = self.basis.design(response, even[:, None], grid.pixels).flatten(1)[:, None]
-        precision = (weight * spectrum**2).sum(2)
-        brightness = (weight * spectrum * light).sum(2) / precision.clamp(min=1e-12)
-        codes = self._level_codes(brightness, observation, rows.start)
-        return light, weight, response, template, codes
+    def _fit(self, seen: SeenPatches, codes: Int[Tensor, "B P"]) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P"]]:
+        """`fit_latents` by the brightness that the codes keep."""
+        level = self._levels(codes).double()
+        return fit_latents(self.basis, self.prior, seen, level, self.settings.tolerance)
 
     def _codes(
         self, observation: ImageObservation, grid: PatchGrid
     ) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P T"], Bool[Tensor, "B P"], Bool[Tensor, "B P T"]]:
         """Codes of the patches' brightness and details, and the masks of both."""
+        most = self.settings.num_details
         found = []
-        for rows in self._chunks(observation, grid, self.settings.num_latents):
-            light, weight, response, template, codes = self._measure(observation, grid, rows)
-            level = self._levels(codes).double()
-            numbers, worth = self._solve(light, weight, response, template, level, grid.pixels)
-            num_valid = (weight > 0).sum(2)
-            details = level.new_zeros(*level.shape, self.settings.num_details, dtype=torch.long)
+        for seen, codes in self._seen(observation, grid):
+            numbers, worth = self._fit(seen, codes)
+            num_valid = seen.num_valid
+            details = codes.new_zeros(*codes.shape, most)
             count = torch.zeros_like(num_valid)
             some = numbers.any(2)
             details[some] = self.planes(numbers[some])
             cost = self.planes.errors(numbers[some], details[some]) * worth[some][:, None]
             enough = cost <= self.settings.tolerance * num_valid[some][:, None]
             # Where not even all of them are enough, all are kept.
-            count[some] = torch.where(enough.any(1), enough.int().argmax(1), self.settings.num_details)
-            detail_mask = torch.arange(self.settings.num_details, device=count.device) < count[..., None]
+            count[some] = torch.where(enough.any(1), enough.int().argmax(1), most)
+            detail_mask = torch.arange(most, device=count.device) < count[..., None]
             found.append((codes, details, num_valid > 0, detail_mask))
         codes, details, patch_mask, detail_mask = (torch.cat(parts) for parts in zip(*found, strict=True))
         return codes, details, patch_mask, detail_mask
-
-    def _solve(
-        self,
-        light: Float[Tensor, "B P L"],
-        weight: Float[Tensor, "B P L"],
-        response: Float[Tensor, "B C J"],
-        template: Float[Tensor, "B L"],
-        level: Float[Tensor, "B P"],
-        pixels: int,
-    ) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P"]]:
-        """The latents of each patch: most probable given its pixels; and the chi2 that an error of one in them costs.
-
-        Latents too small to matter under the patch's noise stay zero, and cost no time.
-        """
-        scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
-        worth = weight.sum(2) * scale**2
-        # Latents over their prior's standard deviation: the equations are well conditioned.
-        deviation = self.prior.variances.sqrt()
-        mix = self.prior.latents * deviation
-        design = self.basis.design(response, mix, pixels).flatten(1, 2).transpose(1, 2).contiguous()
-        residual = (light - template[:, None] * level[..., None]) * weight
-        limit = LEAST_SHARE * self.settings.tolerance * (weight > 0).sum(2)
-        needed = (worth[..., None] * self.prior.variances > limit[..., None]).sum(2)
-        numbers = level.new_zeros(*level.shape, self.settings.num_latents)
-        sizes = [math.ceil(self.settings.num_latents * share) for share in (0, 0.125, 0.25, 0.5, 1)]
-        for fewer, count in itertools.pairwise(sizes):
-            objects, patches = torch.nonzero((needed > fewer) & (needed <= count), as_tuple=True)
-            step = max(1, CHUNK // (count * design.shape[2]))
-            for o, p in zip(objects.split(step), patches.split(step), strict=True):
-                part = design[o, :count]
-                weighted = part * weight[o, p][:, None]
-                precision = weighted @ part.transpose(1, 2) * scale[o, p][:, None, None] ** 2
-                precision.diagonal(dim1=1, dim2=2).add_(1.0)
-                right = part @ residual[o, p][..., None] * scale[o, p][:, None, None]
-                factor = torch.linalg.cholesky_ex(precision)[0]
-                numbers[o, p, :count] = torch.cholesky_solve(right, factor)[..., 0] * deviation[:count]
-        return numbers.float(), worth.float()
 
     def _latents(
         self,
@@ -430,126 +375,19 @@ class ImageTokenizer(nn.Module):
         target: ImageObservation,
     ) -> Float[Tensor, "B C H W"]:
         """Flux of the target's pixels, nanomaggies."""
-        device = level.device
         scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
         coefficients = latents * scale[..., None] @ self.prior.latents.float().T
         coefficients = coefficients + level[..., None] * self.prior.mean.float()
-        try:
-            spectral = self.basis.spectral(target.card, tuple(target.bands)).float().to(device)
-        except ValueError as error:
-            raise ObservationError(f"{target.modality.name}, object {target.object_id[0]}: {error}") from None
-        response = self.basis.response(spectral, self.basis.transfer(target.psf_fwhm.to(device), side))
-        # [B, P, C, J] never exists: polynomials are summed band by band.
-        waves = torch.stack(
-            [
-                self.basis.by_wave((coefficients * response[:, None, c])[..., None])[..., 0]
-                for c in range(len(spectral))
-            ],
-            2,
-        )
-        columns = _num_columns(middles)
-        grid = self.basis.to_grid(waves).unflatten(1, (-1, columns))
-        area = target.card.pixel_scale**2
-        objects = torch.arange(len(level), device=device)[:, None]
-        (row, at_row, _), (column, at_column, _) = _places(middles, columns, side, target)
-        along = torch.einsum("biscvu,biv->biscu", grid[objects, row.to(device)], self.basis.shapes(at_row.to(device)))
-        pixels = torch.einsum(
-            "bjicu,bju->bcij",
-            along.transpose(1, 2)[objects, column.to(device)],
-            self.basis.shapes(at_column.to(device)),
-        )
-        return pixels * area
-
-    def _expect(self, observation: ImageObservation, most: int, chunk: int = 64) -> Sums:
-        """Statistics of the patches with light, at most `most` of them."""
-        grid = PatchGrid.of(observation, self.settings.patch_side)
-        light, weight, response, template, codes = self._measure(observation, grid, slice(0, len(observation)))
-        level = self._levels(codes).double()
-        signal = level.abs() * (weight * template[:, None] ** 2).sum(2).sqrt()
-        whole = (weight > 0).float().mean(2) > 0.5
-        objects, patches = torch.nonzero((signal > 5) & whole, as_tuple=True)
-        keep = torch.linspace(0, len(objects) - 1, min(most, len(objects)), device=objects.device).long()
-        objects, patches = objects[keep], patches[keep]
-        eye = torch.eye(len(self.basis), device=light.device, dtype=torch.float64)
-        sums = None
-        for part in torch.arange(len(objects), device=objects.device).split(chunk):
-            o, p = objects[part], patches[part]
-            design = self.basis.design(response[o], eye, grid.pixels).flatten(1, 2)
-            found = self.prior.expect(design, light[o, p], weight[o, p], level[o, p])
-            sums = found if sums is None else sums + found
-        if sums is None:
-            zero = torch.zeros(len(eye), dtype=eye.dtype, device=eye.device)
-            return Sums(zero[0].clone(), zero.clone(), torch.diag(zero), torch.diag(zero))
-        return sums
+        return render_patches(self.basis, coefficients, middles, side, target)
 
     def _histogram(self, observation: ImageObservation, points: Float[Tensor, " G"]) -> Float[Tensor, "D G"]:
         """How often each latent is near each point, among patches where it matters."""
-        grid = PatchGrid.of(observation, self.settings.patch_side)
         counts = torch.zeros(self.settings.num_latents, len(points), device=points.device)
         edges = (points[1:] + points[:-1]) / 2
-        for rows in self._chunks(observation, grid, self.settings.num_latents):
-            light, weight, response, template, codes = self._measure(observation, grid, rows)
-            level = self._levels(codes).double()
-            numbers, worth = self._solve(light, weight, response, template, level, grid.pixels)
-            limit = self.settings.tolerance * (weight > 0).sum(2)
+        for seen, codes in self._seen(observation, PatchGrid.of(observation, self.settings.patch_side)):
+            numbers, worth = self._fit(seen, codes)
+            limit = self.settings.tolerance * seen.num_valid
             matters = worth[..., None] * self.prior.variances > limit[..., None]
             cell = torch.searchsorted(edges, numbers.contiguous())
             counts.scatter_add_(1, cell.flatten(0, 1).T, matters.flatten(0, 1).T.float())
         return counts
-
-
-def _num_columns(middles: Float[Tensor, "B P 2"]) -> int:
-    """Patches in a row: those of one y."""
-    return int((middles[0, :, 1] == middles[0, 0, 1]).sum())
-
-
-def _places(
-    middles: Float[Tensor, "B P 2"], columns: int, side: float, target: ImageObservation
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """`place_on_patches` for the target's rows and for its columns."""
-    places = []
-    for axis, first in ((0, middles[:, ::columns, 1]), (1, middles[:, :columns, 0])):
-        pixels = torch.arange(target.flux.shape[2 + axis])
-        offset = (pixels - target.center[:, axis, None]) * target.card.pixel_scale
-        places.append(place_on_patches(first[:, 0], first.shape[1], side, offset))
-    return places
-
-
-def _covered(
-    mask: Bool[Tensor, "B P"], middles: Float[Tensor, "B P 2"], side: float, target: ImageObservation
-) -> Bool[Tensor, "B H W"]:
-    """Which of the target's pixels lie on a patch that has a token."""
-    columns = _num_columns(middles)
-    (row, _, row_inside), (column, _, column_inside) = _places(middles, columns, side, target)
-    objects = torch.arange(len(mask))[:, None, None]
-    on_valid = mask.unflatten(1, (-1, columns))[objects, row[:, :, None], column[:, None]]
-    return on_valid & row_inside[:, :, None] & column_inside[:, None]
-
-
-def _blank_image(
-    tokens: TokenGrid, middles: Float[Tensor, "B P 2"], side: float, target: Modality | ImageObservation
-) -> ImageObservation:
-    """An image with the grid and metadata of `target`; its pixels mean nothing.
-
-    `middles` are those of the patches that any object has.
-    """
-    if isinstance(target, ImageObservation):
-        if len(target) != len(tokens):
-            raise ObservationError(f"expected a target of {len(tokens)} objects, found {len(target)}")
-        return target
-    if not isinstance(target.card, ImagingInstrument):
-        raise ObservationError(f"images decode to images; found the target {target.name}")
-    if not middles.shape[1]:
-        raise ObservationError(
-            f"{tokens.modality.name}: no object has a patch with a token; there is nothing to decode"
-        )
-    extent = [len(middles[0, :, axis].unique()) * side for axis in (1, 0)]
-    height, width = (max(1, math.floor(n / target.card.pixel_scale + 1e-6)) for n in extent)
-    bands = [band.name for band in target.card.bands]
-    middle = (middles.amax(1) + middles.amin(1)) / 2
-    arguments: dict[str, Any] = {
-        "center": torch.tensor([(height - 1) / 2, (width - 1) / 2]) - middle.flip(-1) / target.card.pixel_scale
-    }
-    return ImageObservation(
-        target, tokens.object_id, torch.zeros(len(tokens), len(bands), height, width), bands, **arguments
-    )

@@ -30,6 +30,11 @@ class Sums:
     second: Float64[Tensor, "J J"]
     metric: Float64[Tensor, "J J"]
 
+    @classmethod
+    def none(cls, like: Float64[Tensor, "J J"]) -> "Sums":
+        """Of no patch yet."""
+        return cls(like.new_zeros(()), like.new_zeros(len(like)), torch.zeros_like(like), torch.zeros_like(like))
+
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(*(mine + theirs for mine, theirs in zip(self.tensors(), other.tensors(), strict=True)))
 

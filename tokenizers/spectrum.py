@@ -36,7 +36,7 @@ from .spectrum_amplitude import (
 from .spectrum_lines import draw_lines, find_lines, line_features, num_line_codes
 from .spectrum_networks import WindowDecoder, WindowEncoder, conditions
 from .spectrum_windows import FWHM_PER_SIGMA, WindowedSpectrum, WindowGrid, read_blurred, read_nodes, window_spectrum
-from .token_grid import POSITION_FEATURES, Reconstruction, TokenGrid, check_kind, empty_positions
+from .token_grid import DETAIL, LOG_WAVELENGTH, Reconstruction, TokenGrid, check_kind, empty_positions
 
 MODEL_TYPE = "armillary-spectrum-tokenizer"
 MODEL_ERROR = 0.01
@@ -47,7 +47,6 @@ NOISE_SPLIT = 0.5
 """Variance, in units of the noise's own, that training adds to what is encoded; see `split_noise`."""
 EVENNESS = 0.1
 """Weight of the penalty (nats) that keeps all codes in use, beside a misfit of about one and a half."""
-LOG_WAVELENGTH, DETAIL = (POSITION_FEATURES.index(name) for name in ("log_wavelength", "detail"))
 MISSING_SHARES = (0.0, 0.125, 0.625)
 """Share of a window that no valid pixel covers: none, up to a quarter, more; what each digit stands for."""
 

@@ -21,6 +21,7 @@ from ..data.observations import ObservationError
 
 POSITION_FEATURES = ("x_arcsec", "y_arcsec", "log_wavelength", "detail")
 """The detail is 0 for a token that stands alone, and counts those that refine one before them at the same place."""
+LOG_WAVELENGTH, DETAIL = (POSITION_FEATURES.index(name) for name in ("log_wavelength", "detail"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ def empty_positions(num_objects: int, num_tokens: int) -> Float[Tensor, "B N P"]
 def detailed_positions(num_objects: int, num_tokens: int) -> Float[Tensor, "B N P"]:
     """Positions of tokens that lie nowhere in particular, each of which but the first refines those before it."""
     positions = empty_positions(num_objects, num_tokens)
-    positions[..., POSITION_FEATURES.index("detail")] = torch.arange(num_tokens)
+    positions[..., DETAIL] = torch.arange(num_tokens)
     return positions
 
 

@@ -201,6 +201,24 @@ def test_more_details_bring_chi2_nearer_to_that_of_the_noise(image_tokenizer, sk
     assert errors[-1] < 0.3 * errors[0]
 
 
+def test_fewer_details_are_the_first_ones_and_no_other_number_is_decoded(image_tokenizer, sky):
+    observation = sky["image/hsc"]
+    tokens = image_tokenizer.encode(observation)
+
+    fewer = image_tokenizer.with_details(2)
+    short = fewer.encode(observation)
+
+    kept = tokens.positions[0, :, 3] <= 2
+    for name in ("codes", "mask", "positions"):
+        assert torch.equal(getattr(short, name), getattr(tokens, name)[:, kept]), name
+    only_first = replace(tokens, mask=tokens.mask & kept)
+    assert torch.equal(fewer.decode(short).flux, image_tokenizer.decode(only_first).flux)
+    with pytest.raises(ObservationError, match="expected 6 details of each patch, found 2"):
+        image_tokenizer.decode(short)
+    with pytest.raises(ValueError, match="at most 6 details, found 7"):
+        image_tokenizer.with_details(7)
+
+
 @pytest.mark.parametrize(("wavelength", "named"), [(2500.0, "2500 A"), (33500.0, "33500 A")])
 def test_a_band_beyond_the_range_is_an_error_that_names_it_and_the_object(image_tokenizer, wavelength, named):
     card = modality("image/hsc").card

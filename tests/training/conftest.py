@@ -20,6 +20,15 @@ NAMES = ("image/legacysurvey", "spectrum/desi", "scalar/redshift")
 NUM_OBJECTS = 24
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums of floats depend on the number of threads; and a forked process lacks the threads of its parent."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """Dataset folder: every object has a redshift, the first twenty an image, the last twenty a spectrum."""

@@ -17,16 +17,9 @@ from armillary.training.embed import EmbedSettings, embed
 from armillary.training.loop import read_metrics
 from armillary.training.pretrain import PretrainSettings, pretrain
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 30
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums of floats depend on the number of threads; a run that resumes elsewhere must be compared on as many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ from armillary.data.token_store import TokenStore
 from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from armillary.training.tokenize import TokenizeSettings, choose_part, tokenize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SLURM = {
     "SLURM_ARRAY_TASK_ID": "2",
     "SLURM_ARRAY_TASK_COUNT": "4",
@@ -33,25 +35,10 @@ SLURM = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums of floats depend on the number of threads, and tokens may with them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def settings(data, tokenizers, tokens, **others):
     return TokenizeSettings(
         data=str(data), tokenizers=str(tokenizers), tokens=str(tokens), **{"shard_size": 5, **others}
     )
-
-
-def tokenize_alone(chosen):
-    """In a forked process: the parent's OpenMP threads are not there, and waiting for them would never end."""
-    torch.set_num_threads(1)
-    tokenize(chosen)
 
 
 def files(folder):
@@ -85,9 +72,7 @@ def test_parts_that_run_at_once_write_what_one_process_writes(data, tokenizer_fo
     context = multiprocessing.get_context("fork")
     # Two tasks of each part: as when a scheduler sends one again that still runs.
     tasks = [
-        context.Process(
-            target=tokenize_alone, args=(settings(data, tokenizer_folder, tmp_path, part=part, num_parts=3),)
-        )
+        context.Process(target=tokenize, args=(settings(data, tokenizer_folder, tmp_path, part=part, num_parts=3),))
         for part in (0, 1, 2, 2, 1, 0)
     ]
     for task in tasks:
@@ -128,7 +113,7 @@ def test_killed_at_any_point_the_same_command_goes_on(data, tokenizer_folder, wh
     rng = random.Random(3)
     chosen = settings(data, tokenizer_folder, tmp_path, batch_size=2)
     for target in (1, 4, 9, 13):
-        worker = multiprocessing.get_context("fork").Process(target=tokenize_alone, args=(chosen,))
+        worker = multiprocessing.get_context("fork").Process(target=tokenize, args=(chosen,))
         worker.start()
         while len(list(tmp_path.glob("*/*/shard-*"))) < target and worker.is_alive():
             time.sleep(0.001)

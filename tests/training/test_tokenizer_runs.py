@@ -14,14 +14,7 @@ from armillary.training.checkpoints import saved_steps
 from armillary.training.loop import read_metrics
 from armillary.training.tokenizers import TrainTokenizerSettings, train_tokenizer
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums of floats depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

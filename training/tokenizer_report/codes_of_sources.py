@@ -10,11 +10,10 @@ from torch import Tensor
 from ...data.observations import ImageObservation, SpectrumObservation
 from ...tokenizers.image import ImageTokenizer
 from ...tokenizers.spectrum import SpectrumTokenizer
-from ...tokenizers.token_grid import POSITION_FEATURES, TokenGrid
+from ...tokenizers.token_grid import DETAIL, LOG_WAVELENGTH, TokenGrid
 from .codebook import CodeCounts
 
 PLACES = ("source", "sky")
-DETAIL = POSITION_FEATURES.index("detail")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +112,7 @@ def tokens_on(
     """Whether any source pixel lies nearest to a token's place; False for tokens that lie nowhere in particular."""
     if isinstance(observation, SpectrumObservation):
         logarithm = observation.wavelength.clamp(min=1.0).log().float()
-        return _touched(tokens.positions[..., 2], logarithm, is_source)
+        return _touched(tokens.positions[..., LOG_WAVELENGTH], logarithm, is_source)
     shown = is_source.any(1)
     scale = observation.card.pixel_scale
     y, x = (

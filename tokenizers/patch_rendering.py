@@ -1,0 +1,108 @@
+"""Patches as pixels of the wanted camera: the sum of their functions, through its bands and its PSF, on its grid."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..data.instruments import ImagingInstrument
+from ..data.modalities import Modality
+from ..data.observations import ImageObservation, ObservationError
+from .light_basis import LightBasis
+from .patch_fit import spectral_response
+from .patch_grid import place_on_patches
+from .token_grid import TokenGrid
+
+
+def render_patches(
+    basis: LightBasis,
+    coefficients: Float[Tensor, "B P J"],
+    middles: Float[Tensor, "B P 2"],
+    side: float,
+    target: ImageObservation,
+) -> Float[Tensor, "B C H W"]:
+    """Flux of the target's pixels, nanomaggies.
+
+    `coefficients` of the basis functions in nanomaggies per square arcsec; `middles` of the patches and their `side` in
+    arcsec. Raises ObservationError for a band out of the basis's range.
+    """
+    device = coefficients.device
+    spectral = spectral_response(basis, target).float().to(device)
+    response = basis.response(spectral, basis.transfer(target.psf_fwhm.to(device), side))
+    # [B, P, C, J] never exists: polynomials are summed band by band.
+    waves = torch.stack(
+        [basis.by_wave((coefficients * response[:, None, c])[..., None])[..., 0] for c in range(len(spectral))],
+        2,
+    )
+    columns = _num_columns(middles)
+    grid = basis.to_grid(waves).unflatten(1, (-1, columns))
+    area = target.card.pixel_scale**2
+    objects = torch.arange(len(coefficients), device=device)[:, None]
+    (row, at_row, _), (column, at_column, _) = _places(middles, columns, side, target)
+    along = torch.einsum("biscvu,biv->biscu", grid[objects, row.to(device)], basis.shapes(at_row.to(device)))
+    pixels = torch.einsum(
+        "bjicu,bju->bcij",
+        along.transpose(1, 2)[objects, column.to(device)],
+        basis.shapes(at_column.to(device)),
+    )
+    return pixels * area
+
+
+def covered_pixels(
+    mask: Bool[Tensor, "B P"], middles: Float[Tensor, "B P 2"], side: float, target: ImageObservation
+) -> Bool[Tensor, "B H W"]:
+    """Which of the target's pixels lie on a patch that has a token."""
+    columns = _num_columns(middles)
+    (row, _, row_inside), (column, _, column_inside) = _places(middles, columns, side, target)
+    objects = torch.arange(len(mask))[:, None, None]
+    on_valid = mask.unflatten(1, (-1, columns))[objects, row[:, :, None], column[:, None]]
+    return on_valid & row_inside[:, :, None] & column_inside[:, None]
+
+
+def blank_image(
+    tokens: TokenGrid, middles: Float[Tensor, "B P 2"], side: float, target: Modality | ImageObservation
+) -> ImageObservation:
+    """An image with the grid and metadata of `target`; its pixels mean nothing.
+
+    `middles` are those of the patches that any object has, `side` that of a patch, arcsec. Raises ObservationError for
+    a target of another kind or number of objects, and where there is no patch.
+    """
+    if isinstance(target, ImageObservation):
+        if len(target) != len(tokens):
+            raise ObservationError(f"expected a target of {len(tokens)} objects, found {len(target)}")
+        return target
+    if not isinstance(target.card, ImagingInstrument):
+        raise ObservationError(f"images decode to images; found the target {target.name}")
+    if not middles.shape[1]:
+        raise ObservationError(
+            f"{tokens.modality.name}: no object has a patch with a token; there is nothing to decode"
+        )
+    extent = [len(middles[0, :, axis].unique()) * side for axis in (1, 0)]
+    height, width = (max(1, math.floor(n / target.card.pixel_scale + 1e-6)) for n in extent)
+    bands = [band.name for band in target.card.bands]
+    middle = (middles.amax(1) + middles.amin(1)) / 2
+    arguments: dict[str, Any] = {
+        "center": torch.tensor([(height - 1) / 2, (width - 1) / 2]) - middle.flip(-1) / target.card.pixel_scale
+    }
+    return ImageObservation(
+        target, tokens.object_id, torch.zeros(len(tokens), len(bands), height, width), bands, **arguments
+    )
+
+
+def _num_columns(middles: Float[Tensor, "B P 2"]) -> int:
+    """Patches in a row: those of one y."""
+    return int((middles[0, :, 1] == middles[0, 0, 1]).sum())
+
+
+def _places(
+    middles: Float[Tensor, "B P 2"], columns: int, side: float, target: ImageObservation
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """`place_on_patches` for the target's rows and for its columns."""
+    places = []
+    for axis, first in ((0, middles[:, ::columns, 1]), (1, middles[:, :columns, 0])):
+        pixels = torch.arange(target.flux.shape[2 + axis])
+        offset = (pixels - target.center[:, axis, None]) * target.card.pixel_scale
+        places.append(place_on_patches(first[:, 0], first.shape[1], side, offset))
+    return places
