@@ -5,7 +5,8 @@ under a learned prior (`patch_prior.py`), through the physics of the instrument 
 absent bands and the PSF are accounted for, and the answer is about the sky. Tokens then keep, for each band of the
 camera, the brightness of the object (`brightness.py`); for each patch its brightness; and details of the patch, digit
 by digit, as far as the noise lets them be known (`digit_planes.py`). A small transformer over the patches sharpens what
-the digits leave open, and the result is rendered as the wanted camera would see it.
+the digits leave open, and the result is rendered as the wanted camera would see it. Bright stars are sharper than
+patches can say, and have tokens of their own (`point_sources.py`).
 """
 
 import math
@@ -15,8 +16,8 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from pydantic import PositiveInt, model_validator
+from jaxtyping import Bool, Float, Float64, Int
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from ..data.instruments import ImagingInstrument
@@ -31,6 +32,17 @@ from .patch_grid import PatchGrid, patch_pixels
 from .patch_prior import BRIGHTNESS_FLOOR, PatchPrior, Sums
 from .patch_refiner import PatchRefiner
 from .patch_rendering import blank_image, covered_pixels, render_patches
+from .point_sources import (
+    find_sources,
+    num_details_and_sources,
+    num_source_codes,
+    num_source_tokens,
+    render_sources,
+    source_codes,
+    source_features,
+    source_positions,
+    sources_of,
+)
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import rank_features
 from .token_grid import DETAIL, LOG_WAVELENGTH, Reconstruction, TokenGrid, check_kind, empty_positions
@@ -60,6 +72,8 @@ class ImageTokenizerSettings(Settings):
     """Digits of the most important latents."""
     tolerance: float = 0.03
     """Details end where those left out would change chi2 by less than this for each valid pixel of the patch."""
+    num_point_sources: NonNegativeInt = 8
+    """Most point sources of an image."""
     num_patch_brightnesses: int = 1024
     num_brightnesses: int = 1024
     width: int = 128
@@ -70,6 +84,7 @@ class ImageTokenizerSettings(Settings):
     @model_validator(mode="after")
     def _vocabulary_fits_int16(self) -> "ImageTokenizerSettings":
         size = self.base**self.digits_per_token + self.num_patch_brightnesses + self.num_brightnesses
+        size += num_source_codes()
         if size > 2**15:
             raise ValueError(f"tokens are stored as int16: codes of all sorts must not exceed 32768, found {size}")
         return self
@@ -93,32 +108,44 @@ class ImageTokenizer(nn.Module):
         self.refiner = PatchRefiner(settings.num_latents, settings.width, settings.num_blocks, settings.num_heads)
 
     def vocabulary_size(self, modality: Modality) -> int:
-        """Number of codes, the same for all cameras: those of details, of patches' and of objects' brightness."""
-        return self._first_band_code + self.settings.num_brightnesses
+        """Number of codes, the same for all cameras: the sum of `codebook_sizes`."""
+        return sum(self.codebook_sizes().values())
+
+    def codebook_sizes(self) -> dict[str, int]:
+        """Number of codes of each sort of token, in the order of their codes."""
+        return {
+            "detail": self.planes.vocabulary_size,
+            "patch brightness": self.settings.num_patch_brightnesses,
+            "object brightness": self.settings.num_brightnesses,
+            "point source": num_source_codes(),
+        }
 
     def code_features(self, modality: Modality) -> Float[Tensor, "V S"]:
-        """What codes have in common: the digits of a detail, and cosines of the rank of a brightness."""
+        """What codes have in common: the digits of a detail, and cosines of the rank of a brightness or a digit."""
         codes = torch.arange(self.planes.vocabulary_size)
         digits = (codes[:, None] // self.planes.strides.cpu()) % self.settings.base
         details = F.one_hot(digits, self.settings.base).flatten(1).float()
         ranks = [rank_features(self.settings.num_patch_brightnesses), rank_features(self.settings.num_brightnesses)]
-        return torch.block_diag(details, *ranks)
+        return torch.block_diag(details, *ranks, source_features())
 
     @torch.no_grad()
     def encode(self, observation: ImageObservation) -> TokenGrid:
         """One token for each band of the camera, at its wavelength; one for each patch; then the patches' details.
 
         Details come as all first ones, all second ones and so on, patches row by row; what lies below the noise is
-        masked, and so are bands and patches without a valid pixel. Raises ObservationError for a band out of the
-        tokenizer's range, and for light brighter than any survey's.
+        masked, and so are bands and patches without a valid pixel. Point sources stand at the end. Raises
+        ObservationError for a band out of the tokenizer's range, and for light brighter than any survey's.
         """
         check_kind(self.kind, observation.modality)
         grid = PatchGrid.of(observation, self.settings.patch_side)
-        levels, details, patch_mask, detail_mask = (t.cpu() for t in self._codes(observation, grid))
+        of_sources, sources_mask, stars = self._sources(observation)
+        found = self._codes(observation, self._without(stars, observation), grid)
+        levels, details, patch_mask, detail_mask = (t.cpu() for t in found)
         brightness, measured = measure_brightness(observation)
         of_bands = brightness_codes(brightness, self.settings.num_brightnesses) + self._first_band_code
-        mask = torch.cat([measured, patch_mask, detail_mask.transpose(1, 2).flatten(1)], 1)
-        codes = [of_bands, levels + self.planes.vocabulary_size, details.transpose(1, 2).flatten(1)]
+        mask = torch.cat([measured, patch_mask, detail_mask.transpose(1, 2).flatten(1), sources_mask.cpu()], 1)
+        of_sources = of_sources.cpu() + self._first_source_code
+        codes = [of_bands, levels + self.planes.vocabulary_size, details.transpose(1, 2).flatten(1), of_sources]
         return TokenGrid(
             modality=observation.modality,
             object_id=tuple(observation.object_id),
@@ -137,27 +164,34 @@ class ImageTokenizer(nn.Module):
         """
         check_kind(self.kind, tokens.modality)
         source = cast(ImagingInstrument, tokens.modality.card)
-        num_bands, num_details = len(source.bands), self.settings.num_details
-        found = int(tokens.positions[..., DETAIL].max())
-        if found != num_details:
+        num_bands, num_details, num_sources = (
+            len(source.bands),
+            self.settings.num_details,
+            self.settings.num_point_sources,
+        )
+        found = num_details_and_sources(tokens.positions)
+        if found != (num_details, num_sources):
             raise ObservationError(
-                f"{tokens.modality.name}, object {tokens.object_id[0]}: expected {num_details} details of each patch, "
-                f"found {found}. Was it made by another tokenizer?"
+                f"{tokens.modality.name}, object {tokens.object_id[0]}: expected {num_details} details of each patch "
+                f"and {num_sources} point sources, found {found[0]} and {found[1]}. Was it made by another tokenizer?"
             )
-        num_patches = (tokens.num_tokens - num_bands) // (1 + num_details)
+        end = tokens.num_tokens - num_source_tokens(num_sources, num_bands)
+        num_patches = (end - num_bands) // (1 + num_details)
         middles = tokens.positions[:, num_bands : num_bands + num_patches, :2]
         side = patch_pixels(source, self.settings.patch_side) * source.pixel_scale
         known = tokens.mask[:, num_bands : num_bands + num_patches]
         target = blank_image(tokens, middles[:, known.any(0)], side, target or tokens.modality)
         device = device_of(self)
         codes, mask = (
-            t[:, num_bands:].to(device).unflatten(1, (1 + num_details, -1)).transpose(1, 2)
+            t[:, num_bands:end].to(device).unflatten(1, (1 + num_details, -1)).transpose(1, 2)
             for t in (tokens.codes, tokens.mask)
         )
         level, patch_mask = self._levels(codes[..., 0] - self.planes.vocabulary_size), mask[..., 0]
         level = torch.where(patch_mask, level, 0.0)
         latents = self._latents(level, codes[..., 1:], mask[..., 1:], patch_mask, middles.to(device))
         flux = self._render(level, latents, middles, side, target)
+        codes, mask = (t[:, end:].to(device) for t in (tokens.codes - self._first_source_code, tokens.mask))
+        flux = flux + self._render_sources(codes, mask, source, target)
         covered = covered_pixels(patch_mask.cpu(), middles, side, target)
         return ImageObservation(
             target.modality,
@@ -180,7 +214,8 @@ class ImageTokenizer(nn.Module):
         device = device_of(self)
         grid = PatchGrid.of(observation, self.settings.patch_side)
         with torch.no_grad():
-            levels, details, patch_mask, detail_mask = self._codes(observation, grid)
+            *_, stars = self._sources(observation)
+            levels, details, patch_mask, detail_mask = self._codes(observation, self._without(stars, observation), grid)
         # Any number of details may be kept: of seven objects in ten, a random number is.
         most = self.settings.num_details * torch.rand(len(observation), device=device) ** 2 * 2
         detail_mask = detail_mask & (torch.arange(self.settings.num_details, device=device) < most[:, None, None])
@@ -190,7 +225,7 @@ class ImageTokenizer(nn.Module):
         side = grid.pixels * observation.card.pixel_scale
         # Bright pixels need more digits than bf16 has.
         with torch.autocast(device.type, enabled=False):
-            predicted = self._render(level, latents.float(), middles, side, observation)
+            predicted = self._render(level, latents.float(), middles, side, observation) + stars.float()
         mask = observation.mask.to(device)
         weight = observation.inverse_variance.to(device).sqrt()
         error = ((predicted - observation.flux.to(device)) * weight)[mask]
@@ -235,7 +270,8 @@ class ImageTokenizer(nn.Module):
             for _ in range(batches_per_round):
                 batch = next(stream)
                 grid = PatchGrid.of(batch, self.settings.patch_side)
-                seen, codes = self._see(batch, grid, slice(0, len(batch)))
+                *_, stars = self._sources(batch)
+                seen, codes = self._see(batch, self._without(stars, batch), grid, slice(0, len(batch)))
                 level = self._levels(codes).double()
                 sums = sums + patch_statistics(self.basis, self.prior, seen, level, patches)
             for tensor in sums.tensors():
@@ -281,16 +317,42 @@ class ImageTokenizer(nn.Module):
     def _first_band_code(self) -> int:
         return self.planes.vocabulary_size + self.settings.num_patch_brightnesses
 
+    @property
+    def _first_source_code(self) -> int:
+        return self._first_band_code + self.settings.num_brightnesses
+
     def _positions(self, observation: ImageObservation, grid: PatchGrid) -> Float[Tensor, "B N P"]:
         """Bands at their wavelengths; patches at their middles, arcsec from the object, with the detail's number."""
-        bands = [math.log(band.wavelength) for band in observation.card.bands]
+        wavelengths = [band.wavelength for band in observation.card.bands]
+        bands = [math.log(wavelength) for wavelength in wavelengths]
         middles = grid.offsets(observation)
         num_patches, num_details = middles.shape[1], self.settings.num_details
         positions = empty_positions(len(observation), len(bands) + num_patches * (1 + num_details))
         positions[:, : len(bands), LOG_WAVELENGTH] = torch.tensor(bands)
         positions[:, len(bands) :, :2] = middles.repeat(1, 1 + num_details, 1)
         positions[:, len(bands) :, DETAIL] = torch.arange(1 + num_details).repeat_interleave(num_patches)
-        return positions
+        of_sources = source_positions(len(observation), self.settings.num_point_sources, wavelengths)
+        return torch.cat([positions, of_sources], 1)
+
+    def _sources(
+        self, observation: ImageObservation
+    ) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"], Float64[Tensor, "B C H W"]]:
+        """Codes and mask of the point sources' tokens, and the light that they stand for."""
+        found = find_sources(observation, self.settings.num_point_sources, device_of(self))
+        codes, mask = source_codes(found)
+        return codes, mask, self._render_sources(codes, mask, observation.card, observation)
+
+    @staticmethod
+    def _render_sources(
+        codes: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"], card: ImagingInstrument, target: ImageObservation
+    ) -> Float64[Tensor, "B C H W"]:
+        """Flux of the target's pixels from tokens of point sources that a camera saw."""
+        return render_sources(sources_of(codes, mask, len(card.bands)), [b.wavelength for b in card.bands], target)
+
+    @staticmethod
+    def _without(stars: Float64[Tensor, "B C H W"], observation: ImageObservation) -> Float64[Tensor, "B C H W"]:
+        """The flux that is left for the patches."""
+        return observation.flux.to(stars.device).double() - stars
 
     def _levels(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Brightness of a patch, nanomaggies per square arcsec, by its code."""
@@ -314,15 +376,17 @@ class ImageTokenizer(nn.Module):
             )
         return (place * self.settings.num_patch_brightnesses).long()
 
-    def _seen(self, observation: ImageObservation, grid: PatchGrid) -> Iterator[tuple[SeenPatches, Int[Tensor, "B P"]]]:
+    def _seen(
+        self, observation: ImageObservation, flux: Float64[Tensor, "B C H W"], grid: PatchGrid
+    ) -> Iterator[tuple[SeenPatches, Int[Tensor, "B P"]]]:
         """A few objects at a time: their patches, and the codes of the patches' brightness."""
         for rows in chunks(observation, grid, self.settings.num_latents):
-            yield self._see(observation, grid, rows)
+            yield self._see(observation, flux, grid, rows)
 
     def _see(
-        self, observation: ImageObservation, grid: PatchGrid, rows: slice
+        self, observation: ImageObservation, flux: Float64[Tensor, "B C H W"], grid: PatchGrid, rows: slice
     ) -> tuple[SeenPatches, Int[Tensor, "B P"]]:
-        seen = see_patches(self.basis, observation, grid, rows, device_of(self))
+        seen = see_patches(self.basis, observation, flux, grid, rows)
         return seen, self._level_codes(fit_brightness(self.basis, self.prior, seen), observation, rows.start)
 
     def _fit(self, seen: SeenPatches, codes: Int[Tensor, "B P"]) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P"]]:
@@ -331,12 +395,12 @@ class ImageTokenizer(nn.Module):
         return fit_latents(self.basis, self.prior, seen, level, self.settings.tolerance)
 
     def _codes(
-        self, observation: ImageObservation, grid: PatchGrid
+        self, observation: ImageObservation, flux: Float64[Tensor, "B C H W"], grid: PatchGrid
     ) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P T"], Bool[Tensor, "B P"], Bool[Tensor, "B P T"]]:
         """Codes of the patches' brightness and details, and the masks of both."""
         most = self.settings.num_details
         found = []
-        for seen, codes in self._seen(observation, grid):
+        for seen, codes in self._seen(observation, flux, grid):
             numbers, worth = self._fit(seen, codes)
             num_valid = seen.num_valid
             details = codes.new_zeros(*codes.shape, most)
@@ -384,7 +448,9 @@ class ImageTokenizer(nn.Module):
         """How often each latent is near each point, among patches where it matters."""
         counts = torch.zeros(self.settings.num_latents, len(points), device=points.device)
         edges = (points[1:] + points[:-1]) / 2
-        for seen, codes in self._seen(observation, PatchGrid.of(observation, self.settings.patch_side)):
+        *_, stars = self._sources(observation)
+        grid = PatchGrid.of(observation, self.settings.patch_side)
+        for seen, codes in self._seen(observation, self._without(stars, observation), grid):
             numbers, worth = self._fit(seen, codes)
             limit = self.settings.tolerance * seen.num_valid
             matters = worth[..., None] * self.prior.variances > limit[..., None]

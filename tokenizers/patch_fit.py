@@ -54,15 +54,18 @@ def chunks(observation: ImageObservation, grid: PatchGrid, num_latents: int) -> 
 
 
 def see_patches(
-    basis: LightBasis, observation: ImageObservation, grid: PatchGrid, rows: slice, device: torch.device
+    basis: LightBasis, observation: ImageObservation, flux: Float64[Tensor, "B C H W"], grid: PatchGrid, rows: slice
 ) -> SeenPatches:
-    """The patches of some objects. Raises ObservationError for a band out of the basis's range."""
-    area = observation.card.pixel_scale**2
+    """The patches of some objects, with `flux` in place of the observation's.
+
+    Raises ObservationError for a band out of the basis's range.
+    """
+    area, device = observation.card.pixel_scale**2, flux.device
     spectral = spectral_response(basis, observation).to(device)
     part = PatchGrid(grid.pixels, grid.rows, grid.columns, grid.start[rows])
     mask = observation.mask[rows].to(device)
     weight = torch.where(mask, observation.inverse_variance[rows].to(device).double(), 0.0) * area**2
-    light = torch.where(mask, observation.flux[rows].to(device).double(), 0.0) / area
+    light = torch.where(mask, flux[rows], 0.0) / area
     psf_fwhm = observation.psf_fwhm[rows].to(device).double()
     transfer = basis.transfer(psf_fwhm, grid.pixels * observation.card.pixel_scale)
     response = basis.response(spectral, transfer)

@@ -9,6 +9,7 @@ import torch
 from armillary.data.modalities import Modality, modality
 from armillary.data.observations import ImageObservation, ObservationError, stack
 from armillary.tokenizers.image import ImageTokenizerSettings
+from armillary.tokenizers.point_sources import num_source_tokens
 
 from .conftest import small_image_tokenizer
 
@@ -20,12 +21,13 @@ def test_tokens_stand_at_their_bands_and_at_the_middles_of_their_patches(image_t
     tokens = image_tokenizer.encode(observation)
     num_details = image_tokenizer.settings.num_details
     rows, columns = 3, 4
-    assert tokens.num_tokens == 5 + rows * columns * (1 + num_details)
+    of_sources = num_source_tokens(image_tokenizer.settings.num_point_sources, 5)
+    assert tokens.num_tokens == 5 + rows * columns * (1 + num_details) + of_sources
     assert (
         tokens.positions[:, :5].tolist()
         == [[[0, 0, pytest.approx(math.log(band.wavelength)), 0] for band in observation.card.bands]] * 2
     )
-    patches = tokens.positions[:, 5:].view(2, 1 + num_details, rows, columns, 4)
+    patches = tokens.positions[:, 5:-of_sources].view(2, 1 + num_details, rows, columns, 4)
     scale = observation.card.pixel_scale
     x, y = torch.tensor([-12.0, 0, 12, 24]) * scale, torch.tensor([0.0, 12, 24]) * scale
     assert torch.allclose(patches[0, ..., 0], x.expand(1 + num_details, rows, columns), atol=1e-5)
@@ -213,7 +215,7 @@ def test_fewer_details_are_the_first_ones_and_no_other_number_is_decoded(image_t
         assert torch.equal(getattr(short, name), getattr(tokens, name)[:, kept]), name
     only_first = replace(tokens, mask=tokens.mask & kept)
     assert torch.equal(fewer.decode(short).flux, image_tokenizer.decode(only_first).flux)
-    with pytest.raises(ObservationError, match="expected 6 details of each patch, found 2"):
+    with pytest.raises(ObservationError, match="expected 6 details .* 8 point sources, found 2 and 8"):
         image_tokenizer.decode(short)
     with pytest.raises(ValueError, match="at most 6 details, found 7"):
         image_tokenizer.with_details(7)

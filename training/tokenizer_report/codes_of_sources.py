@@ -28,19 +28,14 @@ class Codebook:
 def codebooks(tokenizer: Any, tokens: TokenGrid) -> dict[str, Codebook]:
     """The codebooks of a tokenizer by name, the learned one first.
 
-    A vocabulary holds several, one behind the other: an image's codes are those of details, of patches' brightness and
-    of the object's brightness; a spectrum's those of windows, which say a shape and how much is missing, of the
-    spectrum's amplitude and noise, and of lines. Of an unknown tokenizer all codes are one book.
+    A vocabulary holds several, one behind the other: an image's codes are those of details, of patches' brightness, of
+    the object's brightness and of point sources; a spectrum's those of windows, which say a shape and how much is
+    missing, of the spectrum's amplitude and noise, and of lines. Of an unknown tokenizer all codes are one book.
     """
-    total = int(tokenizer.vocabulary_size(tokens.modality))
-    if isinstance(tokenizer, ImageTokenizer):
-        learned = tokenizer.num_learned_codes
-        of_patches = tokenizer.settings.num_patch_brightnesses
-        sizes = {"detail": learned, "patch brightness": of_patches, "object brightness": total - learned - of_patches}
-    elif isinstance(tokenizer, SpectrumTokenizer):
+    if isinstance(tokenizer, ImageTokenizer | SpectrumTokenizer):
         sizes = tokenizer.codebook_sizes()
     else:
-        sizes = {"code": total}
+        sizes = {"code": int(tokenizer.vocabulary_size(tokens.modality))}
     found, first = {}, 0
     for name, size in sizes.items():
         belong = tokens.mask & (tokens.codes >= first) & (tokens.codes < first + size)
@@ -121,7 +116,7 @@ def tokens_on(
     found = torch.zeros_like(tokens.mask)
     for row in range(len(tokens)):
         place = tokens.positions[row]
-        lies = tokens.mask[row] & (place[:, 2] == 0)
+        lies = tokens.mask[row] & (place[:, LOG_WAVELENGTH] == 0) & (place[:, DETAIL] >= 0)
         if lies.any():
             rows, row_of = place[lies, 1].unique(return_inverse=True)
             columns, column_of = place[lies, 0].unique(return_inverse=True)
