@@ -215,7 +215,7 @@ def test_fewer_details_are_the_first_ones_and_no_other_number_is_decoded(image_t
         assert torch.equal(getattr(short, name), getattr(tokens, name)[:, kept]), name
     only_first = replace(tokens, mask=tokens.mask & kept)
     assert torch.equal(fewer.decode(short).flux, image_tokenizer.decode(only_first).flux)
-    with pytest.raises(ObservationError, match="expected 6 details .* 8 point sources, found 2 and 8"):
+    with pytest.raises(ObservationError, match=r"expected 6 details .* 8 point sources, found 2 and 8"):
         image_tokenizer.decode(short)
     with pytest.raises(ValueError, match="at most 6 details, found 7"):
         image_tokenizer.with_details(7)

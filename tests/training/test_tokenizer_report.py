@@ -191,6 +191,7 @@ def test_a_tokenizer_that_listens_is_misled_when_encoding_and_one_that_does_not_
     assert found["num_objects"] == 24
     assert found["ratio"]["source"] == pytest.approx(1, abs=1e-3)
     assert errors["wrong when encoding"] > 1.2 * errors["never seen"]
+    assert errors["wrong when decoding"] > 1.2 * errors["never seen"]
     assert errors["wrong throughout"] == pytest.approx(errors["never seen"], rel=1e-3)
     found = measure_held_out(deaf, deaf, batches, truth, other, 3.0)
     assert len({scores["all"]["rms_error"] for scores in found["variants"].values()}) == 1

@@ -13,6 +13,7 @@ from armillary.data.instruments import instrument
 from armillary.data.modalities import Modality, modality
 from armillary.data.observations import ImageObservation, ObservationError, SpectrumObservation
 from armillary.data.simulation.sky import SimulatedSky, SkySettings
+from armillary.data.token_shards import object_key
 from armillary.tokenizers.token_grid import TokenGrid
 from armillary.training.tokenizer_report.codebook import CodeCounts, code_use, perplexity
 from armillary.training.tokenizer_report.codes_of_sources import tokens_on
@@ -356,6 +357,11 @@ def test_a_probe_finds_what_features_hold_and_nothing_in_noise():
     assert found["label_counts"][0] == 50
     assert len(found["label_counts"]) == 2
     assert found["label_counts"][1] + found["num_test"] == 400
+    # Constant among the training objects but for rounding, and not among the others.
+    features["good"] = np.concatenate([features["good"], np.full((400, 1), 0.3)], 1).astype(np.float32)
+    tested = [i for i, name in enumerate(ids) if (object_key(name) >> 20) % 2]
+    features["good"][tested[:5], 2] = 0.7
+    found = probe_redshift(features, ids, redshift, (50, 10_000))
     for probe in ("ridge", "trees"):
         assert found["r2"]["good"][probe][-1] > 0.95
         assert found["r2"]["noise"][probe][-1] < 0.1

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from PIL import Image
 
+from .held_out_instrument import WRONG
+
 Results = Mapping[str, Mapping[str, Any]]
 """Summaries of modalities, by name."""
 
@@ -109,18 +111,18 @@ def economy_chart(points: Sequence[Mapping[str, Any]]) -> bytes:
 
 def held_out_chart(results: Results) -> bytes:
     """RMS error of source pixels in units of the noise, by what the tokenizer knew of the instrument."""
-    figure = Figure(figsize=(7, 0.8 + 1.1 * len(results)), layout="constrained")
+    figure = Figure(figsize=(7, 0.8 + 1.3 * len(results)), layout="constrained")
     axis = figure.subplots()
-    order = ("trained on", "never seen", "wrong when encoding", "wrong throughout")
-    colours = ("0.6", "black", "tab:orange", "tab:red")
+    order = ("trained on", "never seen", *WRONG)
+    colours = ("0.6", "black", "tab:orange", "tab:purple", "tab:red")
     for number, (label, colour) in enumerate(zip(order, colours, strict=True)):
         found = [
             (n, r["variants"][label]["source"]["rms_error"])
             for n, r in enumerate(results.values())
             if label in r["variants"] and r["variants"][label]["source"]["rms_error"] is not None
         ]
-        places = [place + 0.2 * (number - 1.5) for place, _ in found]
-        axis.barh(places, [value for _, value in found], height=0.18, color=colour, label=label)
+        places = [place + 0.17 * (number - 2) for place, _ in found]
+        axis.barh(places, [value for _, value in found], height=0.15, color=colour, label=label)
         for place, (_, value) in zip(places, found, strict=True):
             axis.text(value, place, f" {value:.2f}", va="center", fontsize=7)
     axis.set_yticks(range(len(results)), list(results))

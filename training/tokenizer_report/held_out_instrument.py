@@ -1,7 +1,7 @@
 """An instrument that was never trained on: its error beside that of a control that was, and with metadata that lie.
 
 A tokenizer that reads an instrument's numbers does nearly as well as the control, and much worse when the numbers are
-another's. It is lied to in two ways: throughout, or when it encodes alone, so that what it decodes is told rightly.
+another's. It is lied to in three ways: when it encodes alone, when it decodes alone, and throughout.
 """
 
 import math
@@ -19,7 +19,8 @@ from .simulated_truth import SimulatedTruth
 from .source_pixels import signal_to_noise
 from .wrong_metadata import on_grid_of, with_bands_shifted
 
-VARIANTS = ("never seen", "trained on", "wrong when encoding", "wrong throughout")
+WRONG = ("wrong when encoding", "wrong when decoding", "wrong throughout")
+VARIANTS = ("never seen", "trained on", *WRONG)
 
 
 def measure_held_out(
@@ -82,15 +83,17 @@ def _variants(
     tokenizer: Tokenizer, observation: Pixels, other: Spectrograph | None, refused: dict[str, str]
 ) -> dict[str, Any]:
     """What the tokenizer makes of a batch, told the truth about the instrument and not."""
-    found = {"never seen": tokenizer.decode(tokenizer.encode(observation), observation)}
+    right = tokenizer.encode(observation)
+    found = {"never seen": tokenizer.decode(right, observation)}
     try:
         wrong = _lie(observation, other)
         if wrong is not None:
+            found["wrong when decoding"] = tokenizer.decode(right, wrong)
             tokens = tokenizer.encode(wrong)
             found["wrong when encoding"] = tokenizer.decode(tokens, observation)
             found["wrong throughout"] = tokenizer.decode(tokens, wrong)
     except ObservationError as error:
-        refused |= dict.fromkeys(("wrong when encoding", "wrong throughout"), str(error))
+        refused |= dict.fromkeys(WRONG, str(error))
     return found
 
 

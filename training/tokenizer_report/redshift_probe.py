@@ -129,7 +129,9 @@ def _scored(predict: Any, true: Float[np.ndarray, " B"]) -> Any:
 
 
 def _ridge(features: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.ndarray:
-    varies = features.std(0) > 0
+    features = features.astype(np.float64)
+    # A column of one value varies by rounding alone; what other objects hold there would count for millions.
+    varies = np.ptp(features, axis=0) > 1e-6 * np.abs(features).max(0)
     if not varies.any():
         return np.full(len(others), labels.mean())
     centre, scale = features[:, varies].mean(0), features[:, varies].std(0)
