@@ -375,9 +375,9 @@ def _held_out(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         [
             "## Instruments held out",
             "A tokenizer that never saw the instrument, beside a control that was trained on it too. Told the "
-            "instrument's numbers wrongly, when encoding or decoding alone or throughout, a tokenizer that reads them does "
-            "worse: bands get wavelength, width, PSF and depth of the next one; spectra the grid and resolution of another "
-            "spectrograph, stretched over their pixels.",
+            "instrument's numbers wrongly, when encoding or decoding alone or throughout, a tokenizer that reads them "
+            "does worse: bands get wavelength, width, PSF and depth of the next one; spectra the grid and resolution "
+            "of another spectrograph, stretched over their pixels.",
             table(heads, rows),
             "\n".join(notes),
             picture(pictures, "held-out-instruments", "error by what the tokenizer knew of the instrument"),
