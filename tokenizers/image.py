@@ -31,7 +31,7 @@ from .patch_fit import SeenPatches, chunks, fit_brightness, fit_latents, patch_s
 from .patch_grid import PatchGrid, patch_pixels
 from .patch_prior import BRIGHTNESS_FLOOR, PatchPrior, Sums
 from .patch_refiner import PatchRefiner
-from .patch_rendering import blank_image, covered_pixels, render_patches
+from .patch_rendering import blank_image, covered_pixels, render_for_camera
 from .point_sources import (
     find_sources,
     num_details_and_sources,
@@ -189,7 +189,7 @@ class ImageTokenizer(nn.Module):
         level, patch_mask = self._levels(codes[..., 0] - self.planes.vocabulary_size), mask[..., 0]
         level = torch.where(patch_mask, level, 0.0)
         latents = self._latents(level, codes[..., 1:], mask[..., 1:], patch_mask, middles.to(device))
-        flux = self._render(level, latents, middles, side, target)
+        flux = self._render(level, latents, middles, side, source, target)
         codes, mask = (t[:, end:].to(device) for t in (tokens.codes - self._first_source_code, tokens.mask))
         flux = flux + self._render_sources(codes, mask, source, target)
         covered = covered_pixels(patch_mask.cpu(), middles, side, target)
@@ -225,7 +225,9 @@ class ImageTokenizer(nn.Module):
         side = grid.pixels * observation.card.pixel_scale
         # Bright pixels need more digits than bf16 has.
         with torch.autocast(device.type, enabled=False):
-            predicted = self._render(level, latents.float(), middles, side, observation) + stars.float()
+            predicted = (
+                self._render(level, latents.float(), middles, side, observation.card, observation) + stars.float()
+            )
         mask = observation.mask.to(device)
         weight = observation.inverse_variance.to(device).sqrt()
         error = ((predicted - observation.flux.to(device)) * weight)[mask]
@@ -436,13 +438,14 @@ class ImageTokenizer(nn.Module):
         latents: Float[Tensor, "B P D"],
         middles: Float[Tensor, "B P 2"],
         side: float,
+        source: ImagingInstrument,
         target: ImageObservation,
     ) -> Float[Tensor, "B C H W"]:
-        """Flux of the target's pixels, nanomaggies."""
+        """Flux of the target's pixels, nanomaggies, from patches that the camera `source` saw."""
         scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
         coefficients = latents * scale[..., None] @ self.prior.latents.float().T
         coefficients = coefficients + level[..., None] * self.prior.mean.float()
-        return render_patches(self.basis, coefficients, middles, side, target)
+        return render_for_camera(self.basis, coefficients, middles, side, source, target)
 
     def _histogram(self, observation: ImageObservation, points: Float[Tensor, " G"]) -> Float[Tensor, "D G"]:
         """How often each latent is near each point, among patches where it matters."""

@@ -1,8 +1,8 @@
 """What a patch of the sky looks like through an instrument: cosines on the sky times smooth functions of wavelength.
 
-Light in a square patch is a sum of basis functions, each a product of two cosines across the patch and a Legendre
-polynomial of log wavelength. A camera sees each one times its band's mean of the polynomial and times the modulation
-transfer function of its PSF. So the coefficients belong to the sky, and everything that an instrument is (wavelength
+Light in a square patch is a sum of basis functions, each a product of two cosines across the patch, a Legendre
+polynomial of log wavelength and the spectrum of a typical galaxy. A camera sees each one times its band's mean of the
+function of wavelength and times the modulation transfer function of its PSF. So the coefficients belong to the sky, and everything that an instrument is (wavelength
 and width of the bands, PSF, pixel scale) enters by physical law, for instruments never seen before too.
 """
 
@@ -19,6 +19,12 @@ MOFFAT_BETA = 3.5
 """Exponent of the PSF's wings; Trujillo et al. 2001 (MNRAS 328, 977) find 2.5 to 4.8 for real seeing."""
 MOFFAT_SCALE = 0.5 / math.sqrt(2 ** (1 / MOFFAT_BETA) - 1)
 """Core radius of a Moffat profile of FWHM 1."""
+TYPICAL_LIGHT = (
+    (3000.0, 3550.0, 4000.0, 4800.0, 6200.0, 7500.0, 9000.0, 11500.0),
+    (0.11, 0.16, 0.24, 0.50, 1.00, 1.40, 1.75, 2.20),
+)
+"""Flux density per frequency of the mean galaxy of the simulated sky at wavelengths in angstrom, one at 6200: what no
+band of a camera shows is taken to follow it."""
 NUM_SLOPES = 2
 SLOW = 4
 """Order of the functions that slopes and bends are multiplied by, at most."""
@@ -85,7 +91,10 @@ class LightBasis(nn.Module):
         return max(order[i], order[j]) <= SLOW
 
     def spectral(self, card: ImagingInstrument, bands: tuple[str, ...]) -> Float[Tensor, "C M"]:
-        """Mean of each polynomial over each band, taken as a rectangle. Raises ValueError for one out of range."""
+        """Mean of each function of wavelength over each band, taken as a rectangle.
+
+        Raises ValueError for a band out of range.
+        """
         low, high = self.range
         rows = []
         for band in (card.band(name) for name in bands):
@@ -96,18 +105,14 @@ class LightBasis(nn.Module):
                 )
             wavelengths = band.wavelength + band.width * (np.arange(16) - 7.5) / 16
             x = np.log(wavelengths.clip(low, high) / low) / math.log(high / low) * 2 - 1
-            rows.append(np.polynomial.legendre.legvander(x, self.num_orders - 1).mean(0))
+            light = np.interp(wavelengths, *TYPICAL_LIGHT)
+            rows.append((np.polynomial.legendre.legvander(x, self.num_orders - 1) * light[:, None]).mean(0))
         return torch.tensor(np.array(rows), dtype=torch.float64)
 
     def transfer(self, psf_fwhm: Float[Tensor, "B C"], patch_side: float) -> Float[Tensor, "B C K"]:
-        """Modulation transfer of a Moffat PSF (arcsec) at each spatial frequency of a patch (`patch_side` arcsec).
-
-        For beta = 3.5 it is exp(-x) (1 + x + x^2 / 3) with x = 2 pi f a: the Hankel transform of (1 + (r/a)^2)^-beta,
-        proportional to x^(5/2) K_(5/2)(x) (Trujillo et al. 2001, eq. 7), in closed form.
-        """
+        """Modulation transfer of a PSF (arcsec) at each spatial frequency of a patch (`patch_side` arcsec)."""
         frequency = self.half_cycles.to(psf_fwhm.dtype) / (2 * patch_side)
-        x = 2 * math.pi * MOFFAT_SCALE * psf_fwhm[..., None] * frequency
-        return (torch.exp(-x) * (1 + x + x**2 / 3)).clamp(min=LEAST_TRANSFER)
+        return moffat_transfer(psf_fwhm[..., None], frequency).clamp(min=LEAST_TRANSFER)
 
     def response(self, spectral: Float[Tensor, "C M"], transfer: Float[Tensor, "B C K"]) -> Float[Tensor, "B C J"]:
         """What each band sees of each basis function."""
@@ -131,3 +136,13 @@ class LightBasis(nn.Module):
         place = self.waves[:, 0] * self.num_shapes + self.waves[:, 1]
         grid = of_waves.new_zeros(*of_waves.shape[:-1], self.num_shapes**2)
         return grid.index_copy(-1, place, of_waves).unflatten(-1, (self.num_shapes, self.num_shapes))
+
+
+def moffat_transfer(fwhm: Float[Tensor, "*A"], frequency: Float[Tensor, "*B"]) -> Float[Tensor, "*C"]:
+    """Modulation transfer of a Moffat PSF of this FWHM (arcsec) at spatial frequencies (cycles per arcsec).
+
+    For beta = 3.5 it is exp(-x) (1 + x + x^2 / 3) with x = 2 pi f a: the Hankel transform of (1 + (r/a)^2)^-beta,
+    proportional to x^(5/2) K_(5/2)(x) (Trujillo et al. 2001, eq. 7), in closed form.
+    """
+    x = 2 * math.pi * MOFFAT_SCALE * fwhm * frequency
+    return torch.exp(-x) * (1 + x + x**2 / 3)

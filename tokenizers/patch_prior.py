@@ -60,8 +60,9 @@ class PatchPrior(nn.Module):
             raise ValueError(f"at most {len(basis)} latents come from as many basis functions, found {num_latents}")
         wave = basis.half_cycles[basis.spatial_of]
         order = basis.spectral_of.double()
-        # Before anything is learned: rough, smooth in space and in wavelength.
-        guess = 2.0 * (1 + wave) ** -2.5 * (1 + order) ** -2
+        # Before anything is learned: rough in space, and nearly of the typical colours. What few cameras see, such as
+        # ultraviolet light, is learned slowly; a guess that is too broad would stay, and invent light in other bands.
+        guess = (1 + wave) ** -2.5 * (1 + order) ** -8
         mean = torch.zeros(len(basis), dtype=torch.float64)
         mean[0] = 1.0
         self.register_buffer("mean", mean)

@@ -1,8 +1,13 @@
-"""Patches as pixels of the wanted camera: the sum of their functions, through its bands and its PSF, on its grid."""
+"""Patches as pixels of the wanted camera: the sum of their functions, through its bands and its PSF, on its grid.
+
+A patch's functions are known as its own camera saw them. A camera with a broader PSF mixes the light of neighbouring
+patches: for it the whole image is rendered as sharp as it was seen, and then smoothed from the one PSF to the other.
+"""
 
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -10,10 +15,13 @@ from torch import Tensor
 from ..data.instruments import ImagingInstrument
 from ..data.modalities import Modality
 from ..data.observations import ImageObservation, ObservationError
-from .light_basis import LightBasis
+from .light_basis import LightBasis, moffat_transfer
 from .patch_fit import spectral_response
 from .patch_grid import place_on_patches
 from .token_grid import TokenGrid
+
+PIXELS_OF_PSF = 2.0
+"""Pixels in a PSF FWHM below which smoothing takes finer ones."""
 
 
 def render_patches(
@@ -48,6 +56,47 @@ def render_patches(
         basis.shapes(at_column.to(device)),
     )
     return pixels * area
+
+
+def render_for_camera(
+    basis: LightBasis,
+    coefficients: Float[Tensor, "B P J"],
+    middles: Float[Tensor, "B P 2"],
+    side: float,
+    source: ImagingInstrument,
+    target: ImageObservation,
+) -> Float[Tensor, "B C H W"]:
+    """As `render_patches`, of patches that the camera `source` saw, for a target of any camera."""
+    card = target.card
+    by_wavelength = sorted((math.log(band.wavelength), band.psf_fwhm) for band in source.bands)
+    bands = [card.band(name) for name in target.bands]
+    seen = torch.tensor(np.interp([math.log(band.wavelength) for band in bands], *zip(*by_wavelength, strict=True)))
+    seen = torch.minimum(seen.float(), target.psf_fwhm)
+    if card == source or torch.equal(seen, target.psf_fwhm):
+        return render_patches(basis, coefficients, middles, side, target)
+    sharpest = min(band.psf_fwhm for band in (*source.bands, *bands))
+    # An odd number of finer pixels, so that a wanted pixel's middle is one of theirs.
+    parts = 2 * math.ceil((PIXELS_OF_PSF * card.pixel_scale / sharpest - 1) / 2) + 1
+    scale = card.pixel_scale / parts
+    margin = math.ceil(1.5 * max(band.psf_fwhm for band in bands) / scale)
+    height, width = (parts * size + 2 * margin for size in target.flux.shape[2:])
+    fine = ImageObservation(
+        Modality(target.modality.name, card.model_copy(update={"pixel_scale": scale})),
+        target.object_id,
+        torch.zeros(len(target), len(bands), height, width),
+        target.bands,
+        psf_fwhm=seen,
+        center=target.center * parts + (parts - 1) / 2 + margin,
+    )
+    light = render_patches(basis, coefficients, middles, side, fine)
+    rows, columns = (torch.fft.fftfreq(height, scale), torch.fft.rfftfreq(width, scale))
+    frequency = torch.hypot(rows[:, None], columns).to(light.device)
+    broad, sharp = (
+        moffat_transfer(fwhm.to(light.device)[..., None, None], frequency) for fwhm in (target.psf_fwhm, seen)
+    )
+    smooth = torch.fft.irfft2(torch.fft.rfft2(light) * (broad / sharp.clamp(min=1e-30)), s=(height, width))
+    first = margin + (parts - 1) // 2
+    return smooth[..., first : height - margin : parts, first : width - margin : parts] * parts**2
 
 
 def covered_pixels(
