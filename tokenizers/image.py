@@ -225,9 +225,8 @@ class ImageTokenizer(nn.Module):
         side = grid.pixels * observation.card.pixel_scale
         # Bright pixels need more digits than bf16 has.
         with torch.autocast(device.type, enabled=False):
-            predicted = (
-                self._render(level, latents.float(), middles, side, observation.card, observation) + stars.float()
-            )
+            of_patches = self._render(level, latents.float(), middles, side, observation.card, observation)
+        predicted = of_patches + stars.float()
         mask = observation.mask.to(device)
         weight = observation.inverse_variance.to(device).sqrt()
         error = ((predicted - observation.flux.to(device)) * weight)[mask]

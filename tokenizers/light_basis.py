@@ -2,8 +2,9 @@
 
 Light in a square patch is a sum of basis functions, each a product of two cosines across the patch, a Legendre
 polynomial of log wavelength and the spectrum of a typical galaxy. A camera sees each one times its band's mean of the
-function of wavelength and times the modulation transfer function of its PSF. So the coefficients belong to the sky, and everything that an instrument is (wavelength
-and width of the bands, PSF, pixel scale) enters by physical law, for instruments never seen before too.
+function of wavelength and times the modulation transfer function of its PSF. So the coefficients belong to the sky, and
+everything that an instrument is (wavelength and width of the bands, PSF, pixel scale) enters by physical law, for
+instruments never seen before too.
 """
 
 import math

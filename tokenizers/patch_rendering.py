@@ -91,10 +91,9 @@ def render_for_camera(
     light = render_patches(basis, coefficients, middles, side, fine)
     rows, columns = (torch.fft.fftfreq(height, scale), torch.fft.rfftfreq(width, scale))
     frequency = torch.hypot(rows[:, None], columns).to(light.device)
-    broad, sharp = (
-        moffat_transfer(fwhm.to(light.device)[..., None, None], frequency) for fwhm in (target.psf_fwhm, seen)
-    )
-    smooth = torch.fft.irfft2(torch.fft.rfft2(light) * (broad / sharp.clamp(min=1e-30)), s=(height, width))
+    wanted, sharp = (fwhm.to(light.device)[..., None, None] for fwhm in (target.psf_fwhm, seen))
+    ratio = moffat_transfer(wanted, frequency) / moffat_transfer(sharp, frequency).clamp(min=1e-30)
+    smooth = torch.fft.irfft2(torch.fft.rfft2(light) * ratio, s=(height, width))
     first = margin + (parts - 1) // 2
     return smooth[..., first : height - margin : parts, first : width - margin : parts] * parts**2
 
