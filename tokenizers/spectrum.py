@@ -159,6 +159,12 @@ class SpectrumTokenizer(nn.Module):
         the tokens' own modality. Wavelengths that no valid token covers are masked; `validity` says more.
         """
         check_kind(self.kind, tokens.modality)
+        expected = 1 + self.settings.num_windows * (1 + self.settings.num_cells)
+        if tokens.num_tokens != expected:
+            raise ObservationError(
+                f"{tokens.modality.name}, object {tokens.object_id[0]}: expected {expected} tokens of each object, found "
+                f"{tokens.num_tokens}. Was it made by another tokenizer?"
+            )
         target = _blank_spectrum(tokens, target or tokens.modality)
         device = device_of(self)
         place = self._target_places(target)

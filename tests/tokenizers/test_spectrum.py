@@ -332,6 +332,13 @@ def test_a_few_steps_on_one_batch_bring_the_loss_down(sky):
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_tokens_of_another_number_of_windows_are_refused(spectrum_tokenizer, sky):
+    tokens = spectrum_tokenizer.encode(sky["spectrum/desi"])
+    fewer = {name: getattr(tokens, name)[:, :-1] for name in ("codes", "mask", "positions")}
+    with pytest.raises(ObservationError, match=r"tokens of each object, found .* made by another tokenizer"):
+        spectrum_tokenizer.decode(replace(tokens, **fewer))
+
+
 def test_spectra_decode_to_spectra_of_as_many_objects_only(spectrum_tokenizer, sky):
     tokens = spectrum_tokenizer.encode(sky["spectrum/desi"])
     with pytest.raises(ObservationError, match="spectra decode to spectra; found the target image/hsc"):
