@@ -162,8 +162,8 @@ class SpectrumTokenizer(nn.Module):
         expected = 1 + self.settings.num_windows * (1 + self.settings.num_cells)
         if tokens.num_tokens != expected:
             raise ObservationError(
-                f"{tokens.modality.name}, object {tokens.object_id[0]}: expected {expected} tokens of each object, found "
-                f"{tokens.num_tokens}. Was it made by another tokenizer?"
+                f"{tokens.modality.name}, object {tokens.object_id[0]}: expected {expected} tokens of each object, "
+                f"found {tokens.num_tokens}. Was it made by another tokenizer?"
             )
         target = _blank_spectrum(tokens, target or tokens.modality)
         device = device_of(self)
