@@ -68,10 +68,11 @@ def render_for_camera(
 ) -> Float[Tensor, "B C H W"]:
     """As `render_patches`, of patches that the camera `source` saw, for a target of any camera."""
     card = target.card
-    by_wavelength = sorted((math.log(band.wavelength), band.psf_fwhm) for band in source.bands)
     bands = [card.band(name) for name in target.bands]
-    seen = torch.tensor(np.interp([math.log(band.wavelength) for band in bands], *zip(*by_wavelength, strict=True)))
-    seen = torch.minimum(seen.float(), target.psf_fwhm)
+    of_source = sorted(source.bands, key=lambda band: band.wavelength)
+    known = np.array([[math.log(band.wavelength), band.psf_fwhm] for band in of_source])
+    sharpness = np.interp([math.log(band.wavelength) for band in bands], known[:, 0], known[:, 1])
+    seen = torch.minimum(torch.from_numpy(sharpness).float(), target.psf_fwhm)
     if card == source or torch.equal(seen, target.psf_fwhm):
         return render_patches(basis, coefficients, middles, side, target)
     sharpest = min(band.psf_fwhm for band in (*source.bands, *bands))

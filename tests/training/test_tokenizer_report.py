@@ -20,6 +20,7 @@ from armillary.settings import SettingsError
 from armillary.tokenizers.coefficients import CoefficientsTokenizer, CoefficientsTokenizerSettings
 from armillary.tokenizers.token_grid import TokenGrid
 from armillary.training.tokenizer_report import report
+from armillary.training.tokenizer_report.another_camera import bands_within, measure_another_camera
 from armillary.training.tokenizer_report.charts import economy_chart, held_out_chart
 from armillary.training.tokenizer_report.example_pictures import choose_examples, image_examples, spectrum_examples
 from armillary.training.tokenizer_report.held_out_instrument import measure_held_out, most_different
@@ -216,6 +217,26 @@ def test_the_most_different_spectrograph_is_the_one_of_another_range():
     red = sdss.model_copy(update={"name": "red", "wavelength_min": 6000.0})
     assert most_different(sdss, [desi, red, sdss]) == red
     assert most_different(sdss, [sdss]) is None
+
+
+def test_tokens_of_one_camera_are_compared_with_what_another_saw():
+    names = ("image/legacysurvey", "image/hsc")
+    settings = SkySettings(num_objects=12, modalities=names, image_sizes=dict.fromkeys(names, 24), seed=2)
+    seen, wanted = SimulatedSky(settings).batch(range(12)).values()
+    truth = SimulatedTruth(settings)
+    brighter = Stub(lambda told, target: truth.pixels(target) * (1.1 if told.modality != target.modality else 1.0))
+    batches = [(seen.select(slice(n, n + 6)), {"image/hsc": wanted.select(slice(n, n + 6))}) for n in (0, 6)]
+
+    found = measure_another_camera(brighter, batches, truth, 3.0)["image/hsc"]
+
+    assert found["num_objects"] == 12
+    assert found["is_sharper"]
+    assert found["error"] == pytest.approx(0.1, rel=1e-4)
+    assert found["bias"] == pytest.approx(0.1, rel=1e-4)
+    assert found["own_error"] == 0
+    assert 0 < found["noise"] < 1
+    blue = ImageObservation(modality("image/sdss"), ["a"], torch.zeros(1, 5, 8, 8), "ugriz")
+    assert bands_within(blue, seen.card).tolist() == [False, True, True, True, True]
 
 
 def test_values_are_scored_against_scalars_own_errors(sky):

@@ -25,8 +25,8 @@ BEGIN, END = "<!-- tokenizer-report: begin -->", "<!-- tokenizer-report: end -->
 
 def report_page(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """The page. `pictures` are paths by name; one that is absent is not shown."""
-    sections = (_about, _quality, _magnitudes, _codebooks, _redshifts, _values, _economy, _held_out, _real, _examples)
-    parts = [section(results, pictures) for section in sections]
+    sections = (_about, _quality, _magnitudes, _codebooks, _redshifts, _values, _economy, _held_out, _another_camera)
+    parts = [section(results, pictures) for section in (*sections, _real, _examples)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -381,6 +381,41 @@ def _held_out(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             table(heads, rows),
             "\n".join(notes),
             picture(pictures, "held-out-instruments", "error by what the tokenizer knew of the instrument"),
+        ]
+    )
+
+
+def _another_camera(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    rows = [
+        [
+            f"{name} ({s['num_objects']})",
+            wanted,
+            "sharper" if s["is_sharper"] else "broader",
+            *(percent(s[key], 1) for key in ("error", "own_error", "noise")),
+            f"{100 * s['bias']:+.1f}",
+        ]
+        for name, others in results["another_camera"].items()
+        for wanted, s in others.items()
+    ]
+    if not rows:
+        return ""
+    heads = [
+        "tokens of (objects)",
+        "seen as",
+        "its PSF is",
+        "error",
+        "error of its own tokens",
+        "noise",
+        "bias, percent",
+    ]
+    return "\n\n".join(
+        [
+            "## As another camera would see it",
+            "Tokens of one camera, decoded with another's bands, PSF and pixels. Errors are RMS over the RMS flux of "
+            "source pixels, against the truth where it is known, in bands whose wavelength lies in one of the "
+            "camera's that was encoded; noise is that of one observation. A sharper camera shows what the tokens' own "
+            "never saw.",
+            table(heads, rows),
         ]
     )
 

@@ -23,6 +23,7 @@ from ...tokenizers.token_grid import Tokenizer
 from ..loop import console
 from ..tokenizers import load_tokenizers, tokenizer_hash
 from . import charts
+from .another_camera import measure_another_camera
 from .example_pictures import QUANTILES, choose_examples, image_examples, spectrum_examples
 from .held_out_instrument import measure_held_out, most_different
 from .held_out_objects import choose_rows, choose_training_rows, read_held_out, read_rows
@@ -108,6 +109,7 @@ class _Work:
         results["held_out_instruments"] = {
             held_out.modality: self._held_out_instrument(held_out) for held_out in self.settings.held_out_instruments
         }
+        results["another_camera"] = self._another_camera()
         results["real"] = self._real() if self.settings.real_files else []
         return dict(plain(results))
 
@@ -249,6 +251,32 @@ class _Work:
         depends_on = self._depends_on(name, rows, tokenizer, control)
         depends_on |= {"other": None if other is None else other.model_dump(mode="json"), "record": record is not None}
         return self.parts.get(f"held-out-{name}", depends_on, measure)
+
+    def _another_camera(self) -> dict[str, dict[str, Any]]:
+        """By camera, the scores of its tokens as each of the others would see the same objects."""
+        images = [m.name for m in self.modalities if m.kind == "image"]
+        ids = {name: self.dataset.sky_index(name).object_id[self._rows(name)].tolist() for name in images}
+        found = {}
+        for name in images:
+            shared = {other: set(ids[name]) & set(ids[other]) for other in images if other != name}
+            common = [i for i in ids[name] if shared and all(i in known for known in shared.values())]
+            if not common:
+                continue
+            tokenizer = self.tokenizers["image"]
+
+            def batches(name: str = name, common: list[str] = common, others: Any = tuple(shared)) -> Iterator[Any]:
+                task = self.progress.add_task(f"{name}, as others", total=len(common))
+                for first in range(0, len(common), self.settings.batch_size):
+                    part = common[first : first + self.settings.batch_size]
+                    yield self.dataset.read(name, part), {other: self.dataset.read(other, part) for other in others}
+                    self.progress.advance(task, len(part))
+
+            def measure(tokenizer: Tokenizer = tokenizer, batches: Any = batches) -> dict[str, Any]:
+                return measure_another_camera(tokenizer, batches(), self.truth, self.settings.source_sigma)
+
+            depends_on = [self._depends_on(other, self._rows(other), tokenizer) for other in images]
+            found[name] = self.parts.get(f"another-camera-{name}", depends_on, measure)
+        return found
 
     def _mistaken_for(self, modality: Modality, wanted: str | None) -> Spectrograph | None:
         """Whose numbers are told instead of a spectrograph's own; None for what is no spectrograph."""

@@ -1,0 +1,88 @@
+"""Tokens of one camera rendered as another would see the same objects, beside what that camera saw.
+
+A target of broader PSF asks for less than the tokens hold; one of sharper PSF for detail that was never seen, and then
+the error says how much of it there is. Bands count whose wavelength lies in a band of the camera that was encoded.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ...data.instruments import ImagingInstrument
+from ...data.observations import ImageObservation
+from ...tokenizers.token_grid import Tokenizer
+from .simulated_truth import SimulatedTruth
+from .source_pixels import signal_to_noise
+
+
+@dataclass
+class _Sums:
+    """Over source pixels: squares of the error, of the own tokens' error, of the noise and of the flux; and fluxes."""
+
+    error: float = 0.0
+    own_error: float = 0.0
+    noise: float = 0.0
+    square: float = 0.0
+    found: float = 0.0
+    flux: float = 0.0
+    num_objects: int = 0
+
+
+def measure_another_camera(
+    tokenizer: Tokenizer,
+    batches: Iterable[tuple[ImageObservation, Mapping[str, ImageObservation]]],
+    truth: SimulatedTruth | None,
+    source_sigma: float,
+) -> dict[str, dict[str, Any]]:
+    """For each wanted camera the error and bias of its source pixels, against the truth where it is known.
+
+    `batches` are of objects as one camera saw them, and as the others did, by modality. Errors are RMS over RMS flux:
+    of tokens of the other camera, of tokens of the wanted one (`own_error`), and of the noise of one observation.
+    """
+    sums: dict[str, _Sums] = {}
+    sharper: dict[str, bool] = {}
+    for seen, others in batches:
+        tokens = tokenizer.encode(seen)
+        for name, wanted in others.items():
+            known = bands_within(wanted, seen.card)
+            if not known.any():
+                continue
+            back, own = tokenizer.decode(tokens, wanted), tokenizer.decode(tokenizer.encode(wanted), wanted)
+            true = None if truth is None else truth.pixels(wanted)
+            flux = wanted.flux if true is None else true
+            chosen = wanted.mask & back.mask & (signal_to_noise(wanted, true) > source_sigma) & known[:, None, None]
+            into = sums.setdefault(name, _Sums())
+            into.num_objects += len(seen)
+            for field, values in (
+                ("error", (back.flux - flux).double().square()),
+                ("own_error", (own.flux - flux).double().square()),
+                ("noise", 1 / wanted.inverse_variance.double()),
+                ("square", flux.double().square()),
+                ("found", back.flux.double()),
+                ("flux", flux.double()),
+            ):
+                setattr(into, field, getattr(into, field) + values[chosen].sum().item())
+            sharper[name] = bool(wanted.psf_fwhm.median() < seen.psf_fwhm.median())
+    return {
+        name: {
+            "num_objects": s.num_objects,
+            "is_sharper": sharper[name],
+            "error": math.sqrt(s.error / s.square),
+            "own_error": math.sqrt(s.own_error / s.square),
+            "noise": math.sqrt(s.noise / s.square),
+            "bias": s.found / s.flux - 1,
+        }
+        for name, s in sums.items()
+        if s.square > 0
+    }
+
+
+def bands_within(wanted: ImageObservation, card: ImagingInstrument) -> Bool[Tensor, " C"]:
+    """Which bands lie, by their effective wavelength, within a band of the camera."""
+    wavelengths = [wanted.card.band(name).wavelength for name in wanted.bands]
+    return torch.tensor([any(abs(w - band.wavelength) <= band.width / 2 for band in card.bands) for w in wavelengths])
