@@ -57,6 +57,10 @@ class Band(Settings):
     filter_curve: str | None = None
     """Name of the transmission curve in `data/tables`; the simulated sky needs it, the models do not."""
 
+    def contains(self, wavelength: float) -> bool:
+        """Whether a wavelength (angstrom) lies within the band's width."""
+        return abs(wavelength - self.wavelength) <= self.width / 2
+
 
 class ImagingInstrument(Settings):
     """A camera and its survey: bands on one pixel grid."""

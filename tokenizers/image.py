@@ -57,14 +57,14 @@ class ImageTokenizerSettings(Settings):
 
     patch_side: float = 2.0
     """Side of a patch; each camera takes the nearest whole number of its pixels."""
-    max_frequency: PositiveInt = 8
+    max_frequency: PositiveInt = 9
     """Highest spatial frequency of a patch, in half cycles."""
     spectral_orders: tuple[int, int, int] = (5, 4, 3)
     """Number of functions of wavelength at low, middle and high spatial frequency."""
     wavelength_min: float = 3000.0
     wavelength_max: float = 11500.0
-    num_latents: PositiveInt = 104
-    num_details: PositiveInt = 64
+    num_latents: PositiveInt = 192
+    num_details: PositiveInt = 128
     """Most detail tokens of one patch."""
     base: PositiveInt = 5
     digits_per_token: PositiveInt = 5
@@ -189,7 +189,10 @@ class ImageTokenizer(nn.Module):
         level, patch_mask = self._levels(codes[..., 0] - self.planes.vocabulary_size), mask[..., 0]
         level = torch.where(patch_mask, level, 0.0)
         latents = self._latents(level, codes[..., 1:], mask[..., 1:], patch_mask, middles.to(device))
-        flux = self._render(level, latents, middles, side, source, target)
+        measured = tokens.mask[:, :num_bands].any(0).tolist()
+        names = tuple(band.name for band in source.bands)
+        seen = tuple(name for name, is_seen in zip(names, measured, strict=True) if is_seen) or names
+        flux = self._render(level, latents, middles, side, source, seen, target)
         codes, mask = (t[:, end:].to(device) for t in (tokens.codes - self._first_source_code, tokens.mask))
         flux = flux + self._render_sources(codes, mask, source, target)
         covered = covered_pixels(patch_mask.cpu(), middles, side, target)
@@ -225,7 +228,8 @@ class ImageTokenizer(nn.Module):
         side = grid.pixels * observation.card.pixel_scale
         # Bright pixels need more digits than bf16 has.
         with torch.autocast(device.type, enabled=False):
-            of_patches = self._render(level, latents.float(), middles, side, observation.card, observation)
+            bands = tuple(observation.bands)
+            of_patches = self._render(level, latents.float(), middles, side, observation.card, bands, observation)
         predicted = of_patches + stars.float()
         mask = observation.mask.to(device)
         weight = observation.inverse_variance.to(device).sqrt()
@@ -438,13 +442,21 @@ class ImageTokenizer(nn.Module):
         middles: Float[Tensor, "B P 2"],
         side: float,
         source: ImagingInstrument,
+        seen: tuple[str, ...],
         target: ImageObservation,
     ) -> Float[Tensor, "B C H W"]:
-        """Flux of the target's pixels, nanomaggies, from patches that the camera `source` saw."""
+        """Flux of the target's pixels, nanomaggies, from patches that bands `seen` of the camera `source` saw."""
         scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
-        coefficients = latents * scale[..., None] @ self.prior.latents.float().T
-        coefficients = coefficients + level[..., None] * self.prior.mean.float()
-        return render_for_camera(self.basis, coefficients, middles, side, source, target)
+        departures = latents * scale[..., None] @ self.prior.latents.float().T
+        mean = level[..., None] * self.prior.mean.float()
+        flux = render_for_camera(self.basis, mean + departures, middles, side, source, target)
+        wanted = [target.card.band(name).wavelength for name in target.bands]
+        beyond = [not any(source.band(name).contains(wavelength) for name in seen) for wavelength in wanted]
+        if any(beyond):
+            smoothest = self.basis.smoothest(self.basis.spectral(source, seen)).float().to(level.device)
+            smooth = render_for_camera(self.basis, mean + departures @ smoothest.T, middles, side, source, target)
+            flux[:, beyond] = smooth[:, beyond]
+        return flux
 
     def _histogram(self, observation: ImageObservation, points: Float[Tensor, " G"]) -> Float[Tensor, "D G"]:
         """How often each latent is near each point, among patches where it matters."""

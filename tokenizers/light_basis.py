@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ..data.instruments import ImagingInstrument
@@ -109,6 +109,24 @@ class LightBasis(nn.Module):
             light = np.interp(wavelengths, *TYPICAL_LIGHT)
             rows.append((np.polynomial.legendre.legvander(x, self.num_orders - 1) * light[:, None]).mean(0))
         return torch.tensor(np.array(rows), dtype=torch.float64)
+
+    def smoothest(self, spectral: Float64[Tensor, "C M"]) -> Float64[Tensor, "J J"]:
+        """From coefficients to the smoothest ones that bands of these `spectral` numbers cannot tell from them.
+
+        Beyond a camera's bands polynomials run off; light there is better taken to follow the typical spectrum. Of all
+        coefficients c that the bands see alike, those of the least sum of (c_m (1 + m)^4)^2 over the orders m.
+        """
+        counts = torch.bincount(self.spatial_of)
+        found = torch.zeros(len(self), len(self), dtype=torch.float64)
+        for count in counts.unique().tolist():
+            size = (1 + torch.arange(count, dtype=torch.float64)) ** -8
+            seen = spectral[:, :count]
+            gram = (seen * size) @ seen.T + 1e-6 * torch.eye(len(seen), dtype=torch.float64)
+            block = size[:, None] * (seen.T @ torch.linalg.solve(gram, seen))
+            for wave in (counts == count).nonzero()[:, 0].tolist():
+                pairs = (self.spatial_of == wave).nonzero()[:, 0]
+                found[pairs[:, None], pairs] = block
+        return found
 
     def transfer(self, psf_fwhm: Float[Tensor, "B C"], patch_side: float) -> Float[Tensor, "B C K"]:
         """Modulation transfer of a PSF (arcsec) at each spatial frequency of a patch (`patch_side` arcsec)."""

@@ -60,9 +60,8 @@ class PatchPrior(nn.Module):
             raise ValueError(f"at most {len(basis)} latents come from as many basis functions, found {num_latents}")
         wave = basis.half_cycles[basis.spatial_of]
         order = basis.spectral_of.double()
-        # Before anything is learned: rough in space, and nearly of the typical colours. What few cameras see, such as
-        # ultraviolet light, is learned slowly; a guess that is too broad would stay, and invent light in other bands.
-        guess = (1 + wave) ** -2.5 * (1 + order) ** -8
+        # Before anything is learned: rough, smooth in space and in wavelength.
+        guess = 2.0 * (1 + wave) ** -2.5 * (1 + order) ** -2
         mean = torch.zeros(len(basis), dtype=torch.float64)
         mean[0] = 1.0
         self.register_buffer("mean", mean)
@@ -93,7 +92,9 @@ class PatchPrior(nn.Module):
         precision = (half.transpose(1, 2) @ half).double()
         residual = light - (design @ self.mean) * brightness[:, None]
         normal = root.T @ precision @ root
-        normal.diagonal(dim1=1, dim2=2).add_(1.0)
+        # The sum in single precision may be off by as much as the brightest patches have of it.
+        largest = normal.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
+        normal.diagonal(dim1=1, dim2=2).add_(1.0 + 1e-6 * largest)
         factor = torch.linalg.cholesky(normal)
         right = (design.transpose(1, 2) @ (weight * residual)[..., None]) * scale[:, None, None]
         found = root @ torch.cholesky_solve(root.T @ right, factor)

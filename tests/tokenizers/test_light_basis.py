@@ -81,3 +81,39 @@ def test_the_grid_holds_each_plane_function_where_it_belongs(basis):
     for (rows, columns), value in zip(basis.waves.tolist(), values.tolist(), strict=True):
         assert grid[rows, columns] == value
     assert grid.count_nonzero() == len(values)
+
+
+def test_the_smoothest_coefficients_look_alike_in_the_bands():
+    basis = LightBasis(3, (5, 4, 3), 3000.0, 11500.0)
+    seen = basis.spectral(modality("image/hsc").card, tuple("grizy"))
+    rough = torch.from_numpy(np.random.default_rng(0).normal(size=(20, len(basis))))
+    coefficients = rough * (1.0 + basis.spectral_of) ** -2
+
+    found = coefficients @ basis.smoothest(seen).T
+
+    for wave in range(len(basis.waves)):
+        pairs = (basis.spatial_of == wave).nonzero()[:, 0]
+        before, after = coefficients[:, pairs], found[:, pairs]
+        bands = seen[:, : len(pairs)]
+        light = (before @ bands.T).square().mean().sqrt()
+        assert ((after - before) @ bands.T).abs().max() < 0.1 * light
+        roughness = (1.0 + torch.arange(len(pairs))) ** 4
+        assert ((after * roughness).square().sum(1) <= (before * roughness).square().sum(1)).all()
+    typical = torch.zeros(1, len(basis), dtype=torch.float64)
+    typical[0, basis.spectral_of == 0] = 1.0
+    assert torch.allclose(typical @ basis.smoothest(seen).T, typical, atol=1e-3)
+
+
+def test_light_beyond_the_bands_follows_the_typical_spectrum():
+    basis = LightBasis(1, (5, 5, 5), 3000.0, 11500.0)
+    card = modality("image/hsc").card
+    one = basis.smoothest(basis.spectral(card, ("r",)))
+    pairs = (basis.spatial_of == 0).nonzero()[:, 0]
+    wild = torch.zeros(len(basis), dtype=torch.float64)
+    wild[pairs] = torch.tensor([1.0, 3.0, -2.0, 4.0, -5.0], dtype=torch.float64)
+
+    ratio = [(basis.spectral(card, (band,)) @ (one @ wild)[pairs]).item() for band in "grz"]
+
+    of_typical = [basis.spectral(card, (band,))[0, 0].item() for band in "grz"]
+    assert ratio[0] / ratio[1] == pytest.approx(of_typical[0] / of_typical[1], rel=0.05)
+    assert ratio[2] / ratio[1] == pytest.approx(of_typical[2] / of_typical[1], rel=0.05)

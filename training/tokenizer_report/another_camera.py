@@ -85,4 +85,4 @@ def measure_another_camera(
 def bands_within(wanted: ImageObservation, card: ImagingInstrument) -> Bool[Tensor, " C"]:
     """Which bands lie, by their effective wavelength, within a band of the camera."""
     wavelengths = [wanted.card.band(name).wavelength for name in wanted.bands]
-    return torch.tensor([any(abs(w - band.wavelength) <= band.width / 2 for band in card.bands) for w in wavelengths])
+    return torch.tensor([any(band.contains(wavelength) for band in card.bands) for wavelength in wavelengths])
