@@ -129,8 +129,11 @@ def fit_latents(
                 factor = torch.linalg.cholesky_ex(precision)[0]
                 found = torch.cholesky_solve(right, factor)[..., 0]
                 numbers[o, p, :count] = found * deviation[:count]
-                variance = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
-                breadth[o, p] = (FREEDOM + (found**2 + variance).sum(1)) / (FREEDOM + count)
+                square = found.square().sum(1)
+                # A variance is at most that of the prior: others cannot be broader.
+                may = square > (BROADER - 1) * (FREEDOM + count)
+                variance = torch.cholesky_inverse(factor[may]).diagonal(dim1=1, dim2=2).sum(1)
+                breadth[o[may], p[may]] = (FREEDOM + square[may] + variance) / (FREEDOM + count)
         chosen = breadth > BROADER
     return numbers.float(), worth.float()
 
