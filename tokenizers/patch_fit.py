@@ -23,8 +23,8 @@ LEAST_SHARE = 0.1
 LEAST_SIGNAL = 5.0
 """Signal-to-noise ratio of the patches that the prior learns from."""
 FREEDOM = 2.0
-BROADER = 1.2
-"""Breadth of the prior from which a patch is solved again."""
+BROADER, BROADEST = 1.2, 4.0
+"""Breadth of the prior from which a patch is solved again, and the largest: digits reach no further."""
 CHUNK = 2**25
 """Numbers that one step of the least squares may hold."""
 
@@ -133,7 +133,7 @@ def fit_latents(
                 # A variance is at most that of the prior: others cannot be broader.
                 may = square > (BROADER - 1) * (FREEDOM + count)
                 variance = torch.cholesky_inverse(factor[may]).diagonal(dim1=1, dim2=2).sum(1)
-                breadth[o[may], p[may]] = (FREEDOM + square[may] + variance) / (FREEDOM + count)
+                breadth[o[may], p[may]] = ((FREEDOM + square[may] + variance) / (FREEDOM + count)).clamp(max=BROADEST)
         chosen = breadth > BROADER
     return numbers.float(), worth.float()
 

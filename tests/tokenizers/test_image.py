@@ -190,6 +190,22 @@ def test_what_lies_below_the_noise_has_no_details(image_tokenizer, sky):
     assert nothing < 0.2 * bright
 
 
+@pytest.mark.parametrize("signal", [1e3, 1e4, 1e6])
+def test_light_far_beyond_all_that_was_seen_stays_within_its_bounds(image_tokenizer, signal):
+    """A blob that is no point source, however bright: digits reach only so far, and must not run off."""
+    hsc = modality("image/hsc")
+    blank = ImageObservation(hsc, ["a"], torch.zeros(1, 5, 36, 36), "grizy")
+    y, x = torch.meshgrid(torch.arange(36) - 17.5, torch.arange(36) - 17.5, indexing="ij")
+    blob = torch.exp(-0.5 * ((x / 2) ** 2 + (y / 4) ** 2))
+    flux = signal * blank.noise()[..., None, None] * blob
+    observation = ImageObservation(hsc, ["a"], flux, "grizy")
+
+    back = image_tokenizer.decode(image_tokenizer.encode(observation), observation)
+
+    assert back.flux.isfinite().all()
+    assert ((back.flux - flux).abs().amax((2, 3)) < flux.amax((2, 3))).all()
+
+
 def test_more_details_bring_chi2_nearer_to_that_of_the_noise(image_tokenizer, sky):
     observation = sky["image/hsc"]
     tokens = image_tokenizer.encode(observation)
