@@ -20,7 +20,7 @@ from armillary.settings import SettingsError
 from armillary.tokenizers.coefficients import CoefficientsTokenizer, CoefficientsTokenizerSettings
 from armillary.tokenizers.token_grid import TokenGrid
 from armillary.training.tokenizer_report import report
-from armillary.training.tokenizer_report.another_camera import bands_within, measure_another_camera
+from armillary.training.tokenizer_report.another_camera import bands_within, measure_another_camera, pixels_within
 from armillary.training.tokenizer_report.charts import economy_chart, held_out_chart
 from armillary.training.tokenizer_report.example_pictures import choose_examples, image_examples, spectrum_examples
 from armillary.training.tokenizer_report.held_out_instrument import measure_held_out, most_different
@@ -235,6 +235,13 @@ def test_tokens_of_one_camera_are_compared_with_what_another_saw():
     assert found["bias"] == pytest.approx(0.1, rel=1e-4)
     assert found["own_error"] == 0
     assert 0 < found["noise"] < 1
+    # Both are of 24 pixels: of the Legacy Survey's 6.3 arcsec, and HSC's 4.0.
+    assert pixels_within(wanted, seen).all()
+    margin = seen.psf_fwhm.amax(1)[0]
+    within = pixels_within(seen, wanted)[0, 0]
+    side = int(within.sum(0).max())
+    assert side * 0.262 == pytest.approx(24 * 0.168 - 2 * margin.item(), abs=2 * 0.262)
+    assert torch.equal(within, within.flip(0))
     blue = ImageObservation(modality("image/sdss"), ["a"], torch.zeros(1, 5, 8, 8), "ugriz")
     assert bands_within(blue, seen.card).tolist() == [False, True, True, True, True]
 

@@ -358,9 +358,10 @@ def test_a_probe_finds_what_features_hold_and_nothing_in_noise():
     assert len(found["label_counts"]) == 2
     assert found["label_counts"][1] + found["num_test"] == 400
     # Constant among the training objects but for rounding, and not among the others.
-    features["good"] = np.concatenate([features["good"], np.full((400, 1), 0.3)], 1).astype(np.float32)
+    constant = np.stack([np.full(400, 0.3), 1e-8 * rng.standard_normal(400)], 1)
+    features["good"] = np.concatenate([features["good"], constant], 1).astype(np.float32)
     tested = [i for i, name in enumerate(ids) if (object_key(name) >> 20) % 2]
-    features["good"][tested[:5], 2] = 0.7
+    features["good"][tested[:5], 2:] = 0.7
     found = probe_redshift(features, ids, redshift, (50, 10_000))
     for probe in ("ridge", "trees"):
         assert found["r2"]["good"][probe][-1] > 0.95

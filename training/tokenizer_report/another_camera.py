@@ -1,7 +1,8 @@
 """Tokens of one camera rendered as another would see the same objects, beside what that camera saw.
 
 A target of broader PSF asks for less than the tokens hold; one of sharper PSF for detail that was never seen, and then
-the error says how much of it there is. Bands count whose wavelength lies in a band of the camera that was encoded.
+the error says how much of it there is. Bands count whose wavelength lies in a band of the camera that was encoded, and
+pixels that lie within its image by a PSF at least.
 """
 
 import math
@@ -56,6 +57,7 @@ def measure_another_camera(
             true = None if truth is None else truth.pixels(wanted)
             flux = wanted.flux if true is None else true
             chosen = wanted.mask & back.mask & (signal_to_noise(wanted, true) > source_sigma) & known[:, None, None]
+            chosen = chosen & pixels_within(wanted, seen)
             into = sums.setdefault(name, _Sums())
             into.num_objects += len(seen)
             for field, values in (
@@ -80,6 +82,18 @@ def measure_another_camera(
         for name, s in sums.items()
         if s.square > 0
     }
+
+
+def pixels_within(wanted: ImageObservation, seen: ImageObservation) -> Bool[Tensor, "B 1 H W"]:
+    """Which pixels lie within the other image of the same objects, by the PSF FWHM of its own widest band at least."""
+    margin = wanted.psf_fwhm.amax(1, keepdim=True)
+    inside = []
+    for axis, (size, other) in enumerate(zip(wanted.flux.shape[2:], seen.flux.shape[2:], strict=True)):
+        place = (torch.arange(size) - wanted.center[:, axis, None]) * wanted.card.pixel_scale
+        first = (-0.5 - seen.center[:, axis, None]) * seen.card.pixel_scale + margin
+        last = (other - 0.5 - seen.center[:, axis, None]) * seen.card.pixel_scale - margin
+        inside.append((place >= first) & (place <= last))
+    return (inside[0][:, :, None] & inside[1][:, None])[:, None]
 
 
 def bands_within(wanted: ImageObservation, card: ImagingInstrument) -> Bool[Tensor, " C"]:

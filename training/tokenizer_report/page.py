@@ -413,8 +413,8 @@ def _another_camera(results: Mapping[str, Any], pictures: Mapping[str, str]) -> 
             "## As another camera would see it",
             "Tokens of one camera, decoded with another's bands, PSF and pixels. Errors are RMS over the RMS flux of "
             "source pixels, against the truth where it is known, in bands whose wavelength lies in one of the "
-            "camera's that was encoded; noise is that of one observation. A sharper camera shows what the tokens' own "
-            "never saw.",
+            "camera's that was encoded, and pixels within its image by a PSF; noise is that of one observation. A "
+            "sharper camera shows what the tokens' own never saw.",
             table(heads, rows),
         ]
     )

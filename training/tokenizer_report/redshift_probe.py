@@ -130,11 +130,12 @@ def _scored(predict: Any, true: Float[np.ndarray, " B"]) -> Any:
 
 def _ridge(features: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.ndarray:
     features = features.astype(np.float64)
-    # A column of one value varies by rounding alone; what other objects hold there would count for millions.
-    varies = np.ptp(features, axis=0) > 1e-6 * np.abs(features).max(0)
+    # A column may vary by rounding alone; what other objects hold there would count for millions.
+    spread = features.std(0)
+    varies = spread > max(1e-4 * spread.max(), 1e-6 * np.abs(features).max())
     if not varies.any():
         return np.full(len(others), labels.mean())
-    centre, scale = features[:, varies].mean(0), features[:, varies].std(0)
+    centre, scale = features[:, varies].mean(0), spread[varies]
     fitted = LinearProbe().fit((features[:, varies] - centre) / scale, labels)
     return fitted.predict((others[:, varies] - centre) / scale)
 
