@@ -150,7 +150,7 @@ def reconstruction(model: FoundationModel, dataset: ObservationDataset) -> dict[
             chi2 = error.square() * observation.inverse_variance[seen]
             answers[f"{modality.name}, {source}"] = {
                 "num_objects": len(ids),
-                "tokens": model.tokenize(observation.select([0])).num_tokens,
+                "tokens": float(model.tokenize(observation).mask.sum(1).float().mean()),
                 "r2": float(1 - error.square().sum() / (flux - flux.mean()).square().sum()),
                 "median_chi2": float(chi2.median()),
                 "mean_chi2": float(chi2.mean()),

@@ -138,7 +138,7 @@ def _reconstructions(results: dict[str, Any], model: FoundationModel, dataset: O
         [
             name,
             str(v["num_objects"]),
-            str(v["tokens"]),
+            f"{v['tokens']:.0f}",
             f"{v['r2']:.3f}",
             f"{v['median_chi2']:.2f}",
             f"{v['mean_chi2']:.1f}",

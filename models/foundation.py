@@ -166,7 +166,7 @@ class FoundationModel:
         self.transformer.eval()
         probabilities = []
         for part in _parts(batch, batch_size):
-            part = part.to(self.device)
+            part = part.packed().to(self.device)
             query = self._query(wanted, len(part)).to(self.device)
             probabilities.append(self.transformer.predict(part, query, wanted.vocabulary)[:, 0].cpu())
         low, high = scalars.bins(wanted)
@@ -243,6 +243,7 @@ class FoundationModel:
     def _vectors(self, batch: TokenBatch, grids: Sequence[TokenGrid], space: str) -> Float[Tensor, "B D"]:
         batch = batch.to(self.device)
         if space != "aligned":
+            batch = batch.packed()
             encoded = self.transformer.encode(batch)
             weights = batch.mask[..., None].float()
             return (encoded * weights).sum(1) / weights.sum(1).clamp(min=1)
@@ -250,7 +251,7 @@ class FoundationModel:
         for view in self._head().settings.views:
             slots = [slot for slot, grid in enumerate(grids) if grid.modality.kind == view]
             if slots:
-                part = batch.only(slots)
+                part = batch.only(slots).packed()
                 vectors = self._head()(view, self.transformer.encode(part), part.mask)
                 total = total + torch.where(part.mask.any(1, keepdim=True), vectors, 0.0)
         return nn.functional.normalize(total, dim=-1)

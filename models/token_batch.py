@@ -46,6 +46,12 @@ class TokenBatch:
             instruments=self.instruments,
         )
 
+    def packed(self) -> "TokenBatch":
+        """The same tokens without padding that no object needs: the valid ones of each first, in their order."""
+        longest = max(1, int(self.mask.sum(1).max()))
+        indices = (~self.mask).int().argsort(dim=1, stable=True)[:, :longest]
+        return self.take(indices, torch.ones_like(indices, dtype=torch.bool))
+
     def only(self, chosen_slots: Sequence[int]) -> "TokenBatch":
         """The tokens of these slots alone; the others are dropped."""
         keep = torch.isin(self.slots[0], torch.tensor(chosen_slots, device=self.slots.device))

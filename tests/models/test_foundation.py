@@ -262,6 +262,6 @@ def test_a_new_transformer_knows_each_vocabulary_once_with_its_features(sky, tok
     assert list(transformer.vocabulary_index) == ["image", "scalar/redshift", "scalar/stellar_mass", "spectrum"]
     spectra = modality("spectrum/desi")
     size = tokenizers["spectrum"].vocabulary_size(spectra)
-    assert list(transformer.config.vocabularies.values()) == [5**3 + 1024 + 1024, 16, 16, size]
+    assert list(transformer.config.vocabularies.values()) == [5**3 + 1024 + 1024 + 320, 16, 16, size]
     features = tokenizers["spectrum"].code_features(spectra)
     assert torch.equal(transformer.codes.features[-size:, : features.shape[1]], features)

@@ -68,6 +68,22 @@ def test_only_keeps_the_tokens_of_the_chosen_slots(grids, vocabularies):
     assert torch.equal(part.mask, torch.cat([grids[1].mask, grids[3].mask], 1))
 
 
+def test_packing_keeps_the_valid_tokens_of_each_object_in_their_order(grids, vocabularies):
+    batch, _ = join_grids(grids, vocabularies)
+    scattered = replace(batch, mask=torch.rand(batch.mask.shape, generator=torch.Generator().manual_seed(0)) < 0.3)
+
+    packed = scattered.packed()
+
+    assert packed.mask.shape[1] == scattered.mask.sum(1).max() < batch.mask.shape[1]
+    for row in range(len(batch)):
+        for name in ("codes", "positions", "slots"):
+            kept, before = getattr(packed, name)[row], getattr(scattered, name)[row]
+            assert torch.equal(kept[packed.mask[row]], before[scattered.mask[row]]), name
+    nothing = replace(batch, mask=torch.zeros_like(batch.mask)).packed()
+    assert nothing.mask.shape[1] == 1
+    assert not nothing.mask.any()
+
+
 def test_mistakes_of_the_caller_are_named(grids, vocabularies):
     with pytest.raises(ValueError, match="expected at least one modality, found none"):
         join_grids([], vocabularies)
