@@ -70,7 +70,7 @@ class ImageTokenizerSettings(Settings):
     digits_per_token: PositiveInt = 5
     num_levels: PositiveInt = 5
     """Digits of the most important latents."""
-    tolerance: float = 0.03
+    tolerance: float = 0.008
     """Details end where those left out would change chi2 by less than this for each valid pixel of the patch."""
     num_point_sources: NonNegativeInt = 8
     """Most point sources of an image."""

@@ -18,7 +18,7 @@ from .light_basis import LightBasis
 from .patch_grid import PatchGrid
 from .patch_prior import BRIGHTNESS_FLOOR, PatchPrior, Sums
 
-LEAST_SHARE = 0.1
+LEAST_SHARE = 0.03
 """Of the tolerance: what a latent may cost at most, by its prior, to be left out."""
 LEAST_SIGNAL = 5.0
 """Signal-to-noise ratio of the patches that the prior learns from."""
