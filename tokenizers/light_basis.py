@@ -116,7 +116,8 @@ class LightBasis(nn.Module):
         Beyond a camera's bands polynomials run off; light there is better taken to follow the typical spectrum. Of all
         coefficients c that the bands see alike, those of the least sum of (c_m (1 + m)^4)^2 over the orders m.
         """
-        counts = torch.bincount(self.spatial_of)
+        spatial_of = self.spatial_of.cpu()
+        counts = torch.bincount(spatial_of)
         found = torch.zeros(len(self), len(self), dtype=torch.float64)
         for count in counts.unique().tolist():
             size = (1 + torch.arange(count, dtype=torch.float64)) ** -8
@@ -124,7 +125,7 @@ class LightBasis(nn.Module):
             gram = (seen * size) @ seen.T + 1e-6 * torch.eye(len(seen), dtype=torch.float64)
             block = size[:, None] * (seen.T @ torch.linalg.solve(gram, seen))
             for wave in (counts == count).nonzero()[:, 0].tolist():
-                pairs = (self.spatial_of == wave).nonzero()[:, 0]
+                pairs = (spatial_of == wave).nonzero()[:, 0]
                 found[pairs[:, None], pairs] = block
         return found
 
