@@ -47,7 +47,10 @@ class TokenBatch:
         )
 
     def packed(self) -> "TokenBatch":
-        """The same tokens without padding that no object needs: the valid ones of each first, in their order."""
+        """The same tokens without padding that no object needs: the valid ones of each first, in their order.
+
+        Slots then differ from object to object: take `only` some of them before.
+        """
         longest = max(1, int(self.mask.sum(1).max()))
         indices = (~self.mask).int().argsort(dim=1, stable=True)[:, :longest]
         return self.take(indices, torch.ones_like(indices, dtype=torch.bool))

@@ -9,6 +9,7 @@ the digits leave open, and the result is rendered as the wanted camera would see
 patches can say, and have tokens of their own (`point_sources.py`).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -164,11 +165,8 @@ class ImageTokenizer(nn.Module):
         """
         check_kind(self.kind, tokens.modality)
         source = cast(ImagingInstrument, tokens.modality.card)
-        num_bands, num_details, num_sources = (
-            len(source.bands),
-            self.settings.num_details,
-            self.settings.num_point_sources,
-        )
+        num_details, num_sources = self.settings.num_details, self.settings.num_point_sources
+        num_bands = len(source.bands)
         found = num_details_and_sources(tokens.positions)
         if found != (num_details, num_sources):
             raise ObservationError(
@@ -189,10 +187,8 @@ class ImageTokenizer(nn.Module):
         level, patch_mask = self._levels(codes[..., 0] - self.planes.vocabulary_size), mask[..., 0]
         level = torch.where(patch_mask, level, 0.0)
         latents = self._latents(level, codes[..., 1:], mask[..., 1:], patch_mask, middles.to(device))
-        measured = tokens.mask[:, :num_bands].any(0).tolist()
-        names = tuple(band.name for band in source.bands)
-        seen = tuple(name for name, is_seen in zip(names, measured, strict=True) if is_seen) or names
-        flux = self._render(level, latents, middles, side, source, seen, target)
+        measured = tokens.mask[:, :num_bands]
+        flux = self._render(level, latents, middles, side, source, measured, target)
         codes, mask = (t[:, end:].to(device) for t in (tokens.codes - self._first_source_code, tokens.mask))
         flux = flux + self._render_sources(codes, mask, source, target)
         covered = covered_pixels(patch_mask.cpu(), middles, side, target)
@@ -228,8 +224,7 @@ class ImageTokenizer(nn.Module):
         side = grid.pixels * observation.card.pixel_scale
         # Bright pixels need more digits than bf16 has.
         with torch.autocast(device.type, enabled=False):
-            bands = tuple(observation.bands)
-            of_patches = self._render(level, latents.float(), middles, side, observation.card, bands, observation)
+            of_patches = self._render(level, latents.float(), middles, side, observation.card, None, observation)
         predicted = of_patches + stars.float()
         mask = observation.mask.to(device)
         weight = observation.inverse_variance.to(device).sqrt()
@@ -442,20 +437,33 @@ class ImageTokenizer(nn.Module):
         middles: Float[Tensor, "B P 2"],
         side: float,
         source: ImagingInstrument,
-        seen: tuple[str, ...],
+        measured: Bool[Tensor, "B S"] | None,
         target: ImageObservation,
     ) -> Float[Tensor, "B C H W"]:
-        """Flux of the target's pixels, nanomaggies, from patches that bands `seen` of the camera `source` saw."""
+        """Flux of the target's pixels, nanomaggies, from patches that `measured` bands (S of them) of `source` saw.
+
+        None for what was measured in all of the target's bands.
+        """
         scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
         departures = latents * scale[..., None] @ self.prior.latents.float().T
         mean = level[..., None] * self.prior.mean.float()
         flux = render_for_camera(self.basis, mean + departures, middles, side, source, target)
+        if measured is None:
+            return flux
         wanted = [target.card.band(name).wavelength for name in target.bands]
-        beyond = [not any(source.band(name).contains(wavelength) for name in seen) for wavelength in wanted]
-        if any(beyond):
-            smoothest = self.basis.smoothest(self.basis.spectral(source, seen)).float().to(level.device)
-            smooth = render_for_camera(self.basis, mean + departures @ smoothest.T, middles, side, source, target)
-            flux[:, beyond] = smooth[:, beyond]
+        beyond = torch.zeros(len(level), len(wanted), dtype=torch.bool)
+        for pattern in measured.unique(dim=0):
+            rows = (measured == pattern).all(1)
+            # Of an object whose middle no band shows, any band may have seen the rest.
+            seen = tuple(itertools.compress(source.bands, pattern.tolist())) or source.bands
+            beyond[rows] = torch.tensor([not any(band.contains(wavelength) for band in seen) for wavelength in wanted])
+            if beyond[rows].any():
+                spectral = self.basis.spectral(source, tuple(band.name for band in seen))
+                smoothest = self.basis.smoothest(spectral).float().to(level.device)
+                departures[rows] = departures[rows] @ smoothest.T
+        if beyond.any():
+            smooth = render_for_camera(self.basis, mean + departures, middles, side, source, target)
+            flux = torch.where(beyond.to(flux.device)[..., None, None], smooth, flux)
         return flux
 
     def _histogram(self, observation: ImageObservation, points: Float[Tensor, " G"]) -> Float[Tensor, "D G"]:

@@ -26,7 +26,11 @@ PLACE_DIGITS, FLUX_DIGITS = 3, 2
 REACH = 64.0
 """Arcsec from the object, along each axis, to which sources have tokens; steps are 0.0005 arcsec."""
 FAINTEST, BRIGHTEST = 0.01, 1e6
-"""Nanomaggies: where steps of flux go from even to logarithmic (0.5 per cent), and the largest."""
+"""Nanomaggies: where steps of flux go from even to logarithmic (0.5 per cent), and the largest.
+
+What is brighter is left to the patches.
+"""
+LARGEST = math.asinh(BRIGHTEST / FAINTEST)
 LEAST_SIGNAL = 40.0
 """Signal-to-noise ratio of a source's brightest pixel."""
 MOST_EXCESS = 0.01
@@ -74,8 +78,7 @@ def num_details_and_sources(positions: Float[Tensor, "B N P"]) -> tuple[int, int
 def source_codes(sources: PointSources) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
     """Tokens of each source: digits of x, of y, then of its flux, band by band."""
     place = _digits((sources.place / (2 * REACH) + 0.5).clamp(0, 1), PLACE_DIGITS)
-    low, high = _flux_range()
-    flux = _digits(((torch.asinh(sources.flux / FAINTEST) - low) / (high - low)).clamp(0, 1), FLUX_DIGITS)
+    flux = _digits((torch.asinh(sources.flux / FAINTEST) / LARGEST).clamp(0, 1), FLUX_DIGITS)
     codes = torch.cat([place.flatten(2), flux.flatten(2) + PLACE_DIGITS * BASE], 2)
     there = sources.measured.any(2, keepdim=True).expand(-1, -1, 2 * PLACE_DIGITS)
     mask = torch.cat([there, sources.measured.repeat_interleave(FLUX_DIGITS, 2)], 2)
@@ -88,9 +91,8 @@ def sources_of(codes: Int[Tensor, "B N"], mask: Bool[Tensor, "B N"], num_bands: 
     codes, mask = (t.unflatten(1, (t.shape[1] // size, size)) for t in (codes, mask))
     digits = codes[..., : 2 * PLACE_DIGITS].unflatten(2, (2, PLACE_DIGITS))
     place = (_numbers(digits) - 0.5) * 2 * REACH
-    low, high = _flux_range()
     digits = codes[..., 2 * PLACE_DIGITS :].unflatten(2, (num_bands, FLUX_DIGITS)) - PLACE_DIGITS * BASE
-    flux = FAINTEST * torch.sinh(low + (high - low) * _numbers(digits))
+    flux = FAINTEST * torch.sinh(LARGEST * _numbers(digits))
     measured = mask[..., 2 * PLACE_DIGITS :].unflatten(2, (num_bands, FLUX_DIGITS)).all(3)
     measured = measured & mask[..., : 2 * PLACE_DIGITS].all(2, keepdim=True)
     return PointSources(place, flux, measured)
@@ -148,12 +150,12 @@ def find_sources(observation: ImageObservation, num_sources: int, device: torch.
     measured = torch.zeros(shape, dtype=torch.bool, device=device)
     if not num_sources:
         return PointSources(place, flux, measured)
-    sharpest = max(band.psf_fwhm for band in card.bands)
-    peaks = _peaks(observation, max(1, round(0.5 * sharpest / card.pixel_scale)), 2 * num_sources, device)
+    broadest = max(band.psf_fwhm for band in card.bands)
+    peaks = _peaks(observation, max(1, round(0.5 * broadest / card.pixel_scale)), 2 * num_sources, device)
     if not (peaks >= 0).any():
         return PointSources(place, flux, measured)
     in_card = [names.index(name) for name in observation.bands]
-    reach = math.ceil(CORE * sharpest / card.pixel_scale) + 1
+    reach = math.ceil(CORE * broadest / card.pixel_scale) + 1
     rest = F.pad(torch.where(observation.mask, observation.flux, 0.0).to(device).double(), 4 * (reach,))
     weight = torch.where(observation.mask, observation.inverse_variance, 0.0).to(device).double()
     weight = F.pad(weight, 4 * (reach,))
@@ -271,10 +273,6 @@ def _in_bands(sources: PointSources, known: list[float], wanted: list[float]) ->
         value = (ends[0] + (ends[1] - ends[0]) * share).exp()
         found.append(torch.where(has_low | has_high, value, 0.0))
     return torch.stack(found, -1)
-
-
-def _flux_range() -> tuple[float, float]:
-    return 0.0, math.asinh(BRIGHTEST / FAINTEST)
 
 
 def _digits(share: Float64[Tensor, "*A"], count: int) -> Int[Tensor, "*A count"]:

@@ -125,6 +125,23 @@ def test_a_padded_batch_is_decoded_as_its_images_are_alone(image_tokenizer, sky)
     assert not back.mask[1, :, :, 25:].any()
 
 
+def test_light_beyond_the_bands_of_one_object_does_not_depend_on_those_of_another(image_tokenizer, sky):
+    hsc = sky["image/hsc"]
+    whole = hsc.select([0])
+    blue = ImageObservation(
+        hsc.modality, ["b"], hsc.flux[1:2, :2], hsc.bands[:2], hsc.inverse_variance[1:2, :2], hsc.mask[1:2, :2],
+        psf_fwhm=hsc.psf_fwhm[1:2, :2],
+    )  # fmt: skip
+    target = modality("image/legacysurvey")
+
+    together = image_tokenizer.decode(image_tokenizer.encode(stack([whole, blue])), target)
+
+    for row, part in enumerate((whole, blue)):
+        alone = image_tokenizer.decode(image_tokenizer.encode(part), target)
+        largest = alone.flux.abs().max()
+        assert torch.allclose(together.flux[row], alone.flux[0], atol=1e-4 * largest)
+
+
 def test_bands_may_come_in_any_order(image_tokenizer, sky):
     observation = sky["image/hsc"]
     order = [3, 0, 4, 2, 1]

@@ -6,8 +6,8 @@ pixels that lie within its image by a PSF at least.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,19 +21,6 @@ from .simulated_truth import SimulatedTruth
 from .source_pixels import signal_to_noise
 
 
-@dataclass
-class _Sums:
-    """Over source pixels: squares of the error, of the own tokens' error, of the noise and of the flux; and fluxes."""
-
-    error: float = 0.0
-    own_error: float = 0.0
-    noise: float = 0.0
-    square: float = 0.0
-    found: float = 0.0
-    flux: float = 0.0
-    num_objects: int = 0
-
-
 def measure_another_camera(
     tokenizer: Tokenizer,
     batches: Iterable[tuple[ImageObservation, Mapping[str, ImageObservation]]],
@@ -45,7 +32,7 @@ def measure_another_camera(
     `batches` are of objects as one camera saw them, and as the others did, by modality. Errors are RMS over RMS flux:
     of tokens of the other camera, of tokens of the wanted one (`own_error`), and of the noise of one observation.
     """
-    sums: dict[str, _Sums] = {}
+    sums: dict[str, defaultdict[str, float]] = {}
     sharper: dict[str, bool] = {}
     for seen, others in batches:
         tokens = tokenizer.encode(seen)
@@ -58,29 +45,28 @@ def measure_another_camera(
             flux = wanted.flux if true is None else true
             chosen = wanted.mask & back.mask & (signal_to_noise(wanted, true) > source_sigma) & known[:, None, None]
             chosen = chosen & pixels_within(wanted, seen)
-            into = sums.setdefault(name, _Sums())
-            into.num_objects += len(seen)
-            for field, values in (
-                ("error", (back.flux - flux).double().square()),
-                ("own_error", (own.flux - flux).double().square()),
-                ("noise", 1 / wanted.inverse_variance.double()),
-                ("square", flux.double().square()),
-                ("found", back.flux.double()),
-                ("flux", flux.double()),
-            ):
-                setattr(into, field, getattr(into, field) + values[chosen].sum().item())
+            of_pixels = {
+                "error": (back.flux - flux).double().square(),
+                "own_error": (own.flux - flux).double().square(),
+                "noise": 1 / wanted.inverse_variance.double(),
+                "square": flux.double().square(),
+                "found": back.flux.double(),
+                "flux": flux.double(),
+            }
+            into = sums.setdefault(name, defaultdict(float))
+            for key, values in of_pixels.items():
+                into[key] += values[chosen].sum().item()
+            into["num_objects"] += len(seen)
             sharper[name] = bool(wanted.psf_fwhm.median() < seen.psf_fwhm.median())
     return {
         name: {
-            "num_objects": s.num_objects,
+            "num_objects": int(s["num_objects"]),
             "is_sharper": sharper[name],
-            "error": math.sqrt(s.error / s.square),
-            "own_error": math.sqrt(s.own_error / s.square),
-            "noise": math.sqrt(s.noise / s.square),
-            "bias": s.found / s.flux - 1,
+            **{key: math.sqrt(s[key] / s["square"]) for key in ("error", "own_error", "noise")},
+            "bias": s["found"] / s["flux"] - 1,
         }
         for name, s in sums.items()
-        if s.square > 0
+        if s["square"] > 0
     }
 
 
