@@ -45,3 +45,9 @@ def brightness_codes(values: Float[Tensor, "B C"], num_codes: int) -> Int[Tensor
     """The bin of each compressed brightness."""
     low, high = RANGE
     return ((values - low) / (high - low) * num_codes).clamp(0, num_codes - 1).long()
+
+
+def brightness_of_codes(codes: Int[Tensor, "B C"], num_codes: int) -> Float[Tensor, "B C"]:
+    """Brightness in the middle of each bin, nanomaggies per square arcsec."""
+    low, high = RANGE
+    return SOFTENING * torch.sinh(low + (high - low) * (codes.clamp(0, num_codes - 1).double() + 0.5) / num_codes)

@@ -25,14 +25,15 @@ from ..data.instruments import ImagingInstrument
 from ..data.modalities import Modality
 from ..data.observations import ImageObservation, ObservationError
 from ..settings import Settings, validate_settings
-from .brightness import brightness_codes, measure_brightness
+from .brightness import brightness_codes, brightness_of_codes, measure_brightness
 from .digit_planes import DigitPlanes
 from .light_basis import LightBasis
+from .patch_context import brightness_softening, num_context, object_colours, patch_slopes
 from .patch_fit import SeenPatches, chunks, fit_brightness, fit_latents, patch_statistics, see_patches
 from .patch_grid import PatchGrid, patch_pixels
 from .patch_prior import BRIGHTNESS_FLOOR, PatchPrior, Sums
 from .patch_refiner import PatchRefiner
-from .patch_rendering import blank_image, covered_pixels, render_for_camera
+from .patch_rendering import blank_image, covered_pixels, num_columns, render_for_camera
 from .point_sources import (
     find_sources,
     num_details_and_sources,
@@ -71,7 +72,7 @@ class ImageTokenizerSettings(Settings):
     digits_per_token: PositiveInt = 5
     num_levels: PositiveInt = 5
     """Digits of the most important latents."""
-    tolerance: float = 0.008
+    tolerance: float = 0.02
     """Details end where those left out would change chi2 by less than this for each valid pixel of the patch."""
     num_point_sources: NonNegativeInt = 8
     """Most point sources of an image."""
@@ -102,7 +103,7 @@ class ImageTokenizer(nn.Module):
         self.basis = LightBasis(
             settings.max_frequency, settings.spectral_orders, settings.wavelength_min, settings.wavelength_max
         )
-        self.prior = PatchPrior(self.basis, settings.num_latents)
+        self.prior = PatchPrior(self.basis, settings.num_latents, num_context(self.basis))
         self.planes = DigitPlanes(
             settings.num_latents, settings.num_details, settings.digits_per_token, settings.base, settings.num_levels
         )
@@ -140,10 +141,10 @@ class ImageTokenizer(nn.Module):
         check_kind(self.kind, observation.modality)
         grid = PatchGrid.of(observation, self.settings.patch_side)
         of_sources, sources_mask, stars = self._sources(observation)
-        found = self._codes(observation, self._without(stars, observation), grid)
-        levels, details, patch_mask, detail_mask = (t.cpu() for t in found)
-        brightness, measured = measure_brightness(observation)
-        of_bands = brightness_codes(brightness, self.settings.num_brightnesses) + self._first_band_code
+        of_bands, measured, colours = self._colours(observation)
+        found = self._codes(observation, self._without(stars, observation), grid, colours)
+        levels, details, patch_mask, detail_mask, _ = (t.cpu() for t in found)
+        of_bands = of_bands + self._first_band_code
         mask = torch.cat([measured, patch_mask, detail_mask.transpose(1, 2).flatten(1), sources_mask.cpu()], 1)
         of_sources = of_sources.cpu() + self._first_source_code
         codes = [of_bands, levels + self.planes.vocabulary_size, details.transpose(1, 2).flatten(1), of_sources]
@@ -188,7 +189,9 @@ class ImageTokenizer(nn.Module):
         level = torch.where(patch_mask, level, 0.0)
         latents = self._latents(level, codes[..., 1:], mask[..., 1:], patch_mask, middles.to(device))
         measured = tokens.mask[:, :num_bands]
-        flux = self._render(level, latents, middles, side, source, measured, target)
+        colours = self._colours_of_codes(tokens.codes[:, :num_bands] - self._first_band_code, measured, source)
+        context = self._context(colours, level, patch_mask, num_columns(middles), source)
+        flux = self._render(level, latents, context, colours, middles, side, source, measured, target)
         codes, mask = (t[:, end:].to(device) for t in (tokens.codes - self._first_source_code, tokens.mask))
         flux = flux + self._render_sources(codes, mask, source, target)
         covered = covered_pixels(patch_mask.cpu(), middles, side, target)
@@ -214,7 +217,9 @@ class ImageTokenizer(nn.Module):
         grid = PatchGrid.of(observation, self.settings.patch_side)
         with torch.no_grad():
             *_, stars = self._sources(observation)
-            levels, details, patch_mask, detail_mask = self._codes(observation, self._without(stars, observation), grid)
+            rest = self._without(stars, observation)
+            *_, colours = self._colours(observation)
+            levels, details, patch_mask, detail_mask, context = self._codes(observation, rest, grid, colours)
         # Any number of details may be kept: of seven objects in ten, a random number is.
         most = self.settings.num_details * torch.rand(len(observation), device=device) ** 2 * 2
         detail_mask = detail_mask & (torch.arange(self.settings.num_details, device=device) < most[:, None, None])
@@ -224,7 +229,9 @@ class ImageTokenizer(nn.Module):
         side = grid.pixels * observation.card.pixel_scale
         # Bright pixels need more digits than bf16 has.
         with torch.autocast(device.type, enabled=False):
-            of_patches = self._render(level, latents.float(), middles, side, observation.card, None, observation)
+            of_patches = self._render(
+                level, latents.float(), context, colours, middles, side, observation.card, None, observation
+            )
         predicted = of_patches + stars.float()
         mask = observation.mask.to(device)
         weight = observation.inverse_variance.to(device).sqrt()
@@ -266,14 +273,16 @@ class ImageTokenizer(nn.Module):
         """
         stream = iter(batches)
         for number in range(done, rounds):
-            sums = Sums.none(self.prior.covariance)
+            sums = Sums.none(self.prior.regression)
             for _ in range(batches_per_round):
                 batch = next(stream)
                 grid = PatchGrid.of(batch, self.settings.patch_side)
                 *_, stars = self._sources(batch)
-                seen, codes = self._see(batch, self._without(stars, batch), grid, slice(0, len(batch)))
+                *_, colours = self._colours(batch)
+                every = slice(0, len(batch))
+                seen, codes, context = self._see(batch, self._without(stars, batch), grid, every, colours)
                 level = self._levels(codes).double()
-                sums = sums + patch_statistics(self.basis, self.prior, seen, level, patches)
+                sums = sums + patch_statistics(self.basis, self.prior, seen, level, context, patches)
             for tensor in sums.tensors():
                 add_up(tensor)
             self.prior.maximize(sums)
@@ -376,32 +385,79 @@ class ImageTokenizer(nn.Module):
             )
         return (place * self.settings.num_patch_brightnesses).long()
 
+    def _colours(
+        self, observation: ImageObservation
+    ) -> tuple[Int[Tensor, "B C"], Bool[Tensor, "B C"], Float64[Tensor, "B M"]]:
+        """Codes of the brightness in each band of the camera, whether it was measured, and `object_colours` of both."""
+        values, measured = measure_brightness(observation)
+        codes = brightness_codes(values, self.settings.num_brightnesses)
+        return codes, measured, self._colours_of_codes(codes, measured, observation.card)
+
+    def _colours_of_codes(
+        self, codes: Int[Tensor, "B C"], measured: Bool[Tensor, "B C"], card: ImagingInstrument
+    ) -> Float64[Tensor, "B M"]:
+        values = brightness_of_codes(codes, self.settings.num_brightnesses)
+        return object_colours(self.basis, card, values, measured).to(device_of(self))
+
+    def _context(
+        self,
+        colours: Float64[Tensor, "B M"],
+        level: Float[Tensor, "B P"],
+        patch_mask: Bool[Tensor, "B P"],
+        columns: int,
+        card: ImagingInstrument,
+    ) -> Float64[Tensor, "B P F"]:
+        """What the prior expects patches by: the colours of their object, and the slopes of the light about them."""
+        softening = brightness_softening(self.basis, card, patch_pixels(card, self.settings.patch_side))
+        slopes = patch_slopes(level, patch_mask, columns, softening)
+        return torch.cat([colours[:, None].expand(-1, level.shape[1], -1), slopes], -1)
+
     def _seen(
-        self, observation: ImageObservation, flux: Float64[Tensor, "B C H W"], grid: PatchGrid
-    ) -> Iterator[tuple[SeenPatches, Int[Tensor, "B P"]]]:
-        """A few objects at a time: their patches, and the codes of the patches' brightness."""
+        self,
+        observation: ImageObservation,
+        flux: Float64[Tensor, "B C H W"],
+        grid: PatchGrid,
+        colours: Float64[Tensor, "B M"],
+    ) -> Iterator[tuple[SeenPatches, Int[Tensor, "B P"], Float64[Tensor, "B P F"]]]:
+        """A few objects at a time: their patches, the codes of the patches' brightness, and the patches' context."""
         for rows in chunks(observation, grid, self.settings.num_latents):
-            yield self._see(observation, flux, grid, rows)
+            yield self._see(observation, flux, grid, rows, colours)
 
     def _see(
-        self, observation: ImageObservation, flux: Float64[Tensor, "B C H W"], grid: PatchGrid, rows: slice
-    ) -> tuple[SeenPatches, Int[Tensor, "B P"]]:
-        seen = see_patches(self.basis, observation, flux, grid, rows)
-        return seen, self._level_codes(fit_brightness(self.basis, self.prior, seen), observation, rows.start)
+        self,
+        observation: ImageObservation,
+        flux: Float64[Tensor, "B C H W"],
+        grid: PatchGrid,
+        rows: slice,
+        colours: Float64[Tensor, "B M"],
+    ) -> tuple[SeenPatches, Int[Tensor, "B P"], Float64[Tensor, "B P F"]]:
+        seen = see_patches(self.basis, observation, flux, colours, grid, rows)
+        brightness = fit_brightness(self.basis, self.prior, seen)
+        codes = self._level_codes(brightness, observation, rows.start)
+        context = self._context(colours[rows], self._levels(codes), seen.num_valid > 0, grid.columns, observation.card)
+        return seen, codes, context
 
-    def _fit(self, seen: SeenPatches, codes: Int[Tensor, "B P"]) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P"]]:
+    def _fit(
+        self, seen: SeenPatches, codes: Int[Tensor, "B P"], context: Float64[Tensor, "B P F"]
+    ) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P"]]:
         """`fit_latents` by the brightness that the codes keep."""
         level = self._levels(codes).double()
-        return fit_latents(self.basis, self.prior, seen, level, self.settings.tolerance)
+        return fit_latents(self.basis, self.prior, seen, level, context, self.settings.tolerance)
 
     def _codes(
-        self, observation: ImageObservation, flux: Float64[Tensor, "B C H W"], grid: PatchGrid
-    ) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P T"], Bool[Tensor, "B P"], Bool[Tensor, "B P T"]]:
-        """Codes of the patches' brightness and details, and the masks of both."""
+        self,
+        observation: ImageObservation,
+        flux: Float64[Tensor, "B C H W"],
+        grid: PatchGrid,
+        colours: Float64[Tensor, "B M"],
+    ) -> tuple[
+        Int[Tensor, "B P"], Int[Tensor, "B P T"], Bool[Tensor, "B P"], Bool[Tensor, "B P T"], Float64[Tensor, "B P F"]
+    ]:
+        """Codes of the patches' brightness and details, the masks of both, and the patches' context."""
         most = self.settings.num_details
         found = []
-        for seen, codes in self._seen(observation, flux, grid):
-            numbers, worth = self._fit(seen, codes)
+        for seen, codes, context in self._seen(observation, flux, grid, colours):
+            numbers, worth = self._fit(seen, codes, context)
             num_valid = seen.num_valid
             details = codes.new_zeros(*codes.shape, most)
             count = torch.zeros_like(num_valid)
@@ -412,9 +468,9 @@ class ImageTokenizer(nn.Module):
             # Where not even all of them are enough, all are kept.
             count[some] = torch.where(enough.any(1), enough.int().argmax(1), most)
             detail_mask = torch.arange(most, device=count.device) < count[..., None]
-            found.append((codes, details, num_valid > 0, detail_mask))
-        codes, details, patch_mask, detail_mask = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return codes, details, patch_mask, detail_mask
+            found.append((codes, details, num_valid > 0, detail_mask, context))
+        codes, details, patch_mask, detail_mask, context = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return codes, details, patch_mask, detail_mask, context
 
     def _latents(
         self,
@@ -434,6 +490,8 @@ class ImageTokenizer(nn.Module):
         self,
         level: Float[Tensor, "B P"],
         latents: Float[Tensor, "B P D"],
+        context: Float64[Tensor, "B P F"],
+        colours: Float64[Tensor, "B M"],
         middles: Float[Tensor, "B P 2"],
         side: float,
         source: ImagingInstrument,
@@ -445,9 +503,11 @@ class ImageTokenizer(nn.Module):
         None for what was measured in all of the target's bands.
         """
         scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
-        departures = latents * scale[..., None] @ self.prior.latents.float().T
-        mean = level[..., None] * self.prior.mean.float()
-        flux = render_for_camera(self.basis, mean + departures, middles, side, source, target)
+        typical = self.prior.regression[:, 0].float()
+        expected = (context @ self.prior.regression.T).float()
+        departures = latents * scale[..., None] @ self.prior.latents.float().T + level[..., None] * (expected - typical)
+        mean = level[..., None] * typical
+        flux = render_for_camera(self.basis, mean + departures, colours, middles, side, source, target)
         if measured is None:
             return flux
         wanted = [target.card.band(name).wavelength for name in target.bands]
@@ -462,7 +522,7 @@ class ImageTokenizer(nn.Module):
                 smoothest = self.basis.smoothest(spectral).float().to(level.device)
                 departures[rows] = departures[rows] @ smoothest.T
         if beyond.any():
-            smooth = render_for_camera(self.basis, mean + departures, middles, side, source, target)
+            smooth = render_for_camera(self.basis, mean + departures, colours, middles, side, source, target)
             flux = torch.where(beyond.to(flux.device)[..., None, None], smooth, flux)
         return flux
 
@@ -472,8 +532,9 @@ class ImageTokenizer(nn.Module):
         edges = (points[1:] + points[:-1]) / 2
         *_, stars = self._sources(observation)
         grid = PatchGrid.of(observation, self.settings.patch_side)
-        for seen, codes in self._seen(observation, self._without(stars, observation), grid):
-            numbers, worth = self._fit(seen, codes)
+        *_, colours = self._colours(observation)
+        for seen, codes, context in self._seen(observation, self._without(stars, observation), grid, colours):
+            numbers, worth = self._fit(seen, codes, context)
             limit = self.settings.tolerance * seen.num_valid
             matters = worth[..., None] * self.prior.variances > limit[..., None]
             cell = torch.searchsorted(edges, numbers.contiguous())

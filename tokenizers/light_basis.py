@@ -1,10 +1,10 @@
 """What a patch of the sky looks like through an instrument: cosines on the sky times smooth functions of wavelength.
 
 Light in a square patch is a sum of basis functions, each a product of two cosines across the patch, a Legendre
-polynomial of log wavelength and the spectrum of a typical galaxy. A camera sees each one times its band's mean of the
-function of wavelength and times the modulation transfer function of its PSF. So the coefficients belong to the sky, and
-everything that an instrument is (wavelength and width of the bands, PSF, pixel scale) enters by physical law, for
-instruments never seen before too.
+polynomial of log wavelength and a spectrum: the object's as far as it is known, relative to that of a typical galaxy.
+A camera sees each one times its band's mean of the function of wavelength and times the modulation transfer function of
+its PSF. So the coefficients belong to the sky, and everything that an instrument is (wavelength and width of the bands,
+PSF, pixel scale) enters by physical law, for instruments never seen before too.
 """
 
 import math
@@ -26,6 +26,8 @@ TYPICAL_LIGHT = (
 )
 """Flux density per frequency of the mean galaxy of the simulated sky at wavelengths in angstrom, one at 6200: what no
 band of a camera shows is taken to follow it."""
+LEAST_LIGHT = 0.1
+"""Of the typical light: what an object is taken to have at any wavelength, at least."""
 NUM_SLOPES = 2
 SLOW = 4
 """Order of the functions that slopes and bends are multiplied by, at most."""
@@ -91,13 +93,16 @@ class LightBasis(nn.Module):
             return i * i + j * j <= (self.num_cosines - 1) ** 2 + 1
         return max(order[i], order[j]) <= SLOW
 
-    def spectral(self, card: ImagingInstrument, bands: tuple[str, ...]) -> Float[Tensor, "C M"]:
+    def spectral(
+        self, card: ImagingInstrument, bands: tuple[str, ...], colours: Float64[Tensor, "B M"] | None = None
+    ) -> Float64[Tensor, "*B C M"]:
         """Mean of each function of wavelength over each band, taken as a rectangle.
 
-        Raises ValueError for a band out of range.
+        With `colours`, of each of B objects: its spectrum, the sum of the polynomials times these numbers, takes the
+        place of the typical one, which it is relative to. Raises ValueError for a band out of range.
         """
         low, high = self.range
-        rows = []
+        polynomials, light = [], []
         for band in (card.band(name) for name in bands):
             if not low <= band.wavelength <= high:
                 raise ValueError(
@@ -106,9 +111,13 @@ class LightBasis(nn.Module):
                 )
             wavelengths = band.wavelength + band.width * (np.arange(16) - 7.5) / 16
             x = np.log(wavelengths.clip(low, high) / low) / math.log(high / low) * 2 - 1
-            light = np.interp(wavelengths, *TYPICAL_LIGHT)
-            rows.append((np.polynomial.legendre.legvander(x, self.num_orders - 1) * light[:, None]).mean(0))
-        return torch.tensor(np.array(rows), dtype=torch.float64)
+            polynomials.append(np.polynomial.legendre.legvander(x, self.num_orders - 1))
+            light.append(np.interp(wavelengths, *TYPICAL_LIGHT) / len(wavelengths))
+        of_wavelength, typical = (torch.from_numpy(np.array(part)) for part in (polynomials, light))
+        if colours is None:
+            return torch.einsum("cwm,cw->cm", of_wavelength, typical)
+        relative = torch.einsum("cwm,bm->bcw", of_wavelength, colours.cpu()).clamp(min=LEAST_LIGHT)
+        return torch.einsum("cwm,bcw->bcm", of_wavelength, typical * relative)
 
     def smoothest(self, spectral: Float64[Tensor, "C M"]) -> Float64[Tensor, "J J"]:
         """From coefficients to the smoothest ones that bands of these `spectral` numbers cannot tell from them.
@@ -134,9 +143,9 @@ class LightBasis(nn.Module):
         frequency = self.half_cycles.to(psf_fwhm.dtype) / (2 * patch_side)
         return moffat_transfer(psf_fwhm[..., None], frequency).clamp(min=LEAST_TRANSFER)
 
-    def response(self, spectral: Float[Tensor, "C M"], transfer: Float[Tensor, "B C K"]) -> Float[Tensor, "B C J"]:
+    def response(self, spectral: Float[Tensor, "*B C M"], transfer: Float[Tensor, "B C K"]) -> Float[Tensor, "B C J"]:
         """What each band sees of each basis function."""
-        return transfer[..., self.spatial_of] * spectral[:, self.spectral_of]
+        return transfer[..., self.spatial_of] * spectral[..., self.spectral_of]
 
     def design(
         self, response: Float[Tensor, "B C J"], mix: Float[Tensor, "J D"], pixels: int

@@ -57,14 +57,19 @@ def chunks(observation: ImageObservation, grid: PatchGrid, num_latents: int) -> 
 
 
 def see_patches(
-    basis: LightBasis, observation: ImageObservation, flux: Float64[Tensor, "B C H W"], grid: PatchGrid, rows: slice
+    basis: LightBasis,
+    observation: ImageObservation,
+    flux: Float64[Tensor, "B C H W"],
+    colours: Float64[Tensor, "B M"],
+    grid: PatchGrid,
+    rows: slice,
 ) -> SeenPatches:
     """The patches of some objects, with `flux` in place of the observation's.
 
-    Raises ObservationError for a band out of the basis's range.
+    `colours` are those of `patch_context.object_colours`. Raises ObservationError for a band out of the basis's range.
     """
     area, device = observation.card.pixel_scale**2, flux.device
-    spectral = spectral_response(basis, observation).to(device)
+    spectral = spectral_response(basis, observation, colours[rows]).to(device)
     part = PatchGrid(grid.pixels, grid.rows, grid.columns, grid.start[rows])
     mask = observation.mask[rows].to(device)
     weight = torch.where(mask, observation.inverse_variance[rows].to(device).double(), 0.0) * area**2
@@ -75,33 +80,44 @@ def see_patches(
     return SeenPatches(part.cut(light).flatten(2), part.cut(weight).flatten(2), response, grid.pixels)
 
 
-def spectral_response(basis: LightBasis, observation: ImageObservation) -> Float64[Tensor, "C M"]:
+def spectral_response(
+    basis: LightBasis, observation: ImageObservation, colours: Float64[Tensor, "B M"]
+) -> Float64[Tensor, "B C M"]:
     """`LightBasis.spectral` of an observation's bands. Raises ObservationError that names modality and object."""
     modality: Modality = observation.modality
     try:
-        return basis.spectral(observation.card, tuple(observation.bands))
+        return basis.spectral(observation.card, tuple(observation.bands), colours)
     except ValueError as error:
         raise ObservationError(f"{modality.name}, object {observation.object_id[0]}: {error}") from None
 
 
 def fit_brightness(basis: LightBasis, prior: PatchPrior, seen: SeenPatches) -> Float64[Tensor, "B P"]:
-    """Brightness of each patch, nanomaggies per square arcsec: amplitude of the mean spectrum; zero without pixels."""
+    """Brightness of each patch, nanomaggies per square arcsec: amplitude of the object's spectrum; zero without pixels.
+
+    The spectrum is that of a patch about which nothing else is known.
+    """
     # Without structure on the sky: so it is positive on every pixel that may be valid alone.
-    even = torch.where(basis.spatial_of == 0, prior.mean, 0.0)
+    even = torch.where(basis.spatial_of == 0, prior.regression[:, 0], 0.0)
     spectrum = basis.design(seen.response, even[:, None], seen.pixels).flatten(1)[:, None]
     precision = (seen.weight * spectrum**2).sum(2)
     return (seen.weight * spectrum * seen.light).sum(2) / precision.clamp(min=1e-12)
 
 
 def fit_latents(
-    basis: LightBasis, prior: PatchPrior, seen: SeenPatches, level: Float64[Tensor, "B P"], tolerance: float
+    basis: LightBasis,
+    prior: PatchPrior,
+    seen: SeenPatches,
+    level: Float64[Tensor, "B P"],
+    context: Float64[Tensor, "B P F"],
+    tolerance: float,
 ) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B P"]]:
     """The latents of each patch: most probable given its pixels; and the chi2 that an error of one in them costs.
 
-    `level` is the brightness of the patch. Latents too small to matter beside `tolerance` (chi2 for each valid pixel)
-    stay zero, and cost no time. The cores of galaxies and stars hold far more than most patches: where a first solution
-    is larger than its prior, the prior is taken to be as broad, as in a Student t distribution of FREEDOM degrees
-    (Liu & Rubin 1995, Statistica Sinica 5, 19, eq. 5), and the patch is solved once more.
+    `level` is the brightness of the patch, `context` what the prior's regression takes. Latents too small to matter
+    beside `tolerance` (chi2 for each valid pixel) stay zero, and cost no time. The cores of galaxies and stars hold far
+    more than most patches: where a first solution is larger than its prior, the prior is taken to be as broad, as in a
+    Student t distribution of FREEDOM degrees (Liu & Rubin 1995, Statistica Sinica 5, 19, eq. 5), and the patch is
+    solved once more.
     """
     scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
     worth = seen.weight.sum(2) * scale**2
@@ -109,7 +125,7 @@ def fit_latents(
     deviation = prior.variances.sqrt()
     mix = prior.latents * deviation
     design = basis.design(seen.response, mix, seen.pixels).flatten(1, 2).transpose(1, 2).contiguous()
-    residual = (seen.light - _template(basis, prior, seen)[:, None] * level[..., None]) * seen.weight
+    residual = (seen.light - _expected(basis, prior, seen, context) * level[..., None]) * seen.weight
     least = LEAST_SHARE * tolerance * seen.num_valid
     numbers = level.new_zeros(*level.shape, len(deviation))
     breadth = torch.ones_like(level)
@@ -139,21 +155,29 @@ def fit_latents(
 
 
 def patch_statistics(
-    basis: LightBasis, prior: PatchPrior, seen: SeenPatches, level: Float64[Tensor, "B P"], most: int, chunk: int = 64
+    basis: LightBasis,
+    prior: PatchPrior,
+    seen: SeenPatches,
+    level: Float64[Tensor, "B P"],
+    context: Float64[Tensor, "B P F"],
+    most: int,
+    chunk: int = 64,
 ) -> Sums:
     """What the prior learns of the patches with light, at most `most` of them."""
-    signal = level.abs() * (seen.weight * _template(basis, prior, seen)[:, None] ** 2).sum(2).sqrt()
+    signal = level.abs() * (seen.weight * _expected(basis, prior, seen, context) ** 2).sum(2).sqrt()
     whole = seen.num_valid > 0.5 * seen.weight.shape[2]
     objects, patches = torch.nonzero((signal > LEAST_SIGNAL) & whole, as_tuple=True)
     keep = torch.linspace(0, len(objects) - 1, min(most, len(objects)), device=objects.device).long()
     eye = torch.eye(len(basis), device=level.device, dtype=level.dtype)
-    sums = Sums.none(eye)
+    sums = Sums.none(prior.regression)
     for o, p in zip(objects[keep].split(chunk), patches[keep].split(chunk), strict=True):
         design = basis.design(seen.response[o], eye, seen.pixels).flatten(1, 2)
-        sums = sums + prior.expect(design, seen.light[o, p], seen.weight[o, p], level[o, p])
+        sums = sums + prior.expect(design, seen.light[o, p], seen.weight[o, p], level[o, p], context[o, p])
     return sums
 
 
-def _template(basis: LightBasis, prior: PatchPrior, seen: SeenPatches) -> Float64[Tensor, "B L"]:
-    """The mean patch of brightness one, as the instrument sees it."""
-    return basis.design(seen.response, prior.mean[:, None], seen.pixels).flatten(1)
+def _expected(
+    basis: LightBasis, prior: PatchPrior, seen: SeenPatches, context: Float64[Tensor, "B P F"]
+) -> Float64[Tensor, "B P L"]:
+    """The patches of brightness one that the prior expects, as the instrument sees them."""
+    return context @ basis.design(seen.response, prior.regression, seen.pixels).flatten(1, 2).transpose(1, 2)

@@ -1,8 +1,9 @@
 """What patches of the sky look like on average: mean and covariance of their coefficients, learned from noisy images.
 
-The coefficients of a patch, over its brightness, are taken as a draw from one Gaussian, seen through the instrument
-with noise, masks and missing bands. Expectation maximisation gives its mean and covariance (Dempster, Laird & Rubin
-1977, for factor analysis with known noise); the leading directions of the covariance, by the light they carry, are the
+The coefficients of a patch, over its brightness, are taken as a draw from a Gaussian, seen through the instrument with
+noise, masks and missing bands. Its mean is linear in what is known of the patch before (`patch_context.py`).
+Expectation maximisation gives the mean and covariance (Dempster, Laird & Rubin 1977, for factor analysis with known
+noise); the leading directions of the covariance, by the light they carry, are the
 latents that tokens describe. Nothing depends on which instruments the images came from.
 """
 
@@ -16,6 +17,8 @@ from .light_basis import LightBasis
 
 BRIGHTNESS_FLOOR = 0.003
 """Nanomaggies per square arcsec: patches fainter than this are scaled by it. About the noise of deep surveys."""
+FEW_PATCHES = 10.0
+"""As many patches without features as the regression takes for granted, but for the constant."""
 LEAST_VARIANCE = 1e-7
 LEAST_SEEN = 1e-6
 """Floor of the light per unit of a basis function, relative to the one seen best."""
@@ -26,35 +29,39 @@ class Sums:
     """Sufficient statistics of patches: they add over batches and processes."""
 
     count: Tensor
-    first: Float64[Tensor, " J"]
+    gram: Float64[Tensor, "F F"]
+    cross: Float64[Tensor, "J F"]
     second: Float64[Tensor, "J J"]
     metric: Float64[Tensor, "J J"]
 
     @classmethod
-    def none(cls, like: Float64[Tensor, "J J"]) -> "Sums":
-        """Of no patch yet."""
-        return cls(like.new_zeros(()), like.new_zeros(len(like)), torch.zeros_like(like), torch.zeros_like(like))
+    def none(cls, like: Float64[Tensor, "J F"]) -> "Sums":
+        """Of no patch yet; `like` the regression of the prior."""
+        num, features = like.shape
+        sizes = ((), (features, features), (num, features), (num, num), (num, num))
+        return cls(*(like.new_zeros(size) for size in sizes))
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(*(mine + theirs for mine, theirs in zip(self.tensors(), other.tensors(), strict=True)))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The sums, for instance to add them over processes in place."""
-        return self.count, self.first, self.second, self.metric
+        return self.count, self.gram, self.cross, self.second, self.metric
 
 
 class PatchPrior(nn.Module):
-    """Mean [J] and covariance [J, J] of coefficients over brightness; `latents` [J, D] and their `variances` [D].
+    """What coefficients over brightness are like: `regression` [J, F] on the F features of a patch's context, the first
+    of them one, and covariance [J, J] about it; `latents` [J, D] and their `variances` [D].
 
     All in float64, so that tokens do not depend on how a batch is put together.
     """
 
-    mean: Tensor
+    regression: Tensor
     covariance: Tensor
     latents: Tensor
     variances: Tensor
 
-    def __init__(self, basis: LightBasis, num_latents: int):
+    def __init__(self, basis: LightBasis, num_latents: int, num_context: int = 1):
         super().__init__()
         if num_latents > len(basis):
             raise ValueError(f"at most {len(basis)} latents come from as many basis functions, found {num_latents}")
@@ -62,9 +69,9 @@ class PatchPrior(nn.Module):
         order = basis.spectral_of.double()
         # Before anything is learned: rough, smooth in space and in wavelength.
         guess = 2.0 * (1 + wave) ** -2.5 * (1 + order) ** -2
-        mean = torch.zeros(len(basis), dtype=torch.float64)
-        mean[0] = 1.0
-        self.register_buffer("mean", mean)
+        regression = torch.zeros(len(basis), num_context, dtype=torch.float64)
+        regression[0, 0] = 1.0
+        self.register_buffer("regression", regression)
         self.register_buffer("covariance", torch.diag(guess))
         self.register_buffer("latents", torch.zeros(len(basis), num_latents, dtype=torch.float64))
         self.register_buffer("variances", torch.ones(num_latents, dtype=torch.float64))
@@ -77,20 +84,22 @@ class PatchPrior(nn.Module):
         light: Float64[Tensor, "Q L"],
         weight: Float64[Tensor, "Q L"],
         brightness: Float64[Tensor, " Q"],
+        context: Float64[Tensor, "Q F"],
     ) -> Sums:
-        """Statistics of Q patches under the present mean and covariance.
+        """Statistics of Q patches under the present regression and covariance.
 
         `light` of the pixels and `brightness` of the patches in nanomaggies per square arcsec, `weight` the inverse
         variance of `light`.
         """
         scale = brightness.abs().clamp(min=BRIGHTNESS_FLOOR)
-        sign_and_scale = brightness / scale
+        features = context * (brightness / scale)[:, None]
+        expected = features @ self.regression.T
         # In units of the prior the equations are well conditioned: its root times unit normal numbers.
-        root = torch.linalg.cholesky(self.covariance + 1e-9 * torch.eye(len(self.mean), device=design.device))
+        root = torch.linalg.cholesky(self.covariance + 1e-9 * torch.eye(len(self.covariance), device=design.device))
         # Single precision is enough for a mean over many patches, and this product is most of the work.
         half = (design * weight.sqrt()[..., None] * scale[:, None, None]).float()
         precision = (half.transpose(1, 2) @ half).double()
-        residual = light - (design @ self.mean) * brightness[:, None]
+        residual = light - (design @ expected[..., None])[..., 0] * scale[:, None]
         normal = root.T @ precision @ root
         # The sum in single precision may be off by as much as the brightest patches have of it.
         largest = normal.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
@@ -98,19 +107,20 @@ class PatchPrior(nn.Module):
         factor = torch.linalg.cholesky(normal)
         right = (design.transpose(1, 2) @ (weight * residual)[..., None]) * scale[:, None, None]
         found = root @ torch.cholesky_solve(root.T @ right, factor)
-        coefficients = found[..., 0] + self.mean * sign_and_scale[:, None]
+        coefficients = found[..., 0] + expected
         scatter = root @ torch.cholesky_inverse(factor).sum(0) @ root.T
         total = weight.sum(1) * scale**2
         return Sums(
             torch.tensor(float(len(light)), dtype=torch.float64, device=light.device),
-            (coefficients * sign_and_scale[:, None]).sum(0),
+            features.T @ features,
+            coefficients.T @ features,
             scatter + coefficients.T @ coefficients,
             (precision / total.clamp(min=1e-30)[:, None, None]).sum(0),
         )
 
     @torch.no_grad()
     def maximize(self, sums: Sums) -> None:
-        """Take the mean and covariance of the statistics, and choose the latents anew.
+        """Take the regression and covariance of the statistics, and choose the latents anew.
 
         Raises ValueError if they are of too few patches to say anything.
         """
@@ -119,10 +129,13 @@ class PatchPrior(nn.Module):
                 f"expected images with at least 10 patches brighter than their noise to learn from, found "
                 f"{int(sums.count)}"
             )
-        mean = sums.first / sums.count
-        second = sums.second / sums.count
-        self.mean.copy_(mean)
-        self.covariance.copy_(second - torch.outer(mean, mean))
+        # A feature that few patches have says little.
+        ridge = torch.full_like(sums.gram[0], FEW_PATCHES)
+        ridge[0] = 0.0
+        regression = torch.linalg.solve(sums.gram + torch.diag(ridge), sums.cross.T).T
+        self.regression.copy_(regression)
+        explained = regression @ sums.cross.T
+        self.covariance.copy_((sums.second - (explained + explained.T) / 2) / sums.count)
         self._choose_latents(sums.metric / sums.count)
 
     def _choose_latents(self, metric: Float64[Tensor, "J J"]) -> None:

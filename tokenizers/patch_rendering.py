@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ..data.instruments import ImagingInstrument
@@ -27,24 +27,26 @@ PIXELS_OF_PSF = 2.0
 def render_patches(
     basis: LightBasis,
     coefficients: Float[Tensor, "B P J"],
+    colours: Float64[Tensor, "B M"],
     middles: Float[Tensor, "B P 2"],
     side: float,
     target: ImageObservation,
 ) -> Float[Tensor, "B C H W"]:
     """Flux of the target's pixels, nanomaggies.
 
-    `coefficients` of the basis functions in nanomaggies per square arcsec; `middles` of the patches and their `side` in
-    arcsec. Raises ObservationError for a band out of the basis's range.
+    `coefficients` of the basis functions in nanomaggies per square arcsec; `colours` of the objects
+    (`patch_context.object_colours`); `middles` of the patches and their `side` in arcsec. Raises ObservationError for a
+    band out of the basis's range.
     """
     device = coefficients.device
-    spectral = spectral_response(basis, target).float().to(device)
+    spectral = spectral_response(basis, target, colours).float().to(device)
     response = basis.response(spectral, basis.transfer(target.psf_fwhm.to(device), side))
     # [B, P, C, J] never exists: polynomials are summed band by band.
     waves = torch.stack(
-        [basis.by_wave((coefficients * response[:, None, c])[..., None])[..., 0] for c in range(len(spectral))],
+        [basis.by_wave((coefficients * response[:, None, c])[..., None])[..., 0] for c in range(spectral.shape[1])],
         2,
     )
-    columns = _num_columns(middles)
+    columns = num_columns(middles)
     grid = basis.to_grid(waves).unflatten(1, (-1, columns))
     area = target.card.pixel_scale**2
     objects = torch.arange(len(coefficients), device=device)[:, None]
@@ -61,6 +63,7 @@ def render_patches(
 def render_for_camera(
     basis: LightBasis,
     coefficients: Float[Tensor, "B P J"],
+    colours: Float64[Tensor, "B M"],
     middles: Float[Tensor, "B P 2"],
     side: float,
     source: ImagingInstrument,
@@ -74,7 +77,7 @@ def render_for_camera(
     sharpness = np.interp([math.log(band.wavelength) for band in bands], known[:, 0], known[:, 1])
     seen = torch.minimum(torch.from_numpy(sharpness).float(), target.psf_fwhm)
     if card == source or torch.equal(seen, target.psf_fwhm):
-        return render_patches(basis, coefficients, middles, side, target)
+        return render_patches(basis, coefficients, colours, middles, side, target)
     sharpest = min(band.psf_fwhm for band in (*source.bands, *bands))
     # An odd number of finer pixels, so that a wanted pixel's middle is one of theirs.
     parts = 2 * math.ceil((PIXELS_OF_PSF * card.pixel_scale / sharpest - 1) / 2) + 1
@@ -89,7 +92,7 @@ def render_for_camera(
         psf_fwhm=seen,
         center=target.center * parts + (parts - 1) / 2 + margin,
     )
-    light = render_patches(basis, coefficients, middles, side, fine)
+    light = render_patches(basis, coefficients, colours, middles, side, fine)
     rows, columns = (torch.fft.fftfreq(height, scale), torch.fft.rfftfreq(width, scale))
     frequency = torch.hypot(rows[:, None], columns).to(light.device)
     wanted, sharp = (fwhm.to(light.device)[..., None, None] for fwhm in (target.psf_fwhm, seen))
@@ -103,7 +106,7 @@ def covered_pixels(
     mask: Bool[Tensor, "B P"], middles: Float[Tensor, "B P 2"], side: float, target: ImageObservation
 ) -> Bool[Tensor, "B H W"]:
     """Which of the target's pixels lie on a patch that has a token."""
-    columns = _num_columns(middles)
+    columns = num_columns(middles)
     (row, _, row_inside), (column, _, column_inside) = _places(middles, columns, side, target)
     objects = torch.arange(len(mask))[:, None, None]
     on_valid = mask.unflatten(1, (-1, columns))[objects, row[:, :, None], column[:, None]]
@@ -140,7 +143,7 @@ def blank_image(
     )
 
 
-def _num_columns(middles: Float[Tensor, "B P 2"]) -> int:
+def num_columns(middles: Float[Tensor, "B P 2"]) -> int:
     """Patches in a row: those of one y."""
     return int((middles[0, :, 1] == middles[0, 0, 1]).sum())
 

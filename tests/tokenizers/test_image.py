@@ -10,6 +10,7 @@ from armillary.data.modalities import Modality, modality
 from armillary.data.observations import ImageObservation, ObservationError, stack
 from armillary.tokenizers.image import ImageTokenizerSettings
 from armillary.tokenizers.point_sources import num_source_tokens
+from armillary.tokenizers.token_grid import DETAIL
 
 from .conftest import small_image_tokenizer
 
@@ -234,6 +235,25 @@ def test_more_details_bring_chi2_nearer_to_that_of_the_noise(image_tokenizer, sk
         errors.append(square[observation.mask].mean().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.3 * errors[0]
+
+
+@pytest.mark.parametrize("tilt", [-0.6, 0.6])
+def test_without_details_patches_have_the_colours_of_their_object(image_tokenizer, tilt):
+    hsc = modality("image/hsc")
+    blank = ImageObservation(hsc, ["a"], torch.zeros(1, 5, 48, 48), "grizy")
+    y, x = torch.meshgrid(torch.arange(48) - 23.5, torch.arange(48) - 23.5, indexing="ij")
+    shape = torch.exp(-torch.hypot(x, y) / 6)
+    wavelength = torch.tensor([band.wavelength for band in hsc.card.bands])
+    colours = (wavelength / 7000) ** (1 + 2 * tilt)
+    image = ImageObservation(hsc, ["a"], (0.1 * colours[:, None, None] * shape)[None], "grizy")
+    tokens = image_tokenizer.encode(image)
+    plain = replace(tokens, mask=tokens.mask & (tokens.positions[..., DETAIL] <= 0))
+    assert plain.mask.sum() < tokens.mask.sum()
+
+    light = image_tokenizer.decode(plain, blank).flux[0].sum((1, 2))
+
+    ratio = light / image.flux[0].sum((1, 2))
+    assert (ratio / ratio.mean() - 1).abs().max() < 0.05
 
 
 def test_fewer_details_are_the_first_ones_and_no_other_number_is_decoded(image_tokenizer, sky):

@@ -32,6 +32,10 @@ def moffat(observation, place):
     return ((BETA - 1) / (math.pi * a**2) * (1 + square / a**2) ** -BETA * scale**2).float()
 
 
+TYPICAL = torch.ones(1, 1, dtype=torch.float64)
+"""Colours of an object with the typical spectrum."""
+
+
 def blank(name, size):
     bands = [band.name for band in modality(name).card.bands]
     return ImageObservation(modality(name), ["a"], torch.zeros(1, len(bands), size, size), bands)
@@ -60,7 +64,7 @@ def test_a_broader_psf_carries_light_over_the_edges_of_patches(basis, name):
     coefficients = coefficients / basis.spectral(hsc, (hsc.bands[band].name,))[0, 0].float()
     side = patch_pixels(hsc, SIDE) * hsc.pixel_scale
 
-    found = render_for_camera(basis, coefficients, grid.offsets(seen), side, hsc, target)
+    found = render_for_camera(basis, coefficients, TYPICAL, grid.offsets(seen), side, hsc, target)
 
     # In colour, the light is that of the basis: of the band nearest, about one.
     nearest = min(
@@ -70,7 +74,7 @@ def test_a_broader_psf_carries_light_over_the_edges_of_patches(basis, name):
     expected = moffat(target, place)[0, nearest] * ratio
     error = (found[0, nearest] - expected).abs().max() / expected.max()
     assert error < 0.04
-    alone = render_patches(basis, coefficients, grid.offsets(seen), side, target)
+    alone = render_patches(basis, coefficients, TYPICAL, grid.offsets(seen), side, target)
     assert (alone[0, nearest] - expected).abs().max() / expected.max() > 0.15
 
 
@@ -82,8 +86,8 @@ def test_even_light_stays_even_and_the_own_camera_is_rendered_directly(basis):
     side = patch_pixels(hsc, SIDE) * hsc.pixel_scale
     middles = grid.offsets(image)
 
-    even = render_for_camera(basis, coefficients, middles, side, hsc, target)
+    even = render_for_camera(basis, coefficients, TYPICAL, middles, side, hsc, target)
     expected = basis.spectral(target.card, tuple(target.bands))[:, 0] * target.card.pixel_scale**2
     np.testing.assert_allclose(even[0], expected[:, None, None].expand(-1, 24, 24).numpy(), rtol=1e-3)
-    own = render_for_camera(basis, coefficients, middles, side, hsc, image)
-    assert torch.equal(own, render_patches(basis, coefficients, middles, side, image))
+    own = render_for_camera(basis, coefficients, TYPICAL, middles, side, hsc, image)
+    assert torch.equal(own, render_patches(basis, coefficients, TYPICAL, middles, side, image))
