@@ -99,12 +99,7 @@ class DigitPlanes(nn.Module):
         self, codes: Int[Tensor, "Q T"], mask: Bool[Tensor, "Q T"]
     ) -> tuple[Float[Tensor, "Q D"], Float[Tensor, "Q D"]]:
         """Mean and spread (standard deviation) of the numbers given the valid tokens, a prefix of each row."""
-        digits = (codes[..., None] // self.strides) % self.base
-        known = mask[..., None] & torch.ones_like(digits, dtype=torch.bool)
-        number = self.number_of.flatten()
-        count = codes.new_zeros(len(codes), len(self.edges)).index_add_(1, number, known.flatten(1).long())
-        worth = self.base ** (self.num_levels - 1 - self.level_of)
-        cell = codes.new_zeros(count.shape).index_add_(1, number, (digits * worth * known).flatten(1))
+        cell, count = self._cells(codes, mask)
         cell = cell // self.base ** (self.num_levels - count)
         first = (self.base**count - 1) // (self.base - 1)
         place = (first + cell).T
@@ -112,22 +107,28 @@ class DigitPlanes(nn.Module):
 
     def errors(self, numbers: Float[Tensor, "Q D"], codes: Int[Tensor, "Q T"]) -> Float[Tensor, "Q T1"]:
         """Sum of squared errors of the numbers after 0, 1, ..., T tokens."""
-        cell = torch.zeros_like(numbers, dtype=torch.long)
-        count = torch.zeros_like(cell[:1])
+        cell, count = self._cells(codes, torch.ones_like(codes, dtype=torch.bool))
+        levels = torch.arange(self.num_levels + 1, device=cell.device)
+        power = self.base**levels
+        place = cell[..., None] // power.flip(0) + (power - 1) // (self.base - 1)
+        centers = self.centers.gather(1, place.transpose(0, 1).flatten(1)).unflatten(1, place[:, 0].shape)
+        error = (numbers[..., None] - centers.transpose(0, 1)).square()
+        gain = (error[..., :-1] - error[..., 1:])[:, self.number_of, self.level_of].sum(-1)
+        # From the last one back: so the small errors after many tokens are no differences of large ones.
+        left = torch.cat([gain, error.gather(2, count[..., None]).sum(1)], 1)
+        return left.flip(1).cumsum(1).flip(1)
+
+    def _cells(
+        self, codes: Int[Tensor, "Q T"], mask: Bool[Tensor, "Q T"]
+    ) -> tuple[Int[Tensor, "Q D"], Int[Tensor, "Q D"]]:
+        """The cell of each number on the finest level, its unknown digits zero, and how many digits are known."""
         digits = (codes[..., None] // self.strides) % self.base
-        error = (numbers - self.centers[:, 0]).square()
-        sums = [error.sum(1)]
-        for token, places in enumerate(self.number_of.tolist()):
-            # A number may have several digits in one token.
-            for digit, number in enumerate(places):
-                cell[:, number] = cell[:, number] * self.base + digits[:, token, digit]
-                count[:, number] += 1
-            changed = sorted(set(places))
-            first = (self.base ** count[:, changed] - 1) // (self.base - 1)
-            centers = self.centers[torch.tensor(changed, device=cell.device), first + cell[:, changed]]
-            error[:, changed] = (numbers[:, changed] - centers).square()
-            sums.append(error.sum(1))
-        return torch.stack(sums, 1)
+        known = mask[..., None] & torch.ones_like(digits, dtype=torch.bool)
+        number = self.number_of.flatten()
+        count = codes.new_zeros(len(codes), len(self.edges)).index_add_(1, number, known.flatten(1).long())
+        worth = self.base ** (self.num_levels - 1 - self.level_of)
+        cell = codes.new_zeros(count.shape).index_add_(1, number, (digits * worth * known).flatten(1))
+        return cell, count
 
     @property
     def strides(self) -> Tensor:
