@@ -20,6 +20,8 @@ from .modalities import Modality
 
 UNITS_OF_FLUX_AT_ZERO_MAGNITUDE = 22.5
 """AB magnitude of one nanomaggy."""
+FWHM_PER_SIGMA = 2.3548
+"""Of a Gaussian."""
 
 
 class ObservationError(ValueError):
@@ -199,14 +201,8 @@ class ImageObservation(_Observation):
         return self.modality.card
 
     def noise(self) -> Float[Tensor, "B C"]:
-        """Typical standard deviation of a sky pixel, nanomaggies, from depth and PSF.
-
-        A point source of the depth's flux f has S/N = 5 = f / (sigma sqrt(n_eff)), where a Gaussian PSF of width s
-        pixels covers n_eff = 4 pi s^2 pixels.
-        """
-        flux = 10 ** (0.4 * (UNITS_OF_FLUX_AT_ZERO_MAGNITUDE - self.depth))
-        width = self.psf_fwhm / 2.3548 / self.card.pixel_scale
-        return flux / 5 / torch.sqrt(4 * torch.pi * width**2)
+        """Typical standard deviation of a sky pixel, nanomaggies, from depth and PSF."""
+        return pixel_noise(self.depth, self.psf_fwhm, self.card.pixel_scale)
 
     def band_features(self) -> Float[Tensor, "B C F"]:
         """Physical numbers of each band (`instruments.BAND_FEATURES`), each object's own PSF and depth included."""
@@ -387,6 +383,19 @@ def stack(observations: Sequence[Any]) -> Any:
         if isinstance(getattr(first, f.name), Tensor):
             joined[f.name] = torch.cat([getattr(o, f.name) for o in observations])
     return first._unchecked(**joined)
+
+
+def pixel_noise(
+    depth: Float[Tensor, "*shape"], psf_fwhm: Float[Tensor, "*shape"], pixel_scale: float
+) -> Float[Tensor, "*shape"]:
+    """Standard deviation of a sky pixel, nanomaggies, from depth (AB mag, 5 sigma) and PSF (arcsec).
+
+    A point source of the depth's flux f has S/N = 5 = f / (sigma sqrt(n_eff)), where a Gaussian PSF of width s pixels
+    covers n_eff = 4 pi s^2 pixels.
+    """
+    flux = 10 ** (0.4 * (UNITS_OF_FLUX_AT_ZERO_MAGNITUDE - depth))
+    width = psf_fwhm / FWHM_PER_SIGMA / pixel_scale
+    return flux / 5 / torch.sqrt(4 * torch.pi * width**2)
 
 
 def pad_bands(image: ImageObservation, bands: Sequence[str]) -> ImageObservation:

@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ..data.instruments import ImagingInstrument
-from ..data.modalities import Modality
-from ..data.observations import ImageObservation
+from ..data.observations import FWHM_PER_SIGMA, pixel_noise
 from .brightness import WEIGHT_SIGMA
 from .light_basis import LightBasis
 from .patch_prior import BRIGHTNESS_FLOOR
@@ -47,22 +46,20 @@ def object_colours(
     From the `brightness` in the bands of the card, nanomaggies per square arcsec, by least squares under a prior
     (COLOUR_SPREAD), with the card's typical noise. Bands out of the basis's range do not count.
     """
-    low, high = basis.range
-    inside = [low <= band.wavelength <= high for band in card.bands]
-    if not any(inside):
+    bands = _readable(basis, card)
+    if not bands:
         return torch.eye(1, basis.num_orders, dtype=torch.float64).repeat(len(brightness), 1)
-    names = tuple(band.name for band, wanted in zip(card.bands, inside, strict=True) if wanted)
-    spectral = basis.spectral(card, names)
-    values = brightness[:, inside].double().cpu() * _light_lost(card)[inside]
-    # A mean under a Gaussian weight has the noise of 4 pi sigma^2 of sky (in pixels, 4 pi sigma^2 / scale^2 of them).
-    noise = (
-        (_light_lost(card) * _pixel_noise(card))[inside] / card.pixel_scale / (2 * math.sqrt(math.pi) * WEIGHT_SIGMA)
-    )
+    spectral = basis.spectral(card, tuple(card.bands[number].name for number in bands))
     typical = spectral[:, 0]
-    weight = measured[:, inside].cpu() / noise.square()
+    lost = _light_lost(card, bands)
+    values = brightness[:, bands].double().cpu() * lost
+    known = measured[:, bands].cpu()
+    # The mean under a Gaussian weight of width s pixels has the noise of that over 4 pi s^2 of them.
+    noise = lost * _pixel_noise(card, bands) * card.pixel_scale / (2 * math.sqrt(math.pi) * WEIGHT_SIGMA)
+    weight = known / noise.square()
     amplitude = (weight * typical * values).sum(1) / (weight * typical**2).sum(1).clamp(min=1e-30)
     amplitude = amplitude.clamp(min=BRIGHTNESS_FLOOR)[:, None]
-    weight = measured[:, inside].cpu() / (noise.square() + (RELATIVE_ERROR * amplitude * typical).square())
+    weight = known / (noise.square() + (RELATIVE_ERROR * amplitude * typical).square())
     orders = torch.arange(basis.num_orders, dtype=torch.float64)
     spread = torch.where(orders > 0, COLOUR_SPREAD * orders.clamp(min=1) ** -0.75, 1.0)
     # In units of the amplitude.
@@ -77,12 +74,11 @@ def object_colours(
 
 def brightness_softening(basis: LightBasis, card: ImagingInstrument, pixels: int) -> float:
     """The noise of a patch by the card's depth, nanomaggies per square arcsec; fainter patches hardly differ."""
-    low, high = basis.range
-    bands = [number for number, band in enumerate(card.bands) if low <= band.wavelength <= high]
+    bands = _readable(basis, card)
     if not bands:
         return BRIGHTNESS_FLOOR
     typical = basis.spectral(card, tuple(card.bands[number].name for number in bands))[:, 0]
-    noise = _pixel_noise(card)[bands] / card.pixel_scale**2 / pixels
+    noise = _pixel_noise(card, bands) / pixels
     return math.hypot(BRIGHTNESS_FLOOR, (typical / noise).square().sum().item() ** -0.5)
 
 
@@ -107,20 +103,26 @@ def patch_slopes(
     return torch.stack([*differences, *squares], -1).flatten(1, 2)
 
 
-def _pixel_noise(card: ImagingInstrument) -> Float64[Tensor, " C"]:
-    """Standard deviation of a pixel in each band of a camera, nanomaggies."""
-    bands = [band.name for band in card.bands]
-    return (
-        ImageObservation(Modality("image/noise", card), ("",), torch.zeros(1, len(bands), 1, 1), bands)
-        .noise()[0]
-        .double()
-    )
+def _readable(basis: LightBasis, card: ImagingInstrument) -> list[int]:
+    """The bands of a camera within the basis's range."""
+    low, high = basis.range
+    return [number for number, band in enumerate(card.bands) if low <= band.wavelength <= high]
 
 
-def _light_lost(card: ImagingInstrument) -> Float64[Tensor, " C"]:
-    """Times how much more brightness each band would have under the Gaussian weight without its PSF.
+def _numbers(card: ImagingInstrument, bands: list[int], name: str) -> Float64[Tensor, " C"]:
+    return torch.tensor([getattr(card.bands[number], name) for number in bands], dtype=torch.float64)
+
+
+def _pixel_noise(card: ImagingInstrument, bands: list[int]) -> Float64[Tensor, " C"]:
+    """Standard deviation of a pixel in each of the bands, nanomaggies per square arcsec."""
+    noise = pixel_noise(_numbers(card, bands, "depth"), _numbers(card, bands, "psf_fwhm"), card.pixel_scale)
+    return noise / card.pixel_scale**2
+
+
+def _light_lost(card: ImagingInstrument, bands: list[int]) -> Float64[Tensor, " C"]:
+    """Times how much more brightness each of the bands would have under the Gaussian weight without its PSF.
 
     The mean of a Gaussian of variance v under a Gaussian weight of variance w is as 1 / (v + w).
     """
-    sigma = torch.tensor([band.psf_fwhm for band in card.bands], dtype=torch.float64) / 2.3548
+    sigma = _numbers(card, bands, "psf_fwhm") / FWHM_PER_SIGMA
     return 1 + sigma.square() / (WEIGHT_SIGMA**2 + TYPICAL_SIZE**2)
