@@ -1,12 +1,12 @@
 """The image tokenizer: any subset of bands, any size, any camera with a card.
 
 An image is cut into patches of the sky of one angular size. What each patch holds is found by weighted least squares
-under a learned prior (`patch_prior.py`), through the physics of the instrument (`light_basis.py`): so noise, masks,
-absent bands and the PSF are accounted for, and the answer is about the sky. Tokens then keep, for each band of the
-camera, the brightness of the object (`brightness.py`); for each patch its brightness; and details of the patch, digit
-by digit, as far as the noise lets them be known (`digit_planes.py`). A small transformer over the patches sharpens what
-the digits leave open, and the result is rendered as the wanted camera would see it. Bright stars are sharper than
-patches can say, and have tokens of their own (`point_sources.py`).
+under a learned prior (`patch_prior.py`, `patch_context.py`), through the physics of the instrument (`light_basis.py`):
+so noise, masks, absent bands and the PSF are accounted for, and the answer is about the sky. Tokens then keep, for each
+band of the camera, the brightness of the object (`brightness.py`); for each patch its brightness; and details of the
+patch, digit by digit, as far as the noise lets them be known (`digit_planes.py`). A small transformer over the patches
+sharpens what the digits leave open, and the result is rendered as the wanted camera would see it. Bright stars are
+sharper than patches can say, and have tokens of their own (`point_sources.py`).
 """
 
 import itertools
