@@ -12,6 +12,7 @@ sharper than patches can say, and have tokens of their own (`point_sources.py`).
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -92,6 +93,23 @@ class ImageTokenizerSettings(Settings):
         return self
 
 
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """Images about to be cut into patches, and the tokens that are found before: of point sources and of colours."""
+
+    observation: ImageObservation
+    grid: PatchGrid
+    source_codes: Int[Tensor, "B N"]
+    source_mask: Bool[Tensor, "B N"]
+    stars: Float64[Tensor, "B C H W"]
+    flux: Float64[Tensor, "B C H W"]
+    """Light of the point sources as their tokens keep it, and what is left for the patches."""
+    band_codes: Int[Tensor, "B S"]
+    measured: Bool[Tensor, "B S"]
+    """Of the bands of the camera, brightness of the object and whether it was measured."""
+    colours: Float64[Tensor, "B M"]
+
+
 class ImageTokenizer(nn.Module):
     """Images to tokens and back; see the module's description."""
 
@@ -139,21 +157,19 @@ class ImageTokenizer(nn.Module):
         ObservationError for a band out of the tokenizer's range, and for light brighter than any survey's.
         """
         check_kind(self.kind, observation.modality)
-        grid = PatchGrid.of(observation, self.settings.patch_side)
-        of_sources, sources_mask, stars = self._sources(observation)
-        of_bands, measured, colours = self._colours(observation)
-        found = self._codes(observation, self._without(stars, observation), grid, colours)
-        levels, details, patch_mask, detail_mask, _ = (t.cpu() for t in found)
-        of_bands = of_bands + self._first_band_code
-        mask = torch.cat([measured, patch_mask, detail_mask.transpose(1, 2).flatten(1), sources_mask.cpu()], 1)
-        of_sources = of_sources.cpu() + self._first_source_code
+        prepared = self._prepare(observation)
+        levels, details, patch_mask, detail_mask, _ = (t.cpu() for t in self._codes(prepared))
+        of_bands = prepared.band_codes + self._first_band_code
+        of_sources = prepared.source_codes.cpu() + self._first_source_code
+        of_details = detail_mask.transpose(1, 2).flatten(1)
+        mask = torch.cat([prepared.measured, patch_mask, of_details, prepared.source_mask.cpu()], 1)
         codes = [of_bands, levels + self.planes.vocabulary_size, details.transpose(1, 2).flatten(1), of_sources]
         return TokenGrid(
             modality=observation.modality,
             object_id=tuple(observation.object_id),
             codes=torch.where(mask, torch.cat(codes, 1), 0),
             mask=mask,
-            positions=self._positions(observation, grid),
+            positions=self._positions(observation, prepared.grid),
             instrument=torch.from_numpy(observation.card.features()).repeat(len(observation), 1),
         )
 
@@ -189,9 +205,10 @@ class ImageTokenizer(nn.Module):
         level = torch.where(patch_mask, level, 0.0)
         latents = self._latents(level, codes[..., 1:], mask[..., 1:], patch_mask, middles.to(device))
         measured = tokens.mask[:, :num_bands]
-        colours = self._colours_of_codes(tokens.codes[:, :num_bands] - self._first_band_code, measured, source)
+        colours = self._colours(tokens.codes[:, :num_bands] - self._first_band_code, measured, source)
         context = self._context(colours, level, patch_mask, num_columns(middles), source)
-        flux = self._render(level, latents, context, colours, middles, side, source, measured, target)
+        mean, departures = self._coefficients(level, latents, context)
+        flux = self._render(mean, departures, colours, middles, side, source, measured, target)
         codes, mask = (t[:, end:].to(device) for t in (tokens.codes - self._first_source_code, tokens.mask))
         flux = flux + self._render_sources(codes, mask, source, target)
         covered = covered_pixels(patch_mask.cpu(), middles, side, target)
@@ -214,25 +231,24 @@ class ImageTokenizer(nn.Module):
         The likelihood is Gaussian with the pixels' inverse variance to five standard deviations, exponential beyond.
         """
         device = device_of(self)
-        grid = PatchGrid.of(observation, self.settings.patch_side)
         with torch.no_grad():
-            *_, stars = self._sources(observation)
-            rest = self._without(stars, observation)
-            *_, colours = self._colours(observation)
-            levels, details, patch_mask, detail_mask, context = self._codes(observation, rest, grid, colours)
+            prepared = self._prepare(observation)
+            levels, details, patch_mask, detail_mask, context = self._codes(prepared)
         # Any number of details may be kept: of seven objects in ten, a random number is.
         most = self.settings.num_details * torch.rand(len(observation), device=device) ** 2 * 2
         detail_mask = detail_mask & (torch.arange(self.settings.num_details, device=device) < most[:, None, None])
+        grid, card = prepared.grid, observation.card
         middles = grid.offsets(observation)
         level = torch.where(patch_mask, self._levels(levels), 0.0)
         latents = self._latents(level, details, detail_mask, patch_mask, middles.to(device))
-        side = grid.pixels * observation.card.pixel_scale
         # Bright pixels need more digits than bf16 has.
         with torch.autocast(device.type, enabled=False):
-            of_patches = self._render(
-                level, latents.float(), context, colours, middles, side, observation.card, None, observation
+            mean, departures = self._coefficients(level, latents.float(), context)
+            side = grid.pixels * card.pixel_scale
+            of_patches = render_for_camera(
+                self.basis, mean + departures, prepared.colours, middles, side, card, observation
             )
-        predicted = of_patches + stars.float()
+        predicted = of_patches + prepared.stars.float()
         mask = observation.mask.to(device)
         weight = observation.inverse_variance.to(device).sqrt()
         error = ((predicted - observation.flux.to(device)) * weight)[mask]
@@ -275,12 +291,8 @@ class ImageTokenizer(nn.Module):
         for number in range(done, rounds):
             sums = Sums.none(self.prior.regression)
             for _ in range(batches_per_round):
-                batch = next(stream)
-                grid = PatchGrid.of(batch, self.settings.patch_side)
-                *_, stars = self._sources(batch)
-                *_, colours = self._colours(batch)
-                every = slice(0, len(batch))
-                seen, codes, context = self._see(batch, self._without(stars, batch), grid, every, colours)
+                prepared = self._prepare(next(stream))
+                seen, codes, context = self._see(prepared, slice(0, len(prepared.observation)))
                 level = self._levels(codes).double()
                 sums = sums + patch_statistics(self.basis, self.prior, seen, level, context, patches)
             for tensor in sums.tensors():
@@ -343,13 +355,23 @@ class ImageTokenizer(nn.Module):
         of_sources = source_positions(len(observation), self.settings.num_point_sources, wavelengths)
         return torch.cat([positions, of_sources], 1)
 
-    def _sources(
-        self, observation: ImageObservation
-    ) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"], Float64[Tensor, "B C H W"]]:
-        """Codes and mask of the point sources' tokens, and the light that they stand for."""
+    def _prepare(self, observation: ImageObservation) -> _Prepared:
         found = find_sources(observation, self.settings.num_point_sources, device_of(self))
-        codes, mask = source_codes(found)
-        return codes, mask, self._render_sources(codes, mask, observation.card, observation)
+        codes, source_mask = source_codes(found)
+        stars = self._render_sources(codes, source_mask, observation.card, observation)
+        values, measured = measure_brightness(observation)
+        band_codes = brightness_codes(values, self.settings.num_brightnesses)
+        return _Prepared(
+            observation,
+            PatchGrid.of(observation, self.settings.patch_side),
+            codes,
+            source_mask,
+            stars,
+            observation.flux.to(stars.device).double() - stars,
+            band_codes,
+            measured,
+            self._colours(band_codes, measured, observation.card),
+        )
 
     @staticmethod
     def _render_sources(
@@ -357,11 +379,6 @@ class ImageTokenizer(nn.Module):
     ) -> Float64[Tensor, "B C H W"]:
         """Flux of the target's pixels from tokens of point sources that a camera saw."""
         return render_sources(sources_of(codes, mask, len(card.bands)), [b.wavelength for b in card.bands], target)
-
-    @staticmethod
-    def _without(stars: Float64[Tensor, "B C H W"], observation: ImageObservation) -> Float64[Tensor, "B C H W"]:
-        """The flux that is left for the patches."""
-        return observation.flux.to(stars.device).double() - stars
 
     def _levels(self, codes: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Brightness of a patch, nanomaggies per square arcsec, by its code."""
@@ -386,16 +403,9 @@ class ImageTokenizer(nn.Module):
         return (place * self.settings.num_patch_brightnesses).long()
 
     def _colours(
-        self, observation: ImageObservation
-    ) -> tuple[Int[Tensor, "B C"], Bool[Tensor, "B C"], Float64[Tensor, "B M"]]:
-        """Codes of the brightness in each band of the camera, whether it was measured, and `object_colours` of both."""
-        values, measured = measure_brightness(observation)
-        codes = brightness_codes(values, self.settings.num_brightnesses)
-        return codes, measured, self._colours_of_codes(codes, measured, observation.card)
-
-    def _colours_of_codes(
-        self, codes: Int[Tensor, "B C"], measured: Bool[Tensor, "B C"], card: ImagingInstrument
+        self, codes: Int[Tensor, "B S"], measured: Bool[Tensor, "B S"], card: ImagingInstrument
     ) -> Float64[Tensor, "B M"]:
+        """`object_colours` by the tokens of the brightness in each band of a camera."""
         values = brightness_of_codes(codes, self.settings.num_brightnesses)
         return object_colours(self.basis, card, values, measured).to(device_of(self))
 
@@ -412,29 +422,18 @@ class ImageTokenizer(nn.Module):
         slopes = patch_slopes(level, patch_mask, columns, softening)
         return torch.cat([colours[:, None].expand(-1, level.shape[1], -1), slopes], -1)
 
-    def _seen(
-        self,
-        observation: ImageObservation,
-        flux: Float64[Tensor, "B C H W"],
-        grid: PatchGrid,
-        colours: Float64[Tensor, "B M"],
-    ) -> Iterator[tuple[SeenPatches, Int[Tensor, "B P"], Float64[Tensor, "B P F"]]]:
+    def _seen(self, prepared: _Prepared) -> Iterator[tuple[SeenPatches, Int[Tensor, "B P"], Float64[Tensor, "B P F"]]]:
         """A few objects at a time: their patches, the codes of the patches' brightness, and the patches' context."""
-        for rows in chunks(observation, grid, self.settings.num_latents):
-            yield self._see(observation, flux, grid, rows, colours)
+        for rows in chunks(prepared.observation, prepared.grid, self.settings.num_latents):
+            yield self._see(prepared, rows)
 
     def _see(
-        self,
-        observation: ImageObservation,
-        flux: Float64[Tensor, "B C H W"],
-        grid: PatchGrid,
-        rows: slice,
-        colours: Float64[Tensor, "B M"],
+        self, prepared: _Prepared, rows: slice
     ) -> tuple[SeenPatches, Int[Tensor, "B P"], Float64[Tensor, "B P F"]]:
-        seen = see_patches(self.basis, observation, flux, colours, grid, rows)
-        brightness = fit_brightness(self.basis, self.prior, seen)
-        codes = self._level_codes(brightness, observation, rows.start)
-        context = self._context(colours[rows], self._levels(codes), seen.num_valid > 0, grid.columns, observation.card)
+        observation, grid, colours = prepared.observation, prepared.grid, prepared.colours[rows]
+        seen = see_patches(self.basis, observation, prepared.flux, colours, grid, rows)
+        codes = self._level_codes(fit_brightness(self.basis, self.prior, seen), observation, rows.start)
+        context = self._context(colours, self._levels(codes), seen.num_valid > 0, grid.columns, observation.card)
         return seen, codes, context
 
     def _fit(
@@ -445,18 +444,14 @@ class ImageTokenizer(nn.Module):
         return fit_latents(self.basis, self.prior, seen, level, context, self.settings.tolerance)
 
     def _codes(
-        self,
-        observation: ImageObservation,
-        flux: Float64[Tensor, "B C H W"],
-        grid: PatchGrid,
-        colours: Float64[Tensor, "B M"],
+        self, prepared: _Prepared
     ) -> tuple[
         Int[Tensor, "B P"], Int[Tensor, "B P T"], Bool[Tensor, "B P"], Bool[Tensor, "B P T"], Float64[Tensor, "B P F"]
     ]:
         """Codes of the patches' brightness and details, the masks of both, and the patches' context."""
         most = self.settings.num_details
         found = []
-        for seen, codes, context in self._seen(observation, flux, grid, colours):
+        for seen, codes, context in self._seen(prepared):
             numbers, worth = self._fit(seen, codes, context)
             num_valid = seen.num_valid
             details = codes.new_zeros(*codes.shape, most)
@@ -486,32 +481,31 @@ class ImageTokenizer(nn.Module):
         bright = torch.asinh(level / BRIGHTNESS_FLOOR)
         return numbers + spread * self.refiner(bright, numbers, spread, patch_mask, middles)
 
+    def _coefficients(
+        self, level: Float[Tensor, "B P"], latents: Float[Tensor, "B P D"], context: Float64[Tensor, "B P F"]
+    ) -> tuple[Float[Tensor, "B P J"], Float[Tensor, "B P J"]]:
+        """Coefficients of each patch: those of its brightness alone, and how it departs from them."""
+        scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
+        alone = self.prior.regression[:, 0].float()
+        expected = (context @ self.prior.regression.T).float()
+        departures = latents * scale[..., None] @ self.prior.latents.float().T
+        return level[..., None] * alone, level[..., None] * (expected - alone) + departures
+
     def _render(
         self,
-        level: Float[Tensor, "B P"],
-        latents: Float[Tensor, "B P D"],
-        context: Float64[Tensor, "B P F"],
+        mean: Float[Tensor, "B P J"],
+        departures: Float[Tensor, "B P J"],
         colours: Float64[Tensor, "B M"],
         middles: Float[Tensor, "B P 2"],
         side: float,
         source: ImagingInstrument,
-        measured: Bool[Tensor, "B S"] | None,
+        measured: Bool[Tensor, "B S"],
         target: ImageObservation,
     ) -> Float[Tensor, "B C H W"]:
-        """Flux of the target's pixels, nanomaggies, from patches that `measured` bands (S of them) of `source` saw.
-
-        None for what was measured in all of the target's bands.
-        """
-        scale = level.abs().clamp(min=BRIGHTNESS_FLOOR)
-        typical = self.prior.regression[:, 0].float()
-        expected = (context @ self.prior.regression.T).float()
-        departures = latents * scale[..., None] @ self.prior.latents.float().T + level[..., None] * (expected - typical)
-        mean = level[..., None] * typical
+        """Flux of the target's pixels, nanomaggies, from patches that `measured` bands (S of them) of `source` saw."""
         flux = render_for_camera(self.basis, mean + departures, colours, middles, side, source, target)
-        if measured is None:
-            return flux
         wanted = [target.card.band(name).wavelength for name in target.bands]
-        beyond = torch.zeros(len(level), len(wanted), dtype=torch.bool)
+        beyond = torch.zeros(len(mean), len(wanted), dtype=torch.bool)
         for pattern in measured.unique(dim=0):
             rows = (measured == pattern).all(1)
             # Of an object whose middle no band shows, any band may have seen the rest.
@@ -519,7 +513,7 @@ class ImageTokenizer(nn.Module):
             beyond[rows] = torch.tensor([not any(band.contains(wavelength) for band in seen) for wavelength in wanted])
             if beyond[rows].any():
                 spectral = self.basis.spectral(source, tuple(band.name for band in seen))
-                smoothest = self.basis.smoothest(spectral).float().to(level.device)
+                smoothest = self.basis.smoothest(spectral).float().to(mean.device)
                 departures[rows] = departures[rows] @ smoothest.T
         if beyond.any():
             smooth = render_for_camera(self.basis, mean + departures, colours, middles, side, source, target)
@@ -530,10 +524,7 @@ class ImageTokenizer(nn.Module):
         """How often each latent is near each point, among patches where it matters."""
         counts = torch.zeros(self.settings.num_latents, len(points), device=points.device)
         edges = (points[1:] + points[:-1]) / 2
-        *_, stars = self._sources(observation)
-        grid = PatchGrid.of(observation, self.settings.patch_side)
-        *_, colours = self._colours(observation)
-        for seen, codes, context in self._seen(observation, self._without(stars, observation), grid, colours):
+        for seen, codes, context in self._seen(self._prepare(observation)):
             numbers, worth = self._fit(seen, codes, context)
             limit = self.settings.tolerance * seen.num_valid
             matters = worth[..., None] * self.prior.variances > limit[..., None]

@@ -64,12 +64,13 @@ def see_patches(
     grid: PatchGrid,
     rows: slice,
 ) -> SeenPatches:
-    """The patches of some objects, with `flux` in place of the observation's.
+    """The patches of some objects, `rows`, with `flux` in place of the observation's.
 
-    `colours` are those of `patch_context.object_colours`. Raises ObservationError for a band out of the basis's range.
+    `colours` are theirs alone (`patch_context.object_colours`). Raises ObservationError for a band out of the basis's
+    range.
     """
     area, device = observation.card.pixel_scale**2, flux.device
-    spectral = spectral_response(basis, observation, colours[rows]).to(device)
+    spectral = spectral_response(basis, observation, colours).to(device)
     part = PatchGrid(grid.pixels, grid.rows, grid.columns, grid.start[rows])
     mask = observation.mask[rows].to(device)
     weight = torch.where(mask, observation.inverse_variance[rows].to(device).double(), 0.0) * area**2
