@@ -65,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     _settings_verb(verbs, "embed", "embed a store of tokens", _embed)
     _data_verbs(verbs)
 
+    check = verbs.add_parser("coord-check", help="plot the size of activations over width: whether rates transfer")
+    check.add_argument("picture", type=Path, help="PNG file to write")
+    check.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256], metavar="WIDTH")
+    check.add_argument("--steps", type=int, default=5)
+    check.set_defaults(run=_coordinate_check)
+
     index = verbs.add_parser("index", help="build a search index from embeddings")
     index.add_argument("embeddings", type=Path, help="folder of embedding shards")
     index.add_argument("index", type=Path, help="index folder to write")
@@ -328,6 +334,13 @@ def _demo(options: argparse.Namespace) -> int:
     from .demo.run import run_demo
 
     return run_demo(options.folder, options.config, options.overrides)
+
+
+def _coordinate_check(options: argparse.Namespace) -> int:
+    from .training.coordinate_check import draw_coordinate_check
+
+    draw_coordinate_check(options.picture, options.widths, options.steps)
+    return 0
 
 
 def _modalities(options: argparse.Namespace) -> int:

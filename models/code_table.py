@@ -16,12 +16,17 @@ from torch import Tensor, nn
 
 
 class CodeTable(nn.Module):
-    """Vectors of the codes of several vocabularies: name -> number of codes, and name -> number of features."""
+    """Vectors of the codes of several vocabularies: name -> number of codes, and name -> number of features.
+
+    `output_scale` multiplies the logits (`width_transfer.py`).
+    """
 
     starts: Tensor
     features: Tensor
 
-    def __init__(self, vocabularies: Mapping[str, int], feature_sizes: Mapping[str, int], width: int):
+    def __init__(
+        self, vocabularies: Mapping[str, int], feature_sizes: Mapping[str, int], width: int, output_scale: float = 1.0
+    ):
         super().__init__()
         self.names = list(vocabularies)
         self.sizes = list(vocabularies.values())
@@ -32,15 +37,10 @@ class CodeTable(nn.Module):
         self.register_buffer("features", torch.zeros(self.offsets[-1], feature_size))
         self.register_buffer("starts", torch.tensor(self.offsets[:-1], dtype=torch.long))
         self.width = width
+        self.output_scale = output_scale
 
-    def reset_parameters(self) -> None:
-        """Draw the weights so that logits are of order one at any width.
-
-        The rows of their own start at zero: at first a code is what it shares with others, so that neighbouring bins
-        are neighbours, and no noise hides a difference of two of them.
-        """
-        nn.init.zeros_(self.rows)
-        nn.init.normal_(self.factors, std=0.5 / math.sqrt(self.width))
+    def reset_starts(self) -> None:
+        """Fill in where the vocabularies start, after the table was made without memory."""
         with torch.no_grad():
             self.starts.copy_(torch.tensor(self.offsets[:-1], dtype=torch.long))
 
@@ -62,7 +62,7 @@ class CodeTable(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "... D"], vocabulary: int) -> Float[Tensor, "... V"]:
         """Logits over the codes of one vocabulary."""
-        return hidden @ self.vectors(vocabulary).to(hidden.dtype).T
+        return hidden @ (self.vectors(vocabulary) * self.output_scale).to(hidden.dtype).T
 
     def cross_entropy(
         self,

@@ -269,13 +269,16 @@ class FoundationModel:
 
 
 def new_transformer(
-    size: str, tokenizers: Mapping[str, Tokenizer], modalities: Sequence[Modality]
+    size: str, tokenizers: Mapping[str, Tokenizer], modalities: Sequence[Modality], base_size: str | None = None
 ) -> MaskedTransformer:
-    """An untrained masked transformer of a named size for these modalities' vocabularies."""
+    """An untrained masked transformer of a named size for these modalities' vocabularies.
+
+    `base_size` is the size at which its learning rate was found.
+    """
     features = {}
     for modality in modalities:
         features[modality.vocabulary] = tokenizers[modality.kind].code_features(modality)
-    transformer = MaskedTransformer(MaskedTransformerConfig.of_size(size, features))
+    transformer = MaskedTransformer(MaskedTransformerConfig.of_size(size, features, base_size))
     transformer.codes.set_features(features)
     return transformer
 

@@ -6,6 +6,7 @@ Auto classes work, in safetensors only.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from ..data.instruments import INSTRUMENT_FEATURES
 from ..tokenizers.blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm, attendable
 from .code_table import CodeTable
 from .token_batch import TokenBatch
+from .width_transfer import Role, WeightScaling, weight_scaling
 
 SIZES = {
     #        encoder blocks, decoder blocks, width, heads
@@ -32,8 +34,23 @@ SIZES = {
 """Base, Large and XL are AION-1's (Parker et al. 2025, arXiv 2510.17960, table of models)."""
 
 
+ROLES: dict[str, Role] = {
+    "codes.rows": "row",
+    "codes.factors": "table",
+    "position.project.weight": "input",
+    "instrument.layers.0.weight": "input",
+    "vocabulary.weight": "embedding",
+    "query": "embedding",
+}
+"""Of the weights outside of the blocks; the others' follow from their names."""
+
+
 class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Sizes of a masked transformer, and its vocabularies: name -> number of codes, in the table's order."""
+    """Sizes of a masked transformer, and its vocabularies: name -> number of codes, in the table's order.
+
+    `base_width`, `base_encoder_blocks` and `base_decoder_blocks` are the sizes at which learning rates were found
+    (`width_transfer.py`), by default the model's own.
+    """
 
     model_type = "armillary"
 
@@ -45,23 +62,36 @@ class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
         num_heads: int = 4,
         vocabularies: Mapping[str, int] | None = None,
         code_feature_sizes: Mapping[str, int] | None = None,
+        base_width: int | None = None,
+        base_encoder_blocks: int | None = None,
+        base_decoder_blocks: int | None = None,
         **others: Any,
     ):
         self.encoder_blocks = encoder_blocks
         self.decoder_blocks = decoder_blocks
         self.width = width
         self.num_heads = num_heads
+        self.base_width = base_width or width
+        self.base_encoder_blocks = base_encoder_blocks or encoder_blocks
+        self.base_decoder_blocks = base_decoder_blocks or decoder_blocks
         # Sorted, for JSON sorts them too, and the order is that of the table's rows.
         self.vocabularies = dict(sorted((vocabularies or {}).items()))
         self.code_feature_sizes = dict(sorted((code_feature_sizes or {}).items()))
         super().__init__(**others)
 
     @classmethod
-    def of_size(cls, size: str, code_features: Mapping[str, Tensor]) -> "MaskedTransformerConfig":
-        """The config of a named size, for vocabularies with these code features. Raises ValueError if unknown."""
-        if size not in SIZES:
-            raise ValueError(f"no model size {size!r}; known: {list(SIZES)}")
+    def of_size(
+        cls, size: str, code_features: Mapping[str, Tensor], base_size: str | None = None
+    ) -> "MaskedTransformerConfig":
+        """The config of a named size, for vocabularies with these code features.
+
+        `base_size` is the size at which its learning rate was found. Raises ValueError for an unknown size.
+        """
+        for name in (size, base_size or size):
+            if name not in SIZES:
+                raise ValueError(f"no model size {name!r}; known: {list(SIZES)}")
         encoder_blocks, decoder_blocks, width, num_heads = SIZES[size]
+        base_encoder_blocks, base_decoder_blocks, base_width, _ = SIZES[base_size or size]
         return cls(
             encoder_blocks,
             decoder_blocks,
@@ -69,6 +99,20 @@ class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
             num_heads,
             vocabularies={name: len(features) for name, features in code_features.items()},
             code_feature_sizes={name: features.shape[1] for name, features in code_features.items()},
+            base_width=base_width,
+            base_encoder_blocks=base_encoder_blocks,
+            base_decoder_blocks=base_decoder_blocks,
+        )
+
+    def at_base_size(self) -> "MaskedTransformerConfig":
+        """The config of the model of base size, with heads as wide as these."""
+        return MaskedTransformerConfig(
+            self.base_encoder_blocks,
+            self.base_decoder_blocks,
+            self.base_width,
+            max(1, self.num_heads * self.base_width // self.width),
+            vocabularies=self.vocabularies,
+            code_feature_sizes=self.code_feature_sizes,
         )
 
 
@@ -91,32 +135,51 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: MaskedTransformerConfig):
         super().__init__(config)
         width, heads = config.width, config.num_heads
-        self.codes = CodeTable(config.vocabularies, config.code_feature_sizes, width)
+        # The multipliers of `width_transfer.py` for the table and for branches.
+        output_scale = math.sqrt(config.base_width / width)
+        of_encoder, of_decoder = (
+            config.base_encoder_blocks / config.encoder_blocks,
+            config.base_decoder_blocks / config.decoder_blocks,
+        )
+        self.codes = CodeTable(config.vocabularies, config.code_feature_sizes, width, output_scale)
         self.position = PositionEmbedding(width)
         self.vocabulary = nn.Embedding(len(config.vocabularies), width)
         self.instrument = NumbersEmbedding(len(INSTRUMENT_FEATURES), width)
-        self.encoder = nn.ModuleList(Block(width, heads) for _ in range(config.encoder_blocks))
+        self.encoder = nn.ModuleList(Block(width, heads, of_encoder) for _ in range(config.encoder_blocks))
         self.encoder_norm = RMSNorm(width)
         self.query = nn.Parameter(torch.zeros(width))
-        self.decoder = nn.ModuleList(Block(width, heads) for _ in range(config.decoder_blocks))
+        self.decoder = nn.ModuleList(Block(width, heads, of_decoder) for _ in range(config.decoder_blocks))
         self.decoder_norm = RMSNorm(width)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.5)
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
-        elif isinstance(module, CodeTable):
-            module.reset_parameters()
+        # The whole model comes after its parts.
+        if isinstance(module, CodeTable):
+            module.reset_starts()
         elif isinstance(module, MaskedTransformer):
-            nn.init.normal_(module.query, std=0.5)
-        elif isinstance(module, Block):
-            module.reset_outputs()
+            scalings = module.weight_scalings()
+            for name, weight in module.named_parameters():
+                if role_of(name) == "gain":
+                    nn.init.ones_(weight)
+                else:
+                    nn.init.normal_(weight, std=scalings[name].std)
+
+    def weight_scalings(self) -> dict[str, WeightScaling]:
+        """How each weight is drawn and trained, by name (`width_transfer.py`)."""
+        config = self.config
+        with torch.device("meta"):
+            base = self if config.width == config.base_width else MaskedTransformer(config.at_base_size())
+        shapes = {_of_first_block(name): weight.shape for name, weight in base.named_parameters()}
+        depths = {
+            "encoder": config.encoder_blocks / config.base_encoder_blocks,
+            "decoder": config.decoder_blocks / config.base_decoder_blocks,
+        }
+        return {
+            name: weight_scaling(
+                name, weight.shape, role_of(name), shapes[_of_first_block(name)], depths.get(name.split(".")[0])
+            )
+            for name, weight in self.named_parameters()
+        }
 
     @property
     def vocabulary_index(self) -> dict[str, int]:
@@ -173,6 +236,21 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         of_slot = self.vocabulary(tokens.slot_vocabularies) + self.instrument(tokens.instruments)
         slots = tokens.slots[..., None].expand(-1, -1, of_slot.shape[-1])
         return self.position(tokens.positions) + of_slot.gather(1, slots)
+
+
+def role_of(name: str) -> Role:
+    """The role of a weight of the masked transformer, by its name."""
+    if name in ROLES:
+        return ROLES[name]
+    if name.endswith(".bias"):
+        return "bias"
+    if name.endswith("norm.weight"):
+        return "gain"
+    return "branch" if name.endswith(("to_output.weight", "down.weight")) else "hidden"
+
+
+def _of_first_block(name: str) -> str:
+    return re.sub(r"^(encoder|decoder)\.\d+\.", r"\1.0.", name)
 
 
 AutoConfig.register(MaskedTransformerConfig.model_type, MaskedTransformerConfig)

@@ -80,10 +80,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, to itself or to a context, and a feed-forward layer, each added to what comes in."""
+    """Attention, to itself or to a context, and a feed-forward layer, each added to what comes in times `branch`."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, branch: float = 1.0):
         super().__init__()
+        self.branch = branch
         self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, num_heads)
         self.mlp_norm = RMSNorm(width)
@@ -104,8 +105,8 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         """Attend to the vectors of `x`, or of `context` where there is one, for which `mask` is True."""
         normed = self.attention_norm(x)
-        x = x + self.attention(normed, normed if context is None else context, mask)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.branch * self.attention(normed, normed if context is None else context, mask)
+        return x + self.branch * self.mlp(self.mlp_norm(x))
 
 
 class SinusoidalFeatures(nn.Module):

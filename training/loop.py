@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,11 +27,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from ..models.width_transfer import UNSCALED, WeightScaling
 from ..settings import Settings
 from .checkpoints import TrainingState, load_latest_state, save_state
 from .weight_average import WeightAverage
 
 REQUEUE, END = 1, 2
+EPSILON = 1e-8
+"""Adam's, at base size."""
 console = Console(stderr=True)
 
 
@@ -201,13 +204,25 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
 
 
 def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, vectors and norms do not. Frozen weights are left out."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay, "scale": 1.0},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0, "scale": 1.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=settings.betas)
+    """AdamW; matrices decay, vectors and norms do not. Frozen weights are left out.
+
+    A module with `weight_scalings()` says by name what its weights' rates are multiplied by (`width_transfer.py`).
+    """
+    scalings: Mapping[str, WeightScaling] = getattr(module, "weight_scalings", dict)()
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
+    for name, weight in module.named_parameters():
+        if weight.requires_grad:
+            scaling = scalings.get(name, UNSCALED)
+            decay = settings.weight_decay * scaling.weight_decay if weight.dim() >= 2 else 0.0
+            groups.setdefault((-decay, scaling.learning_rate, EPSILON * scaling.epsilon), []).append(weight)
+    return torch.optim.AdamW(
+        [
+            {"params": weights, "weight_decay": -decay, "scale": rate, "eps": epsilon}
+            for (decay, rate, epsilon), weights in sorted(groups.items())
+        ],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+    )
 
 
 def leave(fabric: Fabric) -> None:

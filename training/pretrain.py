@@ -18,6 +18,7 @@ from ..data.token_store import TokenStore, as_tensors
 from ..models.foundation import FoundationModel, new_transformer
 from ..models.masked_transformer import MaskedTransformer
 from ..models.token_batch import TokenBatch
+from ..models.width_transfer import WeightScaling
 from ..settings import Settings, to_yaml
 from ..tokenizers.token_grid import TokenGrid, Tokenizer
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
@@ -36,6 +37,8 @@ class PretrainSettings(Settings):
     run: str
     """Run folder."""
     size: Literal["nano", "tiny", "base", "large", "xl"] = "nano"
+    base_size: Literal["nano", "tiny", "base", "large", "xl"] | None = None
+    """Size at which the learning rate was found, by default `size` (`models/width_transfer.py`)."""
     num_inputs: int = 256
     num_targets: int = 128
     modality_weights: dict[str, float] = Field(default_factory=dict)
@@ -59,6 +62,10 @@ class PretrainObjective(nn.Module):
         if unknown:
             raise ValueError(f"modality_weights names {unknown}; the tokens are of {names}")
         self.shapes = [batch_shape(source, names) for source in loader.sources]
+
+    def weight_scalings(self) -> dict[str, WeightScaling]:
+        """Those of the transformer, by the names that its weights have here."""
+        return {f"transformer.{name}": scaling for name, scaling in self.transformer.weight_scalings().items()}
 
     def batches(self, first_step: int) -> Generator[tuple[int, TokenSamples], None, None]:
         """Number and samples of each step."""
@@ -210,7 +217,7 @@ def pretrain(settings: PretrainSettings) -> Finished:
     fabric = make_fabric(settings.loop)
     loader = make_loader(fabric, sources, settings.loop)
     torch.manual_seed(settings.loop.seed)
-    transformer = new_transformer(settings.size, tokenizers, loader.modalities)
+    transformer = new_transformer(settings.size, tokenizers, loader.modalities, settings.base_size)
     objective = PretrainObjective(transformer, loader, settings)
     run = Path(settings.run)
     if fabric.is_global_zero:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from armillary.data.shuffle_order import ShuffleOrder
+from armillary.models.width_transfer import WeightScaling
 from armillary.tokenizers.pretrained import PretrainedError
 from armillary.training.checkpoints import TrainingState, load_latest_state, save_state, saved_steps
 from armillary.training.loop import (
@@ -130,6 +131,14 @@ def test_matrices_decay_and_vectors_do_not_and_frozen_weights_are_left_out():
     groups = make_optimizer(module, settings(weight_decay=0.3)).param_groups
     assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.3, 1), (0.0, 1)]
     assert groups[0]["params"][0] is module[0].weight
+
+
+def test_rates_follow_what_the_module_says_of_its_weights():
+    module = nn.Linear(3, 4)
+    module.weight_scalings = lambda: {"weight": WeightScaling(1.0, 0.25, 4.0, 0.5, 1.0)}
+    groups = make_optimizer(module, settings(weight_decay=0.3)).param_groups
+    assert [(g["weight_decay"], g["scale"], g["eps"]) for g in groups] == [(1.2, 0.25, 0.5e-8), (0.0, 1.0, 1e-8)]
+    assert groups[0]["params"][0] is module.weight
 
 
 def test_gradients_are_clipped(tmp_path):
