@@ -17,6 +17,10 @@ Sources: muP, Yang et al. 2022 (arXiv 2203.03466, table 3); CompleteP with alpha
 table 1). A table holds 1/sqrt(width) of the vectors that tokens get, hence the roots: in terms of these its rate is
 that of an embedding, and logits are divided by m. No numbers but (name, shape, role, base shape) enter, so that nothing
 need survive compilation or sharding.
+
+Muon takes the hidden matrices of blocks at 1/sqrt(m): its updates are orthogonal, of root mean square 0.2 as AdamW's (Liu et al.
+2025, arXiv 2502.16982, eq. 4), so that their spectral norm, which must not grow, is 0.2 sqrt(width) (Yang, Simon &
+Bernstein 2023, arXiv 2310.17813).
 """
 
 import math
@@ -36,6 +40,8 @@ class WeightScaling:
     weight_decay: float
     epsilon: float
     multiplier: float
+    muon: float | None = None
+    """Factor of the learning rate, and divisor of the weight decay, of what Muon trains: None for what it does not."""
 
 
 UNSCALED = WeightScaling(std=1.0, learning_rate=1.0, weight_decay=1.0, epsilon=1.0, multiplier=1.0)
@@ -62,7 +68,8 @@ def weight_scaling(
         return WeightScaling(1 / math.sqrt(shape[-1]), 1.0, 1.0, 1 / wide, 1.0)
     if role in ("hidden", "branch"):
         std = 0.0 if role == "branch" else 1 / math.sqrt(shape[-1])
-        return WeightScaling(std, 1 / wide, wide, 1 / (wide * deep), 1 / deep if role == "branch" else 1.0)
+        multiplier = 1 / deep if role == "branch" else 1.0
+        return WeightScaling(std, 1 / wide, wide, 1 / (wide * deep), multiplier, None if depth is None else wide**-0.5)
     if role in ("table", "row"):
         root, std = math.sqrt(wide), 0.5 / math.sqrt(shape[-1]) if role == "table" else 0.0
         return WeightScaling(std, 1 / root, root, 1 / root, 1 / root)

@@ -76,9 +76,7 @@ def coordinate_check(
     wrong = [width for width in widths if width < HEAD_WIDTH or width % HEAD_WIDTH]
     if wrong:
         raise ValueError(f"widths must be multiples of {HEAD_WIDTH}, found {wrong}")
-    tokens = made_up_tokens(32, 24, seed)
-    some = torch.arange(48) % 3 == 0
-    inputs, targets = (_chosen(tokens, chosen) for chosen in (some, ~some))
+    inputs, targets = split(made_up_tokens(32, 24, seed))
     found = []
     for width in widths:
         for blocks in depths:
@@ -134,6 +132,12 @@ def _sizes(transformer: MaskedTransformer, inputs: TokenBatch, targets: TokenBat
     every = range(len(VOCABULARIES))
     found.append(torch.cat([transformer.codes.logits(decoded, index).flatten() for index in every]))
     return torch.stack([part.square().mean().sqrt() for part in found])
+
+
+def split(tokens: TokenBatch) -> tuple[TokenBatch, TokenBatch]:
+    """Every third token as inputs, the others as targets."""
+    given = torch.arange(tokens.codes.shape[1]) % 3 == 0
+    return _chosen(tokens, given), _chosen(tokens, ~given)
 
 
 def _chosen(tokens: TokenBatch, chosen: Tensor) -> TokenBatch:

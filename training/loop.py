@@ -7,6 +7,7 @@ at a step's end the processes agree on it, save and stop: USR1 asks Slurm to req
 
 import contextlib
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from ..models.width_transfer import UNSCALED, WeightScaling
 from ..settings import Settings
 from .checkpoints import TrainingState, load_latest_state, save_state
+from .optimizers import Optimizers
 from .weight_average import WeightAverage
 
 REQUEUE, END = 1, 2
@@ -48,8 +50,13 @@ class LoopSettings(Settings):
     weight_decay: NonNegativeFloat = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: NonNegativeInt = 50
+    schedule: Literal["cosine", "stable"] = "cosine"
+    """After the warm-up: a cosine, or stable until the last `decay_share` of the steps."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     final_learning_rate: NonNegativeFloat = 0.05
-    """Share of the learning rate that the cosine ends at."""
+    """Share of the learning rate at the end."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """What trains hidden matrices; all else is AdamW's."""
     gradient_clip: PositiveFloat = 1.0
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay in each step of the moving average of the weights, which are those a run ends with; 0 for none."""
@@ -195,33 +202,50 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
-    """Linear warm-up, then a cosine down to `final_learning_rate` of the peak at the last step."""
+    """Linear warm-up, then down to `final_learning_rate` of the peak at the last step, as `schedule` says.
+
+    `cosine`: a half cosine. `stable`: the peak, then in the last `decay_share` of the steps one minus a square root
+    (Haegele et al. 2024, arXiv 2405.18392): a run of any length may be continued from before its decay.
+    """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    first = settings.warmup_steps
+    if settings.schedule == "stable":
+        first = max(first, math.floor(settings.steps * (1 - settings.decay_share)))
+    progress = max(0, step - first) / max(1, settings.steps - first)
+    left = 1 - math.sqrt(progress) if settings.schedule == "stable" else 0.5 * (1 + math.cos(math.pi * progress))
     share = settings.final_learning_rate
-    return settings.learning_rate * (share + (1 - share) * 0.5 * (1 + np.cos(np.pi * progress)))
+    return settings.learning_rate * (share + (1 - share) * left)
 
 
 def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, vectors and norms do not. Frozen weights are left out.
+    """AdamW, or Muon for hidden matrices beside it; matrices decay, vectors and norms do not; frozen weights stay out.
 
-    A module with `weight_scalings()` says by name what its weights' rates are multiplied by (`width_transfer.py`).
+    A module with `weight_scalings()` says by name which its hidden matrices are, and what its weights' rates are
+    multiplied by (`width_transfer.py`). Raises ValueError for Muon and a module that does not.
     """
     scalings: Mapping[str, WeightScaling] = getattr(module, "weight_scalings", dict)()
-    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float, float], list[nn.Parameter]] = {}
     for name, weight in module.named_parameters():
         if weight.requires_grad:
             scaling = scalings.get(name, UNSCALED)
             decay = settings.weight_decay * scaling.weight_decay if weight.dim() >= 2 else 0.0
-            groups.setdefault((-decay, scaling.learning_rate, EPSILON * scaling.epsilon), []).append(weight)
-    return torch.optim.AdamW(
-        [
-            {"params": weights, "weight_decay": -decay, "scale": rate, "eps": epsilon}
-            for (decay, rate, epsilon), weights in sorted(groups.items())
-        ],
-        lr=settings.learning_rate,
-        betas=settings.betas,
+            key = (False, -decay, scaling.learning_rate, EPSILON * scaling.epsilon)
+            if settings.optimizer == "muon" and scaling.muon is not None:
+                key = (True, -settings.weight_decay / scaling.muon, scaling.muon, 0.0)
+            groups.setdefault(key, []).append(weight)
+    by_muon: list[dict[str, Any]] = []
+    by_adamw: list[dict[str, Any]] = []
+    for (is_muon, decay, rate, epsilon), weights in sorted(groups.items()):
+        group = {"params": weights, "weight_decay": -decay, "scale": rate}
+        (by_muon if is_muon else by_adamw).append(group if is_muon else group | {"eps": epsilon})
+    adamw = torch.optim.AdamW(by_adamw, lr=settings.learning_rate, betas=settings.betas)
+    if settings.optimizer == "adamw":
+        return adamw
+    if not by_muon:
+        raise ValueError("optimizer: muon trains hidden matrices, and this model names none; expected adamw")
+    return Optimizers(
+        torch.optim.Muon(by_muon, lr=settings.learning_rate, momentum=0.95, adjust_lr_fn="match_rms_adamw"), adamw
     )
 
 

@@ -39,7 +39,9 @@ def config(width, blocks, base=None):
     ],
 )
 def test_rules_are_those_of_the_table(role, shape, base_shape, depth, expected):
-    assert dataclasses.astuple(weight_scaling("x", shape, role, base_shape, depth)) == pytest.approx(expected)
+    found = dataclasses.astuple(weight_scaling("x", shape, role, base_shape, depth))
+    assert found[:-1] == pytest.approx(expected)
+    assert found[-1] == (1 / 2 if role in ("hidden", "branch") else None)  # they are of blocks
 
 
 def test_shapes_that_do_not_fit_are_errors_that_name_the_weight():
@@ -51,7 +53,7 @@ def test_shapes_that_do_not_fit_are_errors_that_name_the_weight():
 
 def test_at_base_size_all_rates_are_those_of_the_settings():
     for name, scaling in MaskedTransformer(config(64, 3)).weight_scalings().items():
-        assert scaling == WeightScaling(scaling.std, *[1.0] * 4), name
+        assert scaling == WeightScaling(scaling.std, *[1.0] * 4, muon=scaling.muon and 1.0), name
     assert UNSCALED.learning_rate == 1
 
 

@@ -125,6 +125,17 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
+def test_the_stable_schedule_holds_the_peak_until_its_decay():
+    chosen = settings(steps=100, warmup_steps=10, learning_rate=2.0, final_learning_rate=0.1, schedule="stable")
+    rates = [learning_rate(chosen, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (k + 1) for k in range(10)])
+    assert rates[10:81] == [2.0] * 71
+    assert rates[85] == pytest.approx(2.0 * (0.1 + 0.9 * (1 - 0.25**0.5)))
+    assert learning_rate(chosen, 100) == pytest.approx(0.2)
+    longer = chosen.model_copy(update={"steps": 1000})
+    assert [learning_rate(longer, step) for step in range(80)] == rates[:80]
+
+
 def test_matrices_decay_and_vectors_do_not_and_frozen_weights_are_left_out():
     module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     module[1].requires_grad_(False)
