@@ -18,9 +18,9 @@ table 1). A table holds 1/sqrt(width) of the vectors that tokens get, hence the 
 that of an embedding, and logits are divided by m. No numbers but (name, shape, role, base shape) enter, so that nothing
 need survive compilation or sharding.
 
-Muon takes the hidden matrices of blocks at 1/sqrt(m): its updates are orthogonal, of root mean square 0.2 as AdamW's (Liu et al.
-2025, arXiv 2502.16982, eq. 4), so that their spectral norm, which must not grow, is 0.2 sqrt(width) (Yang, Simon &
-Bernstein 2023, arXiv 2310.17813).
+Muon takes the hidden matrices of blocks at 1/sqrt(m): its updates are orthogonal, of root mean square 0.2 as AdamW's
+(Liu et al. 2025, arXiv 2502.16982, eq. 4), so that their spectral norm, which must not grow, is 0.2 sqrt(width) (Yang,
+Simon & Bernstein 2023, arXiv 2310.17813).
 """
 
 import math
