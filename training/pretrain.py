@@ -22,7 +22,7 @@ from ..models.width_transfer import WeightScaling
 from ..settings import Settings, to_yaml
 from ..tokenizers.token_grid import TokenGrid, Tokenizer
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
-from .mask_sampler import draw_masks
+from .mask_sampler import Scheme, draw_masks
 from .records import describe_versions
 from .tokenizers import load_tokenizers, tokenizer_hash
 
@@ -41,6 +41,8 @@ class PretrainSettings(Settings):
     """Size at which the learning rate was found, by default `size` (`models/width_transfer.py`)."""
     num_inputs: int = 256
     num_targets: int = 128
+    masks: Scheme = "even"
+    """How inputs and targets are chosen (`training/mask_sampler.py`)."""
     modality_weights: dict[str, float] = Field(default_factory=dict)
     """Weight of a modality's tokens in the loss, one where not named."""
     held_out: str | None = None
@@ -82,7 +84,7 @@ class PretrainObjective(nn.Module):
         tokens = token_batch(samples, columns, self.transformer.vocabulary_index, device)
         keys = samples.keys.to(device, non_blocking=True)
         budgets = min(settings.num_inputs, most), min(settings.num_targets, most)
-        inputs, targets = draw_masks(tokens, keys, settings.loop.seed, step, *budgets)
+        inputs, targets = draw_masks(tokens, keys, settings.loop.seed, step, *budgets, settings.masks)
         losses = self.transformer(inputs, targets).token_losses
         slot_weights = torch.tensor([settings.modality_weights.get(name, 1.0) for name in names], device=device)
         weights = slot_weights[targets.slots] * targets.mask
