@@ -88,7 +88,7 @@ def test_two_processes_learn_what_one_learns(cli, words, tmp_path):
     assert two["random"].shape[0] == 2
     for name in one:
         if name.startswith("module."):
-            assert (one[name].double() - two[name]).norm() <= 1e-3 * one[name].double().norm() + 1e-6, name
+            assert (one[name].double() - two[name]).norm() <= 5e-3 * one[name].double().norm() + 1e-6, name
     rows = [metrics(tmp_path / name) for name in ("one", "two")]
     assert [r["step"] for r in rows[1]] == [1, 2, 3, 4, 5, 6]
     for first, second in zip(*rows, strict=True):
