@@ -153,7 +153,7 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The whole model comes after its parts.
+        # The whole model comes after its parts; transformers would not draw again what a part has drawn.
         if isinstance(module, CodeTable):
             module.reset_starts()
         elif isinstance(module, MaskedTransformer):
