@@ -135,12 +135,10 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: MaskedTransformerConfig):
         super().__init__(config)
         width, heads = config.width, config.num_heads
-        # The multipliers of `width_transfer.py` for the table and for branches.
+        # The multipliers of `width_transfer.py`, for the table and for the branches of both stacks.
         output_scale = math.sqrt(config.base_width / width)
-        of_encoder, of_decoder = (
-            config.base_encoder_blocks / config.encoder_blocks,
-            config.base_decoder_blocks / config.decoder_blocks,
-        )
+        of_encoder = config.base_encoder_blocks / config.encoder_blocks
+        of_decoder = config.base_decoder_blocks / config.decoder_blocks
         self.codes = CodeTable(config.vocabularies, config.code_feature_sizes, width, output_scale)
         self.position = PositionEmbedding(width)
         self.vocabulary = nn.Embedding(len(config.vocabularies), width)

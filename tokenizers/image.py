@@ -9,7 +9,6 @@ sharpens what the digits leave open, and the result is rendered as the wanted ca
 sharper than patches can say, and have tokens of their own (`point_sources.py`).
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from .patch_fit import SeenPatches, chunks, fit_brightness, fit_latents, patch_s
 from .patch_grid import PatchGrid, patch_pixels
 from .patch_prior import BRIGHTNESS_FLOOR, PatchPrior, Sums
 from .patch_refiner import PatchRefiner
-from .patch_rendering import blank_image, covered_pixels, num_columns, render_for_camera
+from .patch_rendering import blank_image, covered_pixels, num_columns, render_as_measured, render_for_camera
 from .point_sources import (
     find_sources,
     num_details_and_sources,
@@ -208,7 +207,7 @@ class ImageTokenizer(nn.Module):
         colours = self._colours(tokens.codes[:, :num_bands] - self._first_band_code, measured, source)
         context = self._context(colours, level, patch_mask, num_columns(middles), source)
         mean, departures = self._coefficients(level, latents, context)
-        flux = self._render(mean, departures, colours, middles, side, source, measured, target)
+        flux = render_as_measured(self.basis, mean, departures, colours, middles, side, source, measured, target)
         codes, mask = (t[:, end:].to(device) for t in (tokens.codes - self._first_source_code, tokens.mask))
         flux = flux + self._render_sources(codes, mask, source, target)
         covered = covered_pixels(patch_mask.cpu(), middles, side, target)
@@ -490,35 +489,6 @@ class ImageTokenizer(nn.Module):
         expected = (context @ self.prior.regression.T).float()
         departures = latents * scale[..., None] @ self.prior.latents.float().T
         return level[..., None] * alone, level[..., None] * (expected - alone) + departures
-
-    def _render(
-        self,
-        mean: Float[Tensor, "B P J"],
-        departures: Float[Tensor, "B P J"],
-        colours: Float64[Tensor, "B M"],
-        middles: Float[Tensor, "B P 2"],
-        side: float,
-        source: ImagingInstrument,
-        measured: Bool[Tensor, "B S"],
-        target: ImageObservation,
-    ) -> Float[Tensor, "B C H W"]:
-        """Flux of the target's pixels, nanomaggies, from patches that `measured` bands (S of them) of `source` saw."""
-        flux = render_for_camera(self.basis, mean + departures, colours, middles, side, source, target)
-        wanted = [target.card.band(name).wavelength for name in target.bands]
-        beyond = torch.zeros(len(mean), len(wanted), dtype=torch.bool)
-        for pattern in measured.unique(dim=0):
-            rows = (measured == pattern).all(1)
-            # Of an object whose middle no band shows, any band may have seen the rest.
-            seen = tuple(itertools.compress(source.bands, pattern.tolist())) or source.bands
-            beyond[rows] = torch.tensor([not any(band.contains(wavelength) for band in seen) for wavelength in wanted])
-            if beyond[rows].any():
-                spectral = self.basis.spectral(source, tuple(band.name for band in seen))
-                smoothest = self.basis.smoothest(spectral).float().to(mean.device)
-                departures[rows] = departures[rows] @ smoothest.T
-        if beyond.any():
-            smooth = render_for_camera(self.basis, mean + departures, colours, middles, side, source, target)
-            flux = torch.where(beyond.to(flux.device)[..., None, None], smooth, flux)
-        return flux
 
     def _histogram(self, observation: ImageObservation, points: Float[Tensor, " G"]) -> Float[Tensor, "D G"]:
         """How often each latent is near each point, among patches where it matters."""

@@ -4,6 +4,7 @@ A patch's functions are known as its own camera saw them. A camera with a broade
 patches: for it the whole image is rendered as sharp as it was seen, and then smoothed from the one PSF to the other.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -100,6 +101,40 @@ def render_for_camera(
     smooth = torch.fft.irfft2(torch.fft.rfft2(light) * ratio, s=(height, width))
     first = margin + (parts - 1) // 2
     return smooth[..., first : height - margin : parts, first : width - margin : parts] * parts**2
+
+
+def render_as_measured(
+    basis: LightBasis,
+    mean: Float[Tensor, "B P J"],
+    departures: Float[Tensor, "B P J"],
+    colours: Float64[Tensor, "B M"],
+    middles: Float[Tensor, "B P 2"],
+    side: float,
+    source: ImagingInstrument,
+    measured: Bool[Tensor, "B S"],
+    target: ImageObservation,
+) -> Float[Tensor, "B C H W"]:
+    """As `render_for_camera`, of coefficients `mean` and `departures` from it that only `measured` bands could tell.
+
+    `measured` says of each of the S bands of `source` whether it saw the object. In bands of the target that lie in
+    none of these the departures are the smoothest that they allow.
+    """
+    flux = render_for_camera(basis, mean + departures, colours, middles, side, source, target)
+    wanted = [target.card.band(name).wavelength for name in target.bands]
+    beyond = torch.zeros(len(mean), len(wanted), dtype=torch.bool)
+    smooth = departures.clone()
+    for pattern in measured.unique(dim=0):
+        rows = (measured == pattern).all(1)
+        # Of an object whose middle no band shows, any band may have seen the rest.
+        seen = tuple(itertools.compress(source.bands, pattern.tolist())) or source.bands
+        beyond[rows] = torch.tensor([not any(band.contains(wavelength) for band in seen) for wavelength in wanted])
+        if beyond[rows].any():
+            spectral = basis.spectral(source, tuple(band.name for band in seen))
+            smooth[rows] = departures[rows] @ basis.smoothest(spectral).float().to(mean.device).T
+    if beyond.any():
+        of_smooth = render_for_camera(basis, mean + smooth, colours, middles, side, source, target)
+        flux = torch.where(beyond.to(flux.device)[..., None, None], of_smooth, flux)
+    return flux
 
 
 def covered_pixels(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..data.instruments import Spectrograph
 from ..data.modalities import Modality
-from ..data.observations import ObservationError, SpectrumObservation
+from ..data.observations import FWHM_PER_SIGMA, ObservationError, SpectrumObservation
 from ..settings import Settings, validate_settings
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import FiniteScalarQuantizer
@@ -35,7 +35,7 @@ from .spectrum_amplitude import (
 )
 from .spectrum_lines import draw_lines, find_lines, line_features, num_line_codes
 from .spectrum_networks import WindowDecoder, WindowEncoder, conditions
-from .spectrum_windows import FWHM_PER_SIGMA, WindowedSpectrum, WindowGrid, read_blurred, read_nodes, window_spectrum
+from .spectrum_windows import WindowedSpectrum, WindowGrid, read_blurred, read_nodes, window_spectrum
 from .token_grid import DETAIL, LOG_WAVELENGTH, Reconstruction, TokenGrid, check_kind, empty_positions
 
 MODEL_TYPE = "armillary-spectrum-tokenizer"

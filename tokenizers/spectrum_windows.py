@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..data.observations import ObservationError, SpectrumObservation
 
-FWHM_PER_SIGMA = 2.3548
 WIDEST_PIXEL = 1.0
 """In windows. The pixels of a grid as coarse as that, or with no valid neighbour, count as one window wide."""
 _GAUSSIAN_POINTS = torch.linspace(-3.0, 3.0, 13)

@@ -14,9 +14,9 @@ from scipy.special import ndtr
 
 from ..filters import TABLES_FOLDER, ab_flux
 from ..instruments import Spectrograph
+from ..observations import FWHM_PER_SIGMA
 from .wavelength_grid import STEP, observed_wavelength
 
-FWHM_PER_SIGMA = 2.3548
 SKY_BRIGHTNESS = 21.0
 """AB magnitude per square arcsec of the sky's continuum between its lines: Hanuschik 2003 (A&A 407, 1157), rounded."""
 _REACH = 6.0

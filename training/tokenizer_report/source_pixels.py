@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ...data.observations import ImageObservation, SpectrumObservation
+from ...data.observations import FWHM_PER_SIGMA, ImageObservation, SpectrumObservation
 
 SMOOTHING = 8.0
 """Standard deviation by which a real spectrum is smoothed, pixels."""
 REACH = 3.0
 """Standard deviations at which a smoothing kernel ends."""
-FWHM_PER_SIGMA = 2.3548
 
 
 def signal_to_noise(
