@@ -77,7 +77,7 @@ def codebook_chart(results: Results) -> bytes:
 def economy_chart(points: Sequence[Mapping[str, Any]]) -> bytes:
     """Quality against tokens for each object: a line for each modality through its points.
 
-    A point has `label`, `modality`, `tokens`, `rms_error`, `chi2_source`, and the redshift's R2 from reconstructions
+    A point has `modality`, `tokens`, `rms_error`, `chi2_source`, and the redshift's R2 from reconstructions
     and from tokens (None where it was not probed).
     """
     quantities = {
@@ -86,26 +86,21 @@ def economy_chart(points: Sequence[Mapping[str, Any]]) -> bytes:
         "redshift_reconstruction": "redshift R2 from reconstructions",
         "redshift_tokens": "redshift R2 from tokens",
     }
-    figure = Figure(figsize=(3.1 * len(quantities), 3), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(quantities), 3.4), layout="constrained")
     axes = figure.subplots(1, len(quantities))
     for axis, (key, title) in zip(axes, quantities.items(), strict=True):
         for name in dict.fromkeys(point["modality"] for point in points):
             curve = sorted((p for p in points if p["modality"] == name), key=lambda p: float(p["tokens"]))
             values = [_number(point[key]) for point in curve]
             axis.plot([point["tokens"] for point in curve], values, "o-", ms=3.5, lw=1, label=name)
-            for point, value in zip(curve, values, strict=True):
-                if math.isfinite(value):
-                    axis.annotate(
-                        point["label"], (point["tokens"], value), fontsize=6, xytext=(3, 3), textcoords="offset points"
-                    )
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.set(xlabel="tokens for each object", ylabel=title)
-        axis.margins(x=0.25)
         axis.yaxis.label.set_size(8)
     axes[0].set_yscale("log")
     axes[1].set_yscale("log")
-    axes[0].legend(fontsize=7)
+    # Beside the panels, which are too full for it and for the names of the tokenizers.
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     return png(figure)
 
 
