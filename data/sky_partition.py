@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import hpgeom
 import numpy as np
 from jaxtyping import Float64, Int64
 
@@ -62,6 +61,8 @@ def healpix_index(ra: Float64[np.ndarray, " B"], dec: Float64[np.ndarray, " B"])
     index = np.full(len(ra), UNPLACED, dtype=np.int64)
     known = np.flatnonzero(~(np.isnan(ra) | np.isnan(dec)))
     if len(known):
+        import hpgeom  # here, for training reads tokens without it
+
         index[known] = hpgeom.angle_to_pixel(2**ORDER, ra[known], dec[known], nest=True)
     return index
 

@@ -6,14 +6,13 @@ or processes merge into one with the same bound.
 """
 
 import numpy as np
-from datasketches import kll_floats_sketch
 from jaxtyping import Float32, Float64, Shaped
 
 from ..data.observations import ObservationError
 
 SKETCH_SIZE = 65_535
 """The largest that the library knows; a sketch keeps at most three times as many, 0.8 MB."""
-RANK_ERROR = kll_floats_sketch(SKETCH_SIZE).normalized_rank_error(True)
+RANK_ERROR = 2.446 / SKETCH_SIZE**0.9433
 """7.0e-5: with 99 % confidence, the share of values in any interval is known to this (the library's own figure)."""
 
 
@@ -25,6 +24,8 @@ class QuantileSketch:
     """
 
     def __init__(self) -> None:
+        from datasketches import kll_floats_sketch  # here, for a tokenizer that is fitted does without it
+
         self._sketch = kll_floats_sketch(SKETCH_SIZE)
 
     def __len__(self) -> int:
@@ -76,7 +77,7 @@ class QuantileSketch:
         """A sketch from `to_bytes`. Raises ValueError if the bytes are not one, or one of another size."""
         made = cls()
         try:
-            made._sketch = kll_floats_sketch.deserialize(content)
+            made._sketch = type(made._sketch).deserialize(content)
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(f"expected a quantile sketch, found {len(content)} bytes that are none: {error}") from None
         if made._sketch.k != SKETCH_SIZE:

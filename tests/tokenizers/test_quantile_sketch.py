@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from datasketches import kll_floats_sketch
 
 from armillary.data.observations import ObservationError
 from armillary.tokenizers.quantile_sketch import RANK_ERROR, SKETCH_SIZE, QuantileSketch
@@ -25,6 +26,10 @@ def rank_errors(sketch, everything):
 def stream():
     rng = np.random.default_rng(0)
     return rng.permutation(np.concatenate([rng.standard_cauchy(300_000), np.full(100_000, 0.25)])).astype(np.float32)
+
+
+def test_rank_error_is_the_librarys_own():
+    assert pytest.approx(kll_floats_sketch(SKETCH_SIZE).normalized_rank_error(True), rel=1e-6) == RANK_ERROR
 
 
 def test_few_values_are_kept_as_they_are():
