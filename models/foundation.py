@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.modalities import Modality
 from ..data.observations import Observation, ObservationError
+from ..data.token_shards import object_keys
 from ..tokenizers.coefficients import CoefficientsTokenizer
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.pretrained import PretrainedError, resolve_folder, write_folder
@@ -27,6 +28,8 @@ from ..tokenizers.spectrum import SpectrumTokenizer
 from ..tokenizers.token_grid import TokenGrid, Tokenizer, empty_positions
 from .alignment import AlignmentHead
 from .embeddings import Embeddings
+from .generated import GeneratedObservations, blank_observation
+from .generation import ChainSettings, Order, Wanted, generate_tokens
 from .masked_transformer import MaskedTransformer, MaskedTransformerConfig
 from .token_batch import TokenBatch, join_grids
 
@@ -172,6 +175,92 @@ class FoundationModel:
         low, high = scalars.bins(wanted)
         of_values = torch.cat(probabilities)[:, : len(low)]  # what follows are the codes of errors
         return ScalarPrediction(wanted, ids, of_values / of_values.sum(1, keepdim=True), low, high)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        observations: Sequence[Observation],
+        targets: Sequence[str],
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        order: Order = "random",
+        num_stages: int = 8,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        like: Sequence[Observation] = (),
+        image_size: int | None = None,
+        batch_size: int = 64,
+    ) -> dict[str, "ScalarPrediction | GeneratedObservations"]:
+        """What other modalities of each object may look like, given those observed; by the names in `targets`.
+
+        Of a scalar, the whole predicted distribution. Of images, spectra and coefficients, `num_samples` samples that
+        are drawn in `num_stages` stages, all these targets together, so that they agree (`generation.ChainSettings`
+        says what `order`, `temperature`, `top_p` and `guidance` do). Samples are a pure function of `seed`, the object
+        and what is observed of it. Their pixels are those of the observations in `like`, or of the instrument's card;
+        images without one are squares of `image_size` pixels. `batch_size` samples pass through the model at once.
+
+        Observations of the targets themselves are left out. Raises LookupError for a target that the model does not
+        have, ObservationError if nothing is left that was observed of an object, ValueError for a wrong setting.
+        """
+        settings = ChainSettings(
+            num_samples, seed, order, num_stages, temperature, top_p, guidance, self._most_inputs()
+        )
+        wanted = [self.modality(name) for name in targets]
+        if not wanted or len(set(targets)) < len(wanted):
+            raise ValueError(f"expected at least one target, each once, found {list(targets)}")
+        given = [observation for observation in observations if observation.modality.name not in targets]
+        if not given:
+            raise ObservationError(f"expected at least one observation other than of {list(targets)}, found none")
+        found: dict[str, ScalarPrediction | GeneratedObservations] = {}
+        for modality in wanted:
+            if modality.kind == "scalar":
+                found[modality.name] = self.predict_scalar(given, modality.name, batch_size)
+        chained = [modality for modality in wanted if modality.kind != "scalar"]
+        if chained:
+            found |= self._chained(given, chained, settings, like, image_size, batch_size)
+        return {name: found[name] for name in targets}
+
+    def _chained(
+        self,
+        given: Sequence[Observation],
+        targets: Sequence[Modality],
+        settings: ChainSettings,
+        like: Sequence[Observation],
+        image_size: int | None,
+        batch_size: int,
+    ) -> dict[str, "GeneratedObservations"]:
+        observed, ids = self.join([self.tokenize(observation) for observation in given])
+        if not observed.mask.any(1).all():
+            row = int((~observed.mask.any(1)).nonzero()[0, 0])
+            raise ObservationError(f"object {ids[row]}: every value is missing, so there is nothing to generate from")
+        blanks = [blank_observation(modality, ids, like, image_size) for modality in targets]
+        tokenizers = [self._tokenizer(blank) for blank in blanks]
+        places = []
+        for tokenizer, blank in zip(tokenizers, blanks, strict=True):
+            assert isinstance(tokenizer, ImageTokenizer | SpectrumTokenizer | CoefficientsTokenizer)
+            places.append(tokenizer.token_places(blank))
+        self.transformer.eval()
+        codes = generate_tokens(
+            self.transformer,
+            observed,
+            Wanted.of(places, self.transformer.vocabulary_index),
+            torch.from_numpy(object_keys(ids)),
+            settings,
+            batch_size,
+        )
+        found, parts = {}, codes.split([part.grid.num_tokens for part in places], 2)
+        for modality, tokenizer, blank, place, part in zip(targets, tokenizers, blanks, places, parts, strict=True):
+            grids = tuple(replace(place.grid, codes=sample.contiguous(), mask=place.always) for sample in part)
+            decoded = tuple(tokenizer.decode(grid, blank) for grid in grids)
+            found[modality.name] = GeneratedObservations(modality, ids, grids, decoded)
+        return found
+
+    def _most_inputs(self) -> int | None:
+        """Most tokens that the encoder saw in pretraining, if the record tells."""
+        found = self.record.get("pretrain", {}).get("num_inputs")
+        return None if found is None else int(found)
 
     def save(self, folder: str | Path) -> str:
         """Write the checkpoint, whole or not at all; returns and sets `model_id`, a hash of weights and configs."""

@@ -29,6 +29,7 @@ from .quantile_sketch import QuantileSketch
 from .quantizers import FiniteScalarQuantizer, rank_features
 from .spectral_shapes import ShapeMoments, SpectralShapes, is_complete
 from .token_grid import TokenGrid, check_codes, check_kind, detailed_positions
+from .token_places import TokenPlaces
 
 MODEL_TYPE = "armillary-coefficients-tokenizer"
 AMPLITUDE_RANGE = (0.0, 9.0)
@@ -198,6 +199,22 @@ class CoefficientsTokenizer(nn.Module):
         valid = tokens.mask[:, :1].expand(-1, len(self.mean))
         values, error = (scale * shapes).cpu(), (scale * variance.sqrt()).cpu()
         return CoefficientsObservation(wanted, tokens.object_id, values, valid, error)
+
+    def token_places(self, target: CoefficientsObservation) -> TokenPlaces:
+        """Where coefficients have tokens: all of them, always. Of the target, only the object ids are used."""
+        check_kind(self.kind, target.modality)
+        self._check(target.modality)
+        offsets = torch.tensor([0, *self._offsets()])
+        mask = torch.ones(len(target), len(offsets) - 1, dtype=torch.bool)
+        grid = TokenGrid(
+            modality=target.modality,
+            object_id=tuple(target.object_id),
+            codes=torch.zeros(mask.shape, dtype=torch.long),
+            mask=mask,
+            positions=detailed_positions(*mask.shape),
+            instrument=torch.from_numpy(target.card.features()).repeat(len(target), 1),
+        )
+        return TokenPlaces(grid, mask, offsets[:-1], offsets[1:], torch.arange(mask.shape[1]))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors to `folder`."""

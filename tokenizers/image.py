@@ -48,6 +48,7 @@ from .point_sources import (
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
 from .quantizers import rank_features
 from .token_grid import DETAIL, LOG_WAVELENGTH, Reconstruction, TokenGrid, check_kind, empty_positions
+from .token_places import TokenPlaces, code_ranges
 
 MODEL_TYPE = "armillary-image-tokenizer"
 PATCH_RANGE = (-14.0, 18.0)
@@ -223,6 +224,44 @@ class ImageTokenizer(nn.Module):
             ra=target.ra,
             dec=target.dec,
         )
+
+    def token_places(self, target: ImageObservation) -> TokenPlaces:
+        """Where images on the pixels of `target` have tokens: bands and patches always, details of patches perhaps.
+
+        Of the target, only size, centre, bands and mask are used. Point sources have no place: which stars happen to
+        lie beside an object is not for another observation of it to tell.
+        """
+        check_kind(self.kind, target.modality)
+        grid, num_details = PatchGrid.of(target, self.settings.patch_side), self.settings.num_details
+        patches = grid.cut(target.mask.float()).flatten(2).any(2)
+        names = [band.name for band in target.card.bands]
+        bands = torch.tensor([name in target.bands for name in names]).expand(len(target), -1)
+        details = patches.repeat(1, num_details)
+        num_sources = num_source_tokens(self.settings.num_point_sources, len(names))
+        sources = torch.zeros(len(target), num_sources, dtype=torch.bool)
+        mask = torch.cat([bands, patches, details, sources], 1)
+        first_level, end = self.planes.vocabulary_size, self.vocabulary_size(target.modality)
+        low, high = code_ranges(
+            [
+                (len(names), self._first_band_code, self._first_source_code),
+                (patches.shape[1], first_level, self._first_band_code),
+                (details.shape[1], 0, first_level),
+                (num_sources, self._first_source_code, end),
+            ]
+        )
+        refines = torch.arange(mask.shape[1])
+        first = len(names) + patches.shape[1]
+        refines[first : first + details.shape[1]] -= patches.shape[1]
+        tokens = TokenGrid(
+            modality=target.modality,
+            object_id=tuple(target.object_id),
+            codes=torch.zeros(mask.shape, dtype=torch.long),
+            mask=mask,
+            positions=self._positions(target, grid),
+            instrument=torch.from_numpy(target.card.features()).repeat(len(target), 1),
+        )
+        always = torch.cat([bands, patches, torch.zeros_like(details), sources], 1)
+        return TokenPlaces(tokens, always, low, high, refines)
 
     def loss(self, observation: ImageObservation) -> Reconstruction:
         """Mean over valid pixels of the negative log likelihood, up to a constant, of the reconstruction.

@@ -37,6 +37,7 @@ from .spectrum_lines import draw_lines, find_lines, line_features, num_line_code
 from .spectrum_networks import WindowDecoder, WindowEncoder, conditions
 from .spectrum_windows import WindowedSpectrum, WindowGrid, read_blurred, read_nodes, window_spectrum
 from .token_grid import DETAIL, LOG_WAVELENGTH, Reconstruction, TokenGrid, check_kind, empty_positions
+from .token_places import TokenPlaces, code_ranges
 
 MODEL_TYPE = "armillary-spectrum-tokenizer"
 MODEL_ERROR = 0.01
@@ -192,6 +193,38 @@ class SpectrumTokenizer(nn.Module):
             ra=target.ra,
             dec=target.dec,
         )
+
+    def token_places(self, target: SpectrumObservation) -> TokenPlaces:
+        """Where spectra on the wavelengths of `target` have tokens: the amplitude and windows always, lines perhaps.
+
+        Of the target, only wavelengths and mask are used.
+        """
+        check_kind(self.kind, target.modality)
+        place = self._target_places(target)
+        inside = target.mask & (place >= 0) & (place < self.grid.size)
+        windows = torch.zeros(len(target), self.grid.num_windows, dtype=torch.long)
+        windows = windows.scatter_add(1, self._window(place), inside.long()) > 0
+        first = torch.ones(len(target), 1, dtype=torch.bool)
+        cells = windows.repeat_interleave(self.settings.num_cells, 1)
+        mask = torch.cat([first, windows, cells], 1)
+        end = self._num_window_codes
+        low, high = code_ranges(
+            [
+                (1, end, self._first_line_code),
+                (windows.shape[1], 0, end),
+                (cells.shape[1], self._first_line_code, self.vocabulary_size(target.modality)),
+            ]
+        )
+        grid = TokenGrid(
+            modality=target.modality,
+            object_id=tuple(target.object_id),
+            codes=torch.zeros(mask.shape, dtype=torch.long),
+            mask=mask,
+            positions=self._positions(len(target)),
+            instrument=torch.from_numpy(target.card.features()).repeat(len(target), 1),
+        )
+        always = torch.cat([first, windows, torch.zeros_like(cells)], 1)
+        return TokenPlaces(grid, always, low, high, torch.arange(mask.shape[1]))
 
     def validity(self, tokens: TokenGrid, target: Modality | SpectrumObservation | None = None) -> Float[Tensor, "B L"]:
         """Probability that each pixel of the target's grid was measured well, by what its window's token says.
