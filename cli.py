@@ -30,7 +30,7 @@ def _report(error: Exception) -> int:
     from .data.token_shards import TokenStoreError
     from .models.embeddings import EmbeddingsError
     from .tokenizers.pretrained import PretrainedError
-    from .training.loop import Interrupted
+    from .training.signals import Interrupted
 
     if isinstance(error, Interrupted):
         print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
@@ -60,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         verbs, "tokenizer-report", "measure tokenizers on held-out objects: tables, pictures, a page", _tokenizer_report
     )
     _settings_verb(verbs, "tokenize", "turn a dataset into a store of tokens", _tokenize)
-    _settings_verb(verbs, "pretrain", "train the masked transformer on tokens, on one process or many", _pretrain)
+    training = _settings_verb(
+        verbs, "pretrain", "train the masked transformer on tokens, on one process or many", _pretrain
+    )
+    training.add_argument("--profile", action="store_true", help="record a few steps into <run>/profile")
+    training.add_argument("--replay", type=Path, metavar="FOLDER", help="repeat a step that stopped a run, and say why")
     _settings_verb(verbs, "align", "train the contrastive head on a pretrained model", _align)
     _settings_verb(verbs, "embed", "embed a store of tokens", _embed)
     _data_verbs(verbs)
@@ -200,8 +204,13 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 def _pretrain(options: argparse.Namespace) -> int:
     from .training.pretrain import PretrainSettings, pretrain
+    from .training.replay import replay
 
-    return _run_with(options, PretrainSettings, pretrain)
+    if options.profile:
+        options.overrides = [*options.overrides, "loop.profile=3"]
+    if options.replay is None:
+        return _run_with(options, PretrainSettings, pretrain)
+    return _run_with(options, PretrainSettings, lambda settings: print(*replay(settings, options.replay), sep="\n"))  # noqa: T201
 
 
 def _align(options: argparse.Namespace) -> int:

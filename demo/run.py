@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..settings import SettingsError, find_config, load_settings, to_yaml
-from ..training.loop import console
+from ..training.metrics_log import console
 from . import stages
 from .ask_server import ask, serve_command
 from .evaluation import evaluate

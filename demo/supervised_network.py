@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from ..data.observations import ImageObservation
-from ..training.loop import console
+from ..training.metrics_log import console
 
 
 class ConvolutionalNetwork(nn.Module):

@@ -2,17 +2,19 @@
 
 The vocabularies stand one after the other, each at its offset. A code's vector is its own row plus what it has in
 common with others: `features` (the factors of a quantised code, the rank of a bin) through a matrix of its vocabulary.
-So neighbouring bins start, and stay, close, and rare codes learn from frequent ones.
+So neighbouring bins start, and stay, close, and rare codes learn from frequent ones. `code_loss.py` has the loss.
 """
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from .code_loss import code_losses
 
 
 class CodeTable(nn.Module):
@@ -55,9 +57,22 @@ class CodeTable(nn.Module):
         rows = slice(self.offsets[vocabulary], self.offsets[vocabulary + 1])
         return self.rows[rows] + self.features[rows] @ self.factors[vocabulary]
 
-    def embed(self, codes: Int[Tensor, "B N"], vocabularies: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        """Vectors of codes, scaled to order one."""
-        table = torch.cat([self.vectors(index) for index in range(len(self.sizes))])
+    def all_vectors(self) -> Float[Tensor, "V D"]:
+        """Vectors of all codes, one vocabulary after the other."""
+        common = [
+            self.features[start:stop] @ factors
+            for (start, stop), factors in zip(itertools.pairwise(self.offsets), self.factors, strict=True)
+        ]
+        return self.rows + torch.cat(common)
+
+    def embed(
+        self,
+        codes: Int[Tensor, "B N"],
+        vocabularies: Int[Tensor, "B N"],
+        vectors: Float[Tensor, "V D"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Vectors of codes, scaled to order one; `vectors` are `all_vectors()`, where they are at hand."""
+        table = self.all_vectors() if vectors is None else vectors
         return F.embedding(codes + self.starts[vocabularies], table) * math.sqrt(self.width)
 
     def logits(self, hidden: Float[Tensor, "... D"], vocabulary: int) -> Float[Tensor, "... V"]:
@@ -69,17 +84,15 @@ class CodeTable(nn.Module):
         hidden: Float[Tensor, "B T D"],
         codes: Int[Tensor, "B T"],
         vocabularies: Int[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"],
-    ) -> Float[Tensor, "B T"]:
-        """Loss of each valid token in nats, float32, over its own vocabulary; zero at padding.
+        weights: Float[Tensor, "B T"],
+        most: Sequence[int] | None = None,
+        vectors: Float[Tensor, "V D"] | None = None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B T"]]:
+        """Weighted sum of the tokens' losses, and each loss in nats, float32, over its own vocabulary (no gradient).
 
-        Goes through the vocabularies one by one: logits over the whole table never exist.
+        Tokens of weight zero have none. `most`: how many tokens of each vocabulary a row may have, by default all;
+        `vectors`: `all_vectors()`, where they are at hand.
         """
-        # Bound to `hidden`, so that a batch without any valid token still has a gradient, which is zero.
-        losses = 0.0 * hidden.float().sum(-1)
-        for index in range(len(self.sizes)):
-            here = mask & (vocabularies == index)
-            if here.any():
-                logits = self.logits(hidden[here], index).float()
-                losses = losses.masked_scatter(here, F.cross_entropy(logits, codes[here], reduction="none"))
-        return losses
+        vectors = self.all_vectors() if vectors is None else vectors
+        caps = [min(count, hidden.shape[1]) for count in most or [hidden.shape[1]] * len(self.sizes)]
+        return code_losses(hidden * self.output_scale, vectors, codes, vocabularies, weights, self.offsets, caps)

@@ -7,18 +7,27 @@ Auto classes work, in safetensors only.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..data.instruments import INSTRUMENT_FEATURES
-from ..tokenizers.blocks import Block, NumbersEmbedding, PositionEmbedding, RMSNorm, attendable
+from ..tokenizers.blocks import (
+    Block,
+    NumbersEmbedding,
+    PositionEmbedding,
+    RMSNorm,
+    attendable,
+    autocast_once,
+    make_runs,
+)
 from .code_table import CodeTable
 from .token_batch import TokenBatch
 from .width_transfer import Role, WeightScaling, weight_scaling
@@ -118,7 +127,7 @@ class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
 
 @dataclass
 class MaskedTransformerOutput(ModelOutput):  # type: ignore[misc]
-    """`loss`: weighted mean over valid targets; `token_losses` [B, T], nats, zero at padding; `encoded` [B, N, D]."""
+    """`loss`; `token_losses` [B, T], nats, zero at padding, without gradient; `encoded` [B, N, D]."""
 
     loss: Tensor | None = None
     token_losses: Tensor | None = None
@@ -131,9 +140,11 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
     config_class = MaskedTransformerConfig
     main_input_name = "inputs"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: MaskedTransformerConfig):
         super().__init__(config)
+        self.gradient_checkpointing = False
         width, heads = config.width, config.num_heads
         # The multipliers of `width_transfer.py`, for the table and for the branches of both stacks.
         output_scale = math.sqrt(config.base_width / width)
@@ -184,50 +195,81 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         """Index of each vocabulary by name."""
         return {name: index for index, name in enumerate(self.config.vocabularies)}
 
-    def encode(self, inputs: TokenBatch) -> Float[Tensor, "B N D"]:
-        """Vectors of the input tokens. Positions enter once, before the first block, and are not added again."""
+    def encode(self, inputs: TokenBatch, vectors: Float[Tensor, "V D"] | None = None) -> Float[Tensor, "B N D"]:
+        """Vectors of the input tokens. Positions enter once, before the first block, and are not added again.
+
+        `vectors` are those of all codes, where they are at hand.
+        """
         vocabularies = inputs.slot_vocabularies[inputs.slots]
-        x = self.codes.embed(inputs.codes, vocabularies) + self._places(inputs)
+        x = self.codes.embed(inputs.codes, vocabularies, vectors) + self._places(inputs)
         mask = attendable(inputs.mask)
+        runs = make_runs(mask) if inputs.valid_first else None
         for block in self.encoder:
-            x = block(x, mask)
+            x = self._through(block, x, mask, None, runs)
         return self.encoder_norm(x)
 
     def decode(
-        self, encoded: Float[Tensor, "B N D"], input_mask: Bool[Tensor, "B N"], targets: TokenBatch
+        self,
+        encoded: Float[Tensor, "B N D"],
+        input_mask: Bool[Tensor, "B N"],
+        targets: TokenBatch,
+        valid_first: bool = False,
     ) -> Float[Tensor, "B T D"]:
         """Vectors of the target tokens, from their place, vocabulary and instrument alone: their codes are not seen.
 
         Targets attend to the encoder's vectors and not to each other: what is predicted of a token does not depend on
-        which others are asked for.
+        which others are asked for. `valid_first`: the inputs' padding comes last.
         """
         x = self.query + self._places(targets)
         mask = attendable(input_mask)
+        runs = make_runs(mask, x.shape[1]) if valid_first else None
+        encoded = autocast_once(encoded)
         for block in self.decoder:
-            x = block(x, mask, encoded)
+            x = self._through(block, x, mask, encoded, runs)
         return self.decoder_norm(x)
+
+    def _through(self, block: nn.Module, *arguments: Any) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def forward(
         self, inputs: TokenBatch, targets: TokenBatch, slot_weights: Float[Tensor, " S"] | None = None
     ) -> MaskedTransformerOutput:
-        """Predict `targets` from `inputs`. The loss is the mean over valid target tokens, weighted by their slot.
+        """Predict `targets` from `inputs`. The loss is the sum over valid targets, weighted by their slot, over their
+        number, which does not depend on the weights.
 
         A token counts the same whatever the size of its vocabulary and the modalities beside it.
         """
-        encoded = self.encode(inputs)
-        hidden = self.decode(encoded, inputs.mask, targets)
-        token_losses = self.codes.cross_entropy(
-            hidden, targets.codes, targets.slot_vocabularies[targets.slots], targets.mask
-        )
         weights = targets.mask.float()
         if slot_weights is not None:
             weights = weights * slot_weights[targets.slots]
-        loss = (token_losses * weights).sum() / weights.sum().clamp(min=1e-6)
+        total, token_losses, encoded = self.weighted_losses(inputs, targets, weights)
+        loss = total / targets.mask.sum().clamp(min=1)
         return MaskedTransformerOutput(loss=loss, token_losses=token_losses, encoded=encoded)
+
+    def weighted_losses(
+        self,
+        inputs: TokenBatch,
+        targets: TokenBatch,
+        weights: Float[Tensor, "B T"],
+        most: Sequence[int] | None = None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B T"], Float[Tensor, "B N D"]]:
+        """Weighted sum of the target tokens' losses, each loss (no gradient), and the encoder's vectors.
+
+        Tokens of weight zero are left out. `most`: how many targets of each vocabulary an object may have, by default
+        all of them.
+        """
+        vectors = self.codes.all_vectors()
+        encoded = self.encode(inputs, vectors)
+        hidden = self.decode(encoded, inputs.mask, targets, inputs.valid_first)
+        vocabularies = targets.slot_vocabularies[targets.slots]
+        total, losses = self.codes.cross_entropy(hidden, targets.codes, vocabularies, weights, most, vectors)
+        return total, losses, encoded
 
     def predict(self, inputs: TokenBatch, targets: TokenBatch, vocabulary: str) -> Float[Tensor, "B T V"]:
         """Probabilities of each code of `vocabulary` for the targets, which must all belong to it."""
-        hidden = self.decode(self.encode(inputs), inputs.mask, targets)
+        hidden = self.decode(self.encode(inputs), inputs.mask, targets, inputs.valid_first)
         return self.codes.logits(hidden, self.vocabulary_index[vocabulary]).float().softmax(-1)
 
     def _places(self, tokens: TokenBatch) -> Float[Tensor, "B N D"]:

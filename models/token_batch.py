@@ -7,6 +7,7 @@ surveys by name, so a survey it was not trained on needs no new weights.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,7 +22,8 @@ class TokenBatch:
 
     `codes` lie in [0, vocabulary size) of their own vocabulary; `slots` tells the modality of each token (S slots);
     `slot_vocabularies` the vocabulary of each slot, an index into the model's list; `instruments` the
-    INSTRUMENT_FEATURES of each object's instruments.
+    INSTRUMENT_FEATURES of each object's instruments; `valid_first`: in each row the padding is known to come last;
+    `places`: where each token stood before tokens were chosen, which names it for all time.
     """
 
     codes: Int[Tensor, "B N"]
@@ -30,11 +32,13 @@ class TokenBatch:
     slots: Int[Tensor, "B N"]
     slot_vocabularies: Int[Tensor, " S"]
     instruments: Float[Tensor, "B S F"]
+    valid_first: bool = False
+    places: Int[Tensor, "B N"] | None = None
 
     def __len__(self) -> int:
         return self.codes.shape[0]
 
-    def take(self, indices: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> "TokenBatch":
+    def take(self, indices: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"], valid_first: bool = False) -> "TokenBatch":
         """T tokens of each object, chosen by place in the sequence; those not `valid` become padding."""
         places = indices[..., None].expand(-1, -1, self.positions.shape[-1])
         return TokenBatch(
@@ -44,6 +48,8 @@ class TokenBatch:
             slots=self.slots.gather(1, indices),
             slot_vocabularies=self.slot_vocabularies,
             instruments=self.instruments,
+            valid_first=valid_first,
+            places=None if self.places is None else self.places.gather(1, indices),
         )
 
     def packed(self) -> "TokenBatch":
@@ -53,7 +59,7 @@ class TokenBatch:
         """
         longest = max(1, int(self.mask.sum(1).max()))
         indices = (~self.mask).int().argsort(dim=1, stable=True)[:, :longest]
-        return self.take(indices, torch.ones_like(indices, dtype=torch.bool))
+        return self.take(indices, torch.ones_like(indices, dtype=torch.bool), valid_first=True)
 
     def only(self, chosen_slots: Sequence[int]) -> "TokenBatch":
         """The tokens of these slots alone; the others are dropped."""
@@ -65,7 +71,9 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> "TokenBatch":
         """The same tokens on another device."""
-        return TokenBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+        return TokenBatch(**{**values, **moved})
 
 
 def join_grids(

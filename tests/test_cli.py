@@ -16,8 +16,8 @@ from armillary.data.token_shards import write_object_shard, write_token_shard
 from armillary.settings import CONFIGS_FOLDER, SettingsError, load_settings
 from armillary.training.align import AlignSettings
 from armillary.training.embed import EmbedSettings
-from armillary.training.loop import Interrupted
 from armillary.training.pretrain import PretrainSettings
+from armillary.training.signals import Interrupted
 from armillary.training.tokenize import TokenizeSettings
 from armillary.training.tokenizer_report.settings import TokenizerReportSettings
 from armillary.training.tokenizers import TrainTokenizerSettings

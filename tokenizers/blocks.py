@@ -1,17 +1,52 @@
 """Transformer blocks shared by the tokenizers and the models: pre-norm, RMSNorm, QK-norm, SwiGLU, no biases.
 
-Attention is torch's `scaled_dot_product_attention` with key masks (True = valid). Sources: RMSNorm (Zhang & Sennrich
-2019, arXiv 1910.07467), SwiGLU (Shazeer 2020, arXiv 2002.05202), QK-norm (Dehghani et al. 2023, arXiv 2302.05442).
+Attention is torch's `scaled_dot_product_attention` with key masks (True = valid), or on GPUs, where the valid vectors
+of each row come first, its variable-length attention, which skips the others and needs no mask. Sources: RMSNorm (Zhang
+& Sennrich 2019, arXiv 1910.07467), SwiGLU (Shazeer 2020, arXiv 2002.05202), QK-norm (Dehghani et al. 2023, arXiv
+2302.05442).
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 
 from .token_grid import DETAIL, LOG_WAVELENGTH
+
+RUNS_DEVICES, RUNS_PRECISIONS = ("cuda",), (torch.bfloat16, torch.float16)
+"""Where variable-length attention works."""
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Rows of queries and keys cut into runs that attend within themselves: of each row first its valid vectors, then
+    its padding. The edges count vectors of all rows, as variable-length attention wants them."""
+
+    of_queries: Int32[Tensor, " E"]
+    of_keys: Int32[Tensor, " E"]
+
+
+def make_runs(mask: Bool[Tensor, "B M"], num_queries: int | None = None) -> Runs | None:
+    """Runs for keys whose valid ones come first in each row, by `mask`, which must be `attendable`.
+
+    The keys are the queries too, or `num_queries` others in each row ask for the valid ones. None where
+    variable-length attention does not work.
+    """
+    if mask.device.type not in RUNS_DEVICES:
+        return None
+    num_keys = mask.shape[1]
+    first = torch.arange(len(mask), device=mask.device)
+    middle = first * num_keys + mask.sum(1)
+    last = torch.full_like(first[:1], len(mask))
+    of_keys = torch.cat([torch.stack([first * num_keys, middle], 1).flatten(), last * num_keys]).int()
+    if num_queries is None:
+        return Runs(of_keys, of_keys)
+    edges = torch.stack([first, first + 1], 1).flatten()  # nobody asks for padding
+    return Runs((torch.cat([edges, last]) * num_queries).int(), of_keys)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -23,6 +58,12 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Scale each vector to unit root mean square, times the learned weight."""
         return super().forward(x.float())
+
+
+def autocast_once(x: Tensor) -> Tensor:
+    """In the precision of autocast, where it is on: several layers would each convert the same vectors."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class Attention(nn.Module):
@@ -41,23 +82,49 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(width // num_heads)
 
     def forward(
-        self, x: Float[Tensor, "B N D"], context: Float[Tensor, "B M D"], context_mask: Bool[Tensor, "B M"] | None
+        self,
+        x: Float[Tensor, "B N D"],
+        context: Float[Tensor, "B M D"],
+        context_mask: Bool[Tensor, "B M"] | None,
+        runs: Runs | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Attend from `x` to the valid vectors of `context`."""
+        """Attend from `x` to the valid vectors of `context`; `runs` say the same as the mask, for GPUs."""
         query = self.query_norm(self._split(self.to_query(x)))
         key = self.key_norm(self._split(self.to_key(context)))
         value = self._split(self.to_value(context))
-        mask = None if context_mask is None else context_mask[:, None, None, :]
         # Autocast would make these bf16, in which torch's attention on CPUs is much slower backward.
         precision = torch.float32 if value.device.type == "cpu" else value.dtype
+        query, key, value = query.to(precision), key.to(precision), value.to(precision)
         with torch.autocast(value.device.type, enabled=False):
-            mixed = F.scaled_dot_product_attention(
-                query.to(precision), key.to(precision), value.to(precision), attn_mask=mask
-            )
-        return self.to_output(mixed.transpose(1, 2).flatten(2))
+            if runs is not None and precision in RUNS_PRECISIONS:
+                mixed = self._attend_in_runs(query, key, value, context_mask, runs)
+            else:
+                mask = None if context_mask is None else context_mask[:, None, None, :]
+                query, key, value = (vectors.transpose(1, 2) for vectors in (query, key, value))
+                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+        return self.to_output(mixed.flatten(2))
+
+    def _attend_in_runs(
+        self, query: Tensor, key: Tensor, value: Tensor, context_mask: Tensor | None, runs: Runs
+    ) -> Tensor:
+        if context_mask is not None:
+            # Nobody may ask for a run of padding: whatever a kernel leaves as its gradient ends here.
+            valid = context_mask[:, :, None, None]
+            key, value = torch.where(valid, key, 0), torch.where(valid, value, 0)
+        mixed = varlen_attn(
+            query.flatten(0, 1).contiguous(),
+            key.flatten(0, 1).contiguous(),
+            value.flatten(0, 1).contiguous(),
+            runs.of_queries,
+            runs.of_keys,
+            query.shape[1],
+            key.shape[1],
+        )
+        assert isinstance(mixed, Tensor)
+        return mixed.view(query.shape)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.num_heads, -1))
 
 
 def attendable(mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
@@ -79,6 +146,11 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
+def mlp_width(width: int) -> int:
+    """Two thirds of 4 D, as SwiGLU has three matrices where a plain layer has two; a multiple of 32 for hardware."""
+    return 32 * math.ceil(8 * width / 3 / 32)
+
+
 class Block(nn.Module):
     """Attention, to itself or to a context, and a feed-forward layer, each added to what comes in times `branch`."""
 
@@ -88,8 +160,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(width)
         self.attention = Attention(width, num_heads)
         self.mlp_norm = RMSNorm(width)
-        # Two thirds of 4 D, as SwiGLU has three matrices where a plain layer has two; a multiple of 32 for hardware.
-        self.mlp = SwiGLU(width, 32 * math.ceil(8 * width / 3 / 32))
+        self.mlp = SwiGLU(width, mlp_width(width))
         self.reset_outputs()
 
     def reset_outputs(self) -> None:
@@ -102,11 +173,13 @@ class Block(nn.Module):
         x: Float[Tensor, "B N D"],
         mask: Bool[Tensor, "B M"] | None = None,
         context: Float[Tensor, "B M D"] | None = None,
+        runs: Runs | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Attend to the vectors of `x`, or of `context` where there is one, for which `mask` is True."""
-        normed = self.attention_norm(x)
-        x = x + self.branch * self.attention(normed, normed if context is None else context, mask)
-        return x + self.branch * self.mlp(self.mlp_norm(x))
+        """Attend to the vectors of `x`, or of `context` where there is one, for which `mask` is True, as `runs` say."""
+        normed = autocast_once(self.attention_norm(x))
+        mixed = self.attention(normed, normed if context is None else context, mask, runs)
+        x = torch.add(x, mixed, alpha=self.branch)
+        return torch.add(x, self.mlp(autocast_once(self.mlp_norm(x))), alpha=self.branch)
 
 
 class SinusoidalFeatures(nn.Module):

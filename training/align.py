@@ -18,9 +18,9 @@ from ..models.foundation import FoundationModel
 from ..models.token_batch import TokenBatch
 from ..settings import Settings, to_yaml
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
-from .mask_sampler import hashed_uniform, smallest
-from .pretrain import make_loader, open_sources, read_ids, token_batch
+from .mask_sampler import hashed_uniform, places_of, smallest
 from .records import describe_versions
+from .token_sources import make_loader, open_sources, read_ids, token_batch
 
 
 class AlignSettings(Settings):
@@ -68,7 +68,7 @@ class AlignObjective(nn.Module):
         vectors = []
         for index, view in enumerate(self.settings.views):
             columns = [i for i, modality in enumerate(samples.modalities) if modality.kind == view]
-            tokens = token_batch(samples, columns, vocabularies, device)
+            tokens = token_batch(samples, columns, vocabularies, device, self.settings.num_tokens)
             drawn = draw_view(tokens, keys, seed, 2 * step + index, self.settings.num_tokens)
             with torch.no_grad():
                 encoded = self._frozen[0].encode(drawn)
@@ -91,8 +91,8 @@ def draw_view(tokens: TokenBatch, keys: Int[Tensor, " B"], seed: int, step: int,
     present = ((tokens.slots[:, None] == slots[:, None]) & tokens.mask[:, None]).any(2)
     chance = torch.where(present, hashed_uniform(keys, num_slots, seed, step, stream=5), 2.0)
     seen = tokens.mask & (tokens.slots == chance.argmin(1, keepdim=True))
-    order = torch.where(seen, hashed_uniform(keys, tokens.codes.shape[1], seed, step, stream=6), 2.0)
-    return tokens.take(*smallest(order, num_tokens))
+    order = torch.where(seen, hashed_uniform(keys, places_of(tokens), seed, step, stream=6), torch.inf)
+    return tokens.take(*smallest(order, num_tokens), valid_first=True)
 
 
 def pair_loader(fabric: Fabric, source: TokenSource, settings: AlignSettings) -> TokenLoader:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..tokenizers.pretrained import PretrainedError, read_tensors, write_folder
+from .step_watch import StepWatch
 from .weight_average import WeightAverage
 
 STATES_FOLDER = "states"
@@ -33,6 +34,7 @@ class TrainingState:
     unlogged: dict[str, Tensor] = field(default_factory=dict)
     """Sum and count [2] of each metric since the last row of the log, over all processes."""
     average: WeightAverage | None = None
+    watch: StepWatch | None = None
 
 
 def save_state(fabric: Fabric, run_folder: Path, state: TrainingState, step: int, keep: int) -> None:
@@ -47,6 +49,8 @@ def save_state(fabric: Fabric, run_folder: Path, state: TrainingState, step: int
         tensors.update({f"unlogged.{name}": value for name, value in state.unlogged.items()})
         if state.average is not None:
             tensors.update({f"average.{name}": weight for name, weight in state.average.weights.items()})
+        if state.watch is not None:
+            tensors["watch"] = state.watch.state
         tensors["random"] = random_states.reshape(fabric.world_size, -1)
 
         def write(place: Path) -> None:
@@ -116,6 +120,8 @@ def _fill(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor],
             raise PretrainedError(f"{folder}: the state has no average of the weights that are trained now")
         for name, weight in state.average.weights.items():
             weight.copy_(averages[name])
+    if state.watch is not None:
+        state.watch.restore(tensors["watch"])
     state.optimizer.load_state_dict({"state": per_weight, "param_groups": description["groups"]})
     rank = (
         torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0

@@ -11,8 +11,8 @@ from ..data.token_store import TokenStore
 from ..models.embeddings import write_embedding_shard
 from ..models.foundation import FoundationModel
 from ..settings import Settings
-from .loop import console
-from .pretrain import check_tokens, read_grid
+from .metrics_log import console
+from .token_sources import check_tokens, read_grid
 
 
 class EmbedSettings(Settings):

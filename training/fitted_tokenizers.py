@@ -10,7 +10,7 @@ from ..data.dataset import ObservationDataset
 from ..data.observations import ScalarObservation
 from ..tokenizers.coefficients import CoefficientsTokenizer, CoefficientsTokenizerSettings
 from ..tokenizers.scalar import ScalarSketch, ScalarTokenizer, ScalarTokenizerSettings
-from .loop import console
+from .metrics_log import console
 
 BATCH_SIZE = 2**16
 """Objects that are read at once."""

@@ -3,41 +3,44 @@
 An `Objective` is a module with a stream of batches, and returns the summed loss of one. The stream is a pure function
 of (seed, step), so that a run resumes exactly from its step alone, on any number of processes. Signals only set a flag;
 at a step's end the processes agree on it, save and stop: USR1 asks Slurm to requeue the job, TERM and INT end it.
+
+Nothing in a step waits for the device: metrics are summed there and read once in `log_every` steps, and steps that must
+not be taken are judged there (`step_watch.py`).
 """
 
 import contextlib
-import csv
+import json
 import math
-import os
-import signal
-import subprocess
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..models.width_transfer import UNSCALED, WeightScaling
 from ..settings import Settings
 from .checkpoints import TrainingState, load_latest_state, save_state
+from .flops import peak_flops
+from .metrics_log import MetricsLog, MetricSums, console, last_logged, make_loggers, means, progress_bar
 from .optimizers import Optimizers
+from .profiling import profiled
+from .signals import REQUEUE, Interrupted, Signals, requeue
+from .step_watch import BadStepError, StepWatch
 from .weight_average import WeightAverage
 
-REQUEUE, END = 1, 2
 EPSILON = 1e-8
 """Adam's, at base size."""
-console = Console(stderr=True)
+MODEL_FLOPS, TOKENS = "model_flops", "tokens"
+"""Metrics of a step that are shown as speeds: an objective may count its floating-point operations and its tokens."""
 
 
 class LoopSettings(Settings):
@@ -66,13 +69,31 @@ class LoopSettings(Settings):
     devices: PositiveInt = 1
     """Processes on each node."""
     num_nodes: PositiveInt = 1
+    accumulate: PositiveInt = 1
+    """Parts of a process's share of the batch that are done one after the other, to need less memory."""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """What to do where the loss or the gradient is not finite, or a spike: neither ever reaches the weights."""
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    """A loss so many times the average of the last steps is a spike; by default none is."""
+    max_skipped: PositiveInt = 20
+    """Bad steps after which a run that skips them stops all the same."""
     log_every: PositiveInt = 10
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Where metrics go beside metrics.csv."""
+    peak_tflops: PositiveFloat | None = None
+    """Of one device, for the share of it that is used; known for common GPUs (`training/flops.py`)."""
+    profile: NonNegativeInt = 0
+    """Steps to record, soon after the start, in <run>/profile."""
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
 
 
 class Objective(Protocol):
-    """What the loop trains: a module with examples."""
+    """What the loop trains: a module with examples.
+
+    It may have `split(content, count)`, which divides a batch, `keep(content, folder)`, which stores one for replay and
+    returns what it is of, and `weight_scalings()` (`width_transfer.py`).
+    """
 
     fingerprint: str
     """Names the examples and their order."""
@@ -91,14 +112,6 @@ class Batch:
         self.content = content
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and has saved
-    """Training stopped at a signal after saving; `step` says where."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped at step {step}; run the same command again to go on from there")
-        self.step = step
-
-
 @dataclass(frozen=True)
 class Finished:
     """Result of a run: the last step and the metrics logged last."""
@@ -109,7 +122,9 @@ class Finished:
 
 def make_fabric(settings: LoopSettings) -> Fabric:
     """Fabric for these settings: GPUs where there are any, DDP for more than one process; launched."""
-    strategy = "ddp" if settings.devices * settings.num_nodes > 1 else "auto"
+    is_parallel = settings.devices * settings.num_nodes > 1
+    # No objective changes buffers while it trains, and they are the same everywhere to begin with.
+    strategy: Any = DDPStrategy(broadcast_buffers=False) if is_parallel else "auto"
     fabric = Fabric(
         accelerator="auto",
         devices=settings.devices,
@@ -133,8 +148,8 @@ def choose_precision(wanted: str) -> Any:
 def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: str | Path, title: str) -> Finished:
     """Train `objective` (an `Objective` that is a module) to `settings.steps`, or go on where `run_folder` stands.
 
-    Writes metrics.csv and checkpoints to `run_folder`. Raises Interrupted after saving at a signal, RuntimeError with
-    the step's number if the loss is not finite, and ValueError if the run stands at a step of other examples.
+    Writes metrics.csv and checkpoints to `run_folder`. Raises Interrupted after saving at a signal, BadStepError at a
+    loss or gradient that is not finite or a spike, and ValueError if the run stands at a step of other examples.
     """
     run_folder = Path(run_folder)
     optimizer = make_optimizer(objective, settings)
@@ -142,63 +157,163 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
     module, optimizer = fabric.setup(objective, optimizer)
     if settings.average_decay:
         state.average = WeightAverage(objective, settings.average_decay)
+    state.watch = StepWatch(fabric.device, settings.on_bad_step, settings.spike_factor)
     # After the setup, which moves the weights but not the optimiser's state to the device.
     start = load_latest_state(run_folder, state)
     _check_examples(fabric, run_folder, objective.fingerprint, start)
-    log = MetricsLog(run_folder / "metrics.csv", start) if fabric.is_global_zero else None
-    last = _last_logged(run_folder / "metrics.csv", start)
+    rows = _Rows(fabric, settings, run_folder, start)
+    weights = [weight for weight in objective.parameters() if weight.requires_grad]
     with (
         Signals() as signals,
         contextlib.closing(objective.batches(start)) as batches,
-        _progress(fabric, title, start, settings.steps) as advance,
+        progress_bar(fabric, title, start, settings.steps) as advance,
+        profiled(run_folder / "profile", settings.profile if fabric.is_global_zero else 0) as recorded,
     ):
         # What was not logged yet belongs to the next row; it is a sum over all processes, so one of them takes it.
         mine_first = float(fabric.is_global_zero)
-        sums = {name: value.to(fabric.device) * mine_first for name, value in state.unlogged.items()}
-        began, began_step = time.perf_counter(), start
+        sums = MetricSums({name: value.to(fabric.device) * mine_first for name, value in state.unlogged.items()})
         for step in range(start, settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group["scale"]
-            loss_sum, count, metrics = module(Batch(next(batches)))
+            with rows.waiting():
+                content = next(batches)
+            metrics = _accumulate_gradients(fabric, module, objective, content, settings.accumulate)
             # The normaliser is that of the whole batch, so that the gradient does not depend on how it is split; DDP
             # averages over processes, hence the factor.
-            total = _all_sum(fabric, count.detach())
-            fabric.backward(loss_sum * fabric.world_size / total.clamp(min=1e-6))
-            norm = fabric.clip_gradients(module, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False)
+            loss_sum, count = _all_sum(fabric, metrics["loss"])
+            count = count.clamp(min=1e-6)
+            norm = _scale_gradients(weights, fabric.world_size / count, settings.gradient_clip)
+            is_bad = state.watch.judge(step, loss_sum / count, norm, count > 1e-6)
+            state.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if state.average is not None:
                 state.average.update(objective, step + 1)
-            metrics = {"loss": torch.stack([loss_sum.detach(), count.detach()]), **metrics}
-            norm = torch.as_tensor(norm).detach()
-            metrics["gradient_norm"] = torch.stack([norm, torch.ones_like(norm)])
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, torch.zeros(2, device=value.device)) + value
+            sums.add({**metrics, "gradient_norm": torch.stack([norm, torch.ones_like(norm)])})
+            recorded()
             done = step + 1
-            if done % settings.log_every == 0 or done == settings.steps:
-                last = _read_sums(fabric, sums)
-                elapsed = time.perf_counter() - began
-                last["learning_rate"] = learning_rate(settings, step)
-                last["examples_per_second"] = (done - began_step) * settings.batch_size / elapsed
-                if not np.isfinite(last.get("loss", 0.0)):  # absent if there was nothing to predict
-                    raise RuntimeError(
-                        f"{title}: the loss is {last['loss']} between steps {done - settings.log_every} and {done}"
-                    )
-                if log is not None:
-                    log.write(done, last)
-                sums, began, began_step = {}, time.perf_counter(), done
-            advance(done, last)
             asked = signals.agreed(fabric)
-            if asked or done % settings.checkpoint_every == 0 or done == settings.steps:
-                state.unlogged = {name: _all_sum(fabric, sums[name]) for name in sorted(sums)}
+            is_last = done == settings.steps
+            is_logged = done % settings.log_every == 0 or is_last
+            is_saved = bool(asked) or done % settings.checkpoint_every == 0 or is_last
+            if is_logged or is_saved:
+                _face_bad_steps(fabric, objective, state.watch, settings, run_folder, title)
+            if is_logged:
+                rows.write(done, sums, weights)
+                sums.clear()
+            advance(done, rows.last)
+            if is_saved:
+                state.unlogged = sums.over_all(fabric)
                 save_state(fabric, run_folder, state, done, settings.keep_checkpoints)
-            if asked and done < settings.steps:
+            if asked and not is_last:
                 if asked == REQUEUE:
-                    _requeue(fabric)
+                    requeue(fabric)
                 raise Interrupted(done)
     if state.average is not None:
         state.average.give_to(objective)
-    return Finished(settings.steps, last)
+    rows.close()
+    return Finished(settings.steps, rows.last)
+
+
+class _Rows:
+    """Makes the rows of the log: what was summed, and how fast it went."""
+
+    def __init__(self, fabric: Fabric, settings: LoopSettings, run_folder: Path, start: int):
+        self.fabric, self.settings = fabric, settings
+        path = run_folder / "metrics.csv"
+        self.log = MetricsLog(path, start) if fabric.is_global_zero else None
+        self.loggers = make_loggers(settings.loggers, run_folder) if fabric.is_global_zero else []
+        self.last = last_logged(path, start)
+        """The row written last, without its step."""
+        self._peak = (settings.peak_tflops and settings.peak_tflops * 1e12) or peak_flops(fabric.device)
+        self._step, self._began, self._first, self._waited = start, time.perf_counter(), time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Generator[None, None, None]:
+        """The time within is that of a wait for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def write(self, done: int, sums: MetricSums, weights: Sequence[Tensor]) -> None:
+        """Write the row of the steps up to `done`; waits for the device."""
+        row = means(sums.over_all(self.fabric))
+        row["learning_rate"] = learning_rate(self.settings, done - 1)
+        row["weight_norm"] = torch.nn.utils.get_total_norm([weight.detach() for weight in weights]).item()
+        now = time.perf_counter()
+        elapsed, steps = now - self._began, done - self._step
+        row["examples_per_second"] = steps * self.settings.batch_size / elapsed
+        if TOKENS in row:
+            row["tokens_per_second"] = row.pop(TOKENS) * steps * self.fabric.world_size / elapsed
+        flops = row.pop(MODEL_FLOPS, None)
+        if flops is not None and self._peak is not None:
+            row["model_flops_utilization"] = flops * steps / elapsed / self._peak
+        row["waiting_for_data"] = self._waited / elapsed
+        row["seconds"] = now - self._first
+        if self.fabric.device.type == "cuda":
+            row["memory_gib"] = torch.cuda.max_memory_allocated(self.fabric.device) / 2**30
+        if self.log is not None:
+            self.log.write(done, row)
+        for logger in self.loggers:
+            logger.log_metrics(row, step=done)
+        self.last = row
+        self._step, self._began, self._waited = done, time.perf_counter(), 0.0
+
+    def close(self) -> None:
+        """Finish what loggers write."""
+        for logger in self.loggers:
+            logger.finalize("success")
+
+
+def _accumulate_gradients(
+    fabric: Fabric, module: nn.Module, objective: Any, content: Any, num_parts: int
+) -> dict[str, Tensor]:
+    """Forward and backward pass of a batch, in parts; gradients are of the summed loss. Returns sums of the metrics."""
+    parts = [content] if num_parts == 1 else objective.split(content, num_parts)
+    total: dict[str, Tensor] = {}
+    for number, part in enumerate(parts, start=1):
+        waits = fabric.world_size > 1 and number < len(parts)
+        with fabric.no_backward_sync(module) if waits else contextlib.nullcontext():
+            loss_sum, count, metrics = module(Batch(part))
+            fabric.backward(loss_sum)
+        metrics = {"loss": torch.stack([loss_sum.detach(), count.detach()]), **metrics}
+        total = {name: total[name] + value for name, value in metrics.items()} if total else metrics
+    return total
+
+
+@torch.no_grad()
+def _scale_gradients(weights: Sequence[Tensor], scale: Tensor, largest_norm: float) -> Tensor:
+    """Multiply gradients by `scale`, and clip them to a norm; returns their norm before that. One pass over them."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients) * scale
+    torch._foreach_mul_(gradients, scale * (largest_norm / (norm + 1e-6)).clamp(max=1))
+    return norm
+
+
+def _face_bad_steps(
+    fabric: Fabric, objective: Any, watch: StepWatch, settings: LoopSettings, run_folder: Path, title: str
+) -> None:
+    """Keep the batches of the bad steps since the last call, and say so; raise BadStepError where that ends the run."""
+    for step in watch.new_bad_steps():
+        folder = run_folder / "bad-steps" / f"step-{step:08d}" / f"process-{fabric.global_rank}"
+        with contextlib.closing(objective.batches(step)) as batches:
+            content = next(batches)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "step.json").write_text(json.dumps({"step": step, "title": title}), encoding="utf-8")
+        what = objective.keep(content, folder) if hasattr(objective, "keep") else ""
+        told = (
+            f"{title}: the loss or its gradient at step {step} is not finite"
+            f"{'' if settings.spike_factor is None else f', or over {settings.spike_factor} times what it was'}. "
+            f"The weights are those before it; its batch is kept in {folder}{what}"
+        )
+        if settings.on_bad_step == "stop":
+            if fabric.is_global_zero:
+                save_file(objective.state_dict(), folder / "weights.safetensors")
+            raise BadStepError(told)
+        if fabric.is_global_zero:
+            console.print(told)
+    if watch.num_bad > settings.max_skipped:
+        raise BadStepError(f"{title}: {watch.num_bad} steps had to be skipped, more than loop.max_skipped allows")
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
@@ -239,7 +354,8 @@ def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Opt
     for (is_muon, decay, rate, epsilon), weights in sorted(groups.items()):
         group = {"params": weights, "weight_decay": -decay, "scale": rate}
         (by_muon if is_muon else by_adamw).append(group if is_muon else group | {"eps": epsilon})
-    adamw = torch.optim.AdamW(by_adamw, lr=settings.learning_rate, betas=settings.betas)
+    # Fused: one kernel a group, and it takes no step where `found_inf` says so.
+    adamw = torch.optim.AdamW(by_adamw, lr=settings.learning_rate, betas=settings.betas, fused=True)
     if settings.optimizer == "adamw":
         return adamw
     if not by_muon:
@@ -254,111 +370,6 @@ def leave(fabric: Fabric) -> None:
     fabric.barrier()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-class MetricsLog:
-    """metrics.csv of a run: one row for each logged step. Rows past the step a run resumes from are dropped."""
-
-    def __init__(self, path: Path, start: int):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(path) if row["step"] <= start]
-        self._names: list[str] = list(dict.fromkeys(name for row in rows for name in row))
-        self._rows = rows
-        self._rewrite()
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one row; new names widen the table."""
-        row = {"step": float(step), **metrics}
-        self._rows.append(row)
-        if set(row) <= set(self._names):
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._names).writerow(row)
-        else:
-            self._names += [name for name in row if name not in self._names]
-            self._rewrite()
-
-    def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._names)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        temporary.replace(self.path)
-
-
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv; empty if there is none. Cells left empty are absent from their row."""
-    if not Path(path).is_file():
-        return []
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-
-
-def _last_logged(path: Path, start: int) -> dict[str, float]:
-    """The metrics logged last before the step a run resumes from."""
-    rows = [row for row in read_metrics(path) if row["step"] <= start]
-    return {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
-
-
-class Signals:
-    """Turns USR1, TERM and INT into a flag that all processes read at the same step."""
-
-    def __init__(self) -> None:
-        self._asked = 0
-        self._old: dict[int, Any] = {}
-        self._group: Any = None
-
-    def __enter__(self) -> "Signals":
-        for number, meaning in ((signal.SIGUSR1, REQUEUE), (signal.SIGTERM, END), (signal.SIGINT, END)):
-
-            def remember(_signal: int, _frame: FrameType | None, meaning: int = meaning) -> None:
-                self._asked = max(self._asked, meaning)
-
-            with contextlib.suppress(ValueError):  # not the main thread: the program that runs us handles signals
-                self._old[number] = signal.signal(number, remember)
-        if dist.is_available() and dist.is_initialized():
-            self._group = dist.new_group(backend="gloo")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def agreed(self, fabric: Fabric) -> int:
-        """What any process was asked to do (0: nothing), the same answer on all; without a wait for the GPU."""
-        if fabric.world_size == 1:
-            return self._asked
-        flag = torch.tensor([self._asked])
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return int(flag)
-
-
-@contextlib.contextmanager
-def _progress(fabric: Fabric, title: str, start: int, steps: int) -> Iterator[Any]:
-    if not fabric.is_global_zero:
-        yield lambda step, metrics: None
-        return
-    columns = (
-        TextColumn(f"[bold]{title}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, refresh_per_second=2) as progress:
-        task = progress.add_task(title, total=steps, completed=start, note="")
-
-        def advance(step: int, metrics: dict[str, float]) -> None:
-            loss = f"loss {metrics['loss']:.3f}, " if "loss" in metrics else ""
-            note = f"{loss}{metrics['examples_per_second']:.0f}/s" if metrics else ""
-            progress.update(task, completed=step, note=note)
-
-        yield advance
-    if not console.is_terminal:
-        console.print(
-            f"{title}: at step {int(progress.tasks[0].completed)} of {steps}. {progress.tasks[0].fields['note']}"
-        )
 
 
 def _check_examples(fabric: Fabric, run_folder: Path, fingerprint: str, start: int) -> None:
@@ -378,16 +389,3 @@ def _check_examples(fabric: Fabric, run_folder: Path, fingerprint: str, start: i
 
 def _all_sum(fabric: Fabric, value: Tensor) -> Tensor:
     return value if fabric.world_size == 1 else fabric.all_reduce(value.clone(), reduce_op="sum")
-
-
-def _read_sums(fabric: Fabric, sums: dict[str, Tensor]) -> dict[str, float]:
-    """Weighted means over the steps since the last log and over all processes: the one read of the device."""
-    names = sorted(sums)
-    table = _all_sum(fabric, torch.stack([sums[name].float() for name in names])).cpu()
-    return {name: (total / count).item() for name, (total, count) in zip(names, table, strict=True) if count > 0}
-
-
-def _requeue(fabric: Fabric) -> None:
-    job = os.environ.get("SLURM_JOB_ID")
-    if fabric.is_global_zero and job:
-        subprocess.run(["scontrol", "requeue", job], check=True)

@@ -38,7 +38,7 @@ def draw_masks(
     batch: TokenBatch,
     object_keys: Int[Tensor, " B"],
     seed: int,
-    step: int,
+    step: int | Int[Tensor, ""],
     num_inputs: int,
     num_targets: int,
     scheme: Scheme = "even",
@@ -48,8 +48,8 @@ def draw_masks(
     `object_keys` are integers that name the objects for all time.
     """
 
-    def draw(num_columns: int, stream: int) -> Float[Tensor, "B M"]:
-        return hashed_uniform(object_keys, num_columns, seed, step, stream)
+    def draw(columns: int | Int[Tensor, "B M"], stream: int) -> Float[Tensor, "B M"]:
+        return hashed_uniform(object_keys, columns, seed, step, stream)
 
     input_order, target_order = {"even": _even, "aion": _aion, "dirichlet": _dirichlet}[scheme]
     inputs, input_valid = smallest(input_order(batch, batch.mask, draw, num_inputs), num_inputs)
@@ -61,11 +61,18 @@ def draw_masks(
     is_input = torch.zeros_like(batch.mask).scatter(1, inputs, input_valid)
     order = target_order(batch, batch.mask & ~is_input, draw, num_targets)
     targets, target_valid = smallest(order, num_targets)
-    return batch.take(inputs, input_valid), batch.take(targets, target_valid)
+    return batch.take(inputs, input_valid, valid_first=True), batch.take(targets, target_valid, valid_first=True)
 
 
-Draw = Callable[[int, int], Float[Tensor, "B M"]]
-"""Numbers in (0, 1) by how many each object needs, and the number of their stream."""
+Draw = Callable[[int | Tensor, int], Float[Tensor, "B M"]]
+"""Numbers in (0, 1), by how many each object needs or what they are for, and the number of their stream."""
+
+
+def places_of(batch: TokenBatch) -> Int[Tensor, "B N"]:
+    """What names the tokens of an object: their places before any were left out."""
+    if batch.places is not None:
+        return batch.places
+    return torch.arange(batch.codes.shape[1], device=batch.codes.device).expand(batch.codes.shape)
 
 
 def _counts(batch: TokenBatch, free: Bool[Tensor, "B N"]) -> Float[Tensor, "B S"]:
@@ -79,14 +86,14 @@ def _even_inputs(batch: TokenBatch, free: Bool[Tensor, "B N"], draw: Draw, budge
     chance = torch.where(present, draw(present.shape[1], 1), 2.0)
     slots = torch.arange(present.shape[1], device=chance.device)
     visible = (chance < share) | (slots == chance.argmin(1, keepdim=True))
-    return torch.where(free & visible.gather(1, batch.slots), draw(free.shape[1], 2), torch.inf)
+    return torch.where(free & visible.gather(1, batch.slots), draw(places_of(batch), 2), torch.inf)
 
 
 def _even_targets(batch: TokenBatch, free: Bool[Tensor, "B N"], draw: Draw, budget: int) -> Float[Tensor, "B N"]:
     # An exponential race: the first to arrive are a sample without replacement by weight.
     counts = _counts(batch, batch.mask)
     weight = -torch.log(draw(counts.shape[1], 3)) / counts.clamp(min=1)
-    race = -torch.log(draw(free.shape[1], 4)) / weight.gather(1, batch.slots)
+    race = -torch.log(draw(places_of(batch), 4)) / weight.gather(1, batch.slots)
     return torch.where(free, race, torch.inf)
 
 
@@ -95,7 +102,7 @@ def _aion_inputs(batch: TokenBatch, free: Bool[Tensor, "B N"], draw: Draw, budge
     first = torch.where(counts > 0, draw(counts.shape[1], 1), 2.0).argmin(1, keepdim=True)
     most = counts.gather(1, first).clamp(max=budget)
     wanted = torch.zeros_like(counts).scatter(1, first, 1 + torch.floor(draw(1, 0) * most))
-    order = _wanted_first(batch, free, wanted, draw(free.shape[1], 2))
+    order = _wanted_first(batch, free, wanted, draw(places_of(batch), 2))
     # What is left of the first modality only fills what the others cannot.
     return order + ((batch.slots == first) & (order >= 1))
 
@@ -104,7 +111,7 @@ def _aion_targets(batch: TokenBatch, free: Bool[Tensor, "B N"], draw: Draw, budg
     counts = _counts(batch, free)
     one, other = (_log_gamma(torch.full_like(counts, shape), draw, 3 + k) for k, shape in enumerate(BETA))
     wanted = torch.ceil(torch.sigmoid(one - other) * counts)
-    return _wanted_first(batch, free, wanted, draw(free.shape[1], 5))
+    return _wanted_first(batch, free, wanted, draw(places_of(batch), 5))
 
 
 def _dirichlet_order(streams: tuple[int, int, int]) -> Callable[..., Float[Tensor, "B N"]]:
@@ -115,7 +122,7 @@ def _dirichlet_order(streams: tuple[int, int, int]) -> Callable[..., Float[Tenso
         of_slots = _log_gamma(alpha.expand(counts.shape), draw, streams[1])
         # An object without a free token has none to want.
         parts = torch.where(counts > 0, of_slots, -torch.inf).softmax(1).nan_to_num(0.0)
-        return _wanted_first(batch, free, torch.round(parts * budget), draw(free.shape[1], streams[2]))
+        return _wanted_first(batch, free, torch.round(parts * budget), draw(places_of(batch), streams[2]))
 
     return order
 
@@ -157,15 +164,22 @@ def _log_gamma(shape: Float[Tensor, "B S"], draw: Draw, stream: int) -> Float[Te
 
 
 def hashed_uniform(
-    keys: Int[Tensor, " B"], num_columns: int, seed: int, step: int, stream: int
+    keys: Int[Tensor, " B"],
+    columns: int | Int[Tensor, "B M"],
+    seed: int,
+    step: int | Int[Tensor, ""],
+    stream: int,
 ) -> Float[Tensor, "B M"]:
     """Numbers in (0, 1), a pure function of (key, column, seed, step, stream): the mixing steps of SplitMix64.
 
+    `columns`: how many, or the number of each.
+
     (Steele, Lea & Flood 2014, doi 10.1145/2714064.2660195.)
     """
-    columns = torch.arange(num_columns, device=keys.device)
-    state = _mix(keys + _mix(torch.full_like(keys, seed) + _mix(torch.full_like(keys, step * 8 + stream))))
-    bits = _mix(state[:, None] + columns * _signed(0x9E3779B97F4A7C15))
+    numbers = torch.arange(columns, device=keys.device) if isinstance(columns, int) else columns.long()
+    of_step = torch.zeros_like(keys) + (step * 8 + stream)
+    state = _mix(keys + _mix(torch.full_like(keys, seed) + _mix(of_step)))
+    bits = _mix(state[:, None] + numbers * _signed(0x9E3779B97F4A7C15))
     # The half is rounded away in the upper half of the range; the greatest number would become one.
     return ((((bits >> 40) & 0xFFFFFF).float() + 0.5) / 2**24).clamp(max=1 - 2**-24)
 

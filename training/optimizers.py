@@ -4,10 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Optimizers(torch.optim.Optimizer):
-    """Takes the steps of all `parts`; its groups and state are theirs, so that it is saved and loaded as one."""
+    """Takes the steps of all `parts`; its groups and state are theirs, so that it is saved and loaded as one.
+
+    A tensor `found_inf` other than zero means that no step is to be taken. Fused parts see to that on the device; the
+    others need it read.
+    """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, *parts: torch.optim.Optimizer):
         groups = [group | {"part": number} for number, part in enumerate(parts) for group in part.param_groups]
@@ -21,5 +28,9 @@ class Optimizers(torch.optim.Optimizer):
             # Loading a state makes groups and state anew.
             part.param_groups = [group for group in self.param_groups if group["part"] == number]
             part.state = self.state
+            if part.defaults.get("fused"):
+                part.found_inf = self.found_inf  # type: ignore[attr-defined]
+            elif self.found_inf is not None and self.found_inf.item():
+                continue
             part.step()
         return loss

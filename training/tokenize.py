@@ -30,7 +30,7 @@ from ..data.token_shards import (
 from ..data.token_store import TokenStore
 from ..settings import Settings
 from ..tokenizers.token_grid import Tokenizer
-from .loop import console
+from .metrics_log import console
 from .tokenizers import load_tokenizers, tokenizer_hash
 
 _NO_TOKENS = {"codes": np.empty((0, 0), np.int16), "mask": np.empty((0, 0), bool)}

@@ -26,7 +26,8 @@ from ..tokenizers.scalar import ScalarTokenizerSettings
 from ..tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
 from ..tokenizers.token_grid import Reconstruction, Tokenizer
 from .fitted_tokenizers import fit_coefficients, fit_scalars
-from .loop import Batch, Finished, LoopSettings, console, leave, make_fabric, train
+from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
+from .metrics_log import console
 
 PRIOR_FOLDER = "prior"
 """In the run folder of an image tokenizer, `rounds-0003`: the tokenizer after so many rounds of learning its prior."""

@@ -9,24 +9,17 @@ import signal
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from armillary.data.shuffle_order import ShuffleOrder
 from armillary.models.width_transfer import WeightScaling
 from armillary.tokenizers.pretrained import PretrainedError
 from armillary.training.checkpoints import TrainingState, load_latest_state, save_state, saved_steps
-from armillary.training.loop import (
-    Interrupted,
-    LoopSettings,
-    MetricsLog,
-    Signals,
-    learning_rate,
-    make_fabric,
-    make_optimizer,
-    read_metrics,
-    train,
-)
+from armillary.training.loop import Batch, LoopSettings, learning_rate, make_fabric, make_optimizer, train
+from armillary.training.metrics_log import SPEED, MetricsLog, read_metrics
+from armillary.training.signals import Interrupted, Signals
+from armillary.training.step_watch import BadStepError
 
 X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
@@ -174,7 +167,7 @@ def test_a_run_that_was_asked_to_stop_saves_and_goes_on_to_the_same_end(tmp_path
 
 def same_metrics(first, second):
     rows = [
-        [{k: v for k, v in row.items() if k != "examples_per_second"} for row in read_metrics(folder / "metrics.csv")]
+        [{k: v for k, v in row.items() if k not in SPEED} for row in read_metrics(folder / "metrics.csv")]
         for folder in (first, second)
     ]
     return rows[0] == rows[1]
@@ -262,17 +255,126 @@ def test_a_save_that_fails_leaves_the_states_before_it(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "states").iterdir()) == ["step-00000015", "step-00000020"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    objective = Regression()
+class Spoiled(Regression):
+    """The loss of step 6 is multiplied by `factor`."""
 
-    def ruin(step):
-        if step == 5:
-            objective.layer.weight.data.fill_(math.nan)
+    def __init__(self, factor, at=6):
+        super().__init__()
+        self.factor, self.at, self.num_seen, self.kept = factor, at, 0, []
 
-    objective.at_step = ruin
-    with pytest.raises(RuntimeError, match="test: the loss is nan between steps 4 and 8"):
+    def forward(self, batch):
+        loss, count, metrics = super().forward(batch)
+        factor = self.factor if self.num_seen == self.at else 1.0
+        self.num_seen += 1
+        return loss * factor, count, metrics
+
+    def keep(self, content, folder):
+        save_file({"x": content[0]}, folder / "batch.safetensors")
+        return " (points)"
+
+
+def without_step(skipped, **changes):
+    """Weights after 20 steps by hand, of which one was not taken."""
+    model, chosen = Regression(), settings(**changes)
+    optimizer = make_optimizer(model, chosen)
+    for step in range(20):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(chosen, step) * group["scale"]
+        if step != skipped:
+            loss, count, _ = model(Batch(examples(step)))
+            optimizer.zero_grad()
+            (loss / count).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), chosen.gradient_clip)
+            optimizer.step()
+    return model.layer.weight
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_its_batch(tmp_path, factor):
+    objective = Spoiled(factor)
+    before = []
+    objective.at_step = lambda step: before.append(objective.layer.weight.detach().clone())
+    with pytest.raises(BadStepError, match=r"test: the loss or its gradient at step 6 is not finite.* \(points\)"):
         run(tmp_path, objective)
     assert saved_steps(tmp_path) == [5]
+    assert torch.equal(objective.layer.weight, before[6])  # nothing of that step, nor of those after it, was taken
+    kept = load_file(tmp_path / "bad-steps" / "step-00000006" / "process-0" / "batch.safetensors")
+    assert torch.equal(kept["x"], examples(6)[0])
+
+
+def test_a_run_that_skips_bad_steps_goes_on_without_them(tmp_path, capsys):
+    objective, finished = run(tmp_path, Spoiled(math.nan), on_bad_step="skip")
+    assert finished.step == 20
+    assert torch.allclose(objective.layer.weight, without_step(6), atol=1e-6)
+    assert "at step 6 is not finite" in " ".join(capsys.readouterr().err.split())
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [math.isfinite(row["loss"]) for row in rows] == [True, False, True, True, True]
+
+
+def test_a_run_that_skips_too_many_steps_stops(tmp_path):
+    class Hopeless(Regression):
+        def forward(self, batch):
+            loss, count, metrics = super().forward(batch)
+            return loss * math.nan, count, metrics
+
+    with pytest.raises(BadStepError, match=r"4 steps had to be skipped, more than loop\.max_skipped allows"):
+        run(tmp_path, Hopeless(), on_bad_step="skip", max_skipped=3)
+
+
+@pytest.mark.parametrize("factor, is_bad", [(30.0, True), (1.5, False)])
+def test_a_loss_far_above_its_average_is_a_spike(tmp_path, factor, is_bad):
+    changes = {"steps": 80, "learning_rate": 1e-3, "spike_factor": 10.0}
+    objective = Spoiled(factor, at=70)
+    if is_bad:
+        with pytest.raises(BadStepError, match=r"step 70 is not finite, or over 10.0 times what it was"):
+            run(tmp_path, objective, **changes)
+    else:
+        assert run(tmp_path, objective, **changes)[1].step == 80
+
+
+def test_muon_skips_bad_steps_too(tmp_path):
+    class Hidden(Spoiled):
+        def weight_scalings(self):
+            return {"layer.weight": WeightScaling(1.0, 1.0, 1.0, 1.0, 1.0, muon=1.0)}
+
+    whole = Hidden(1.0)
+    run(tmp_path / "whole", whole, optimizer="muon")
+    seen = []
+    skipping = Hidden(math.nan)
+    skipping.at_step = lambda step: seen.append(skipping.layer.weight.detach().clone())
+    run(tmp_path / "skip", skipping, optimizer="muon", on_bad_step="skip")
+    assert torch.equal(seen[6], seen[7])
+    assert not torch.equal(seen[7], seen[8])
+    assert skipping.layer.weight.isfinite().all()
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path):
+    class InParts(Regression):
+        def split(self, content, count):
+            return list(zip(*(values.chunk(count) for values in content), strict=True))
+
+    whole, finished = run(tmp_path / "whole")
+    parts, in_parts = run(tmp_path / "parts", InParts(), accumulate=4)
+    assert torch.allclose(whole.layer.weight, parts.layer.weight, atol=1e-6)
+    assert in_parts.metrics["loss"] == pytest.approx(finished.metrics["loss"], rel=1e-5)
+
+
+def test_metrics_go_to_tensorboard_too(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [event.step for event in events.Scalars("loss")] == [row["step"] for row in rows]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+def test_a_profile_holds_a_trace_and_a_table_of_operators(tmp_path):
+    run(tmp_path, profile=2)
+    trace = json.loads((tmp_path / "profile" / "trace.json").read_text())
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"ProfilerStep#7", "ProfilerStep#8", "aten::linear"} <= names
+    assert "aten::addmm" in (tmp_path / "profile" / "operators.txt").read_text()
 
 
 def test_metrics_are_weighted_means_over_the_steps_of_a_row(tmp_path):
@@ -289,7 +391,9 @@ def test_metrics_are_weighted_means_over_the_steps_of_a_row(tmp_path):
     assert [row["step"] for row in rows] == [4, 8, 10]
     for row, part in zip(rows, (losses[:4], losses[4:8], losses[8:]), strict=True):
         assert row["loss"] == pytest.approx(np.mean(part), rel=1e-5)
-        assert set(row) == {"step", "loss", "worst", "gradient_norm", "learning_rate", "examples_per_second"}
+        of_machine = {"examples_per_second", "waiting_for_data", "seconds"}
+        assert set(row) == {"step", "loss", "worst", "gradient_norm", "weight_norm", "learning_rate"} | of_machine
+        assert set(row) & set(SPEED) == of_machine
 
 
 def test_the_log_stays_a_table_when_a_metric_comes_late_and_when_a_run_resumes(tmp_path):

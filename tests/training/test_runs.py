@@ -14,7 +14,7 @@ from armillary.settings import find_config, load_settings
 from armillary.training.align import AlignSettings, align
 from armillary.training.checkpoints import saved_steps
 from armillary.training.embed import EmbedSettings, embed
-from armillary.training.loop import read_metrics
+from armillary.training.metrics_log import SPEED, read_metrics
 from armillary.training.pretrain import PretrainSettings, pretrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,7 +45,7 @@ def last_state(folder):
 
 def metrics(folder):
     rows = read_metrics(folder / "metrics.csv")
-    return [{k: v for k, v in row.items() if k != "examples_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in rows]
 
 
 def wait_for(condition, process):

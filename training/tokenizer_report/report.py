@@ -20,7 +20,7 @@ from ...data.modalities import MODALITIES, Modality
 from ...data.observations import ImageObservation, ObservationError, stack
 from ...data.parquet_files import replacing
 from ...tokenizers.token_grid import Tokenizer
-from ..loop import console
+from ..metrics_log import console
 from ..tokenizers import load_tokenizers, tokenizer_hash
 from . import charts
 from .another_camera import measure_another_camera

@@ -1,0 +1,62 @@
+"""Signals ask a run to stop: they set a flag that the processes agree on at a step's end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+
+REQUEUE, END = 1, 2
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and has saved
+    """Training stopped at a signal after saving; `step` says where."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped at step {step}; run the same command again to go on from there")
+        self.step = step
+
+
+class Signals:
+    """Turns USR1, TERM and INT into a flag that all processes read at the same step."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._old: dict[int, Any] = {}
+        self._group: Any = None
+
+    def __enter__(self) -> "Signals":
+        for number, meaning in ((signal.SIGUSR1, REQUEUE), (signal.SIGTERM, END), (signal.SIGINT, END)):
+
+            def remember(_signal: int, _frame: FrameType | None, meaning: int = meaning) -> None:
+                self._asked = max(self._asked, meaning)
+
+            with contextlib.suppress(ValueError):  # not the main thread: the program that runs us handles signals
+                self._old[number] = signal.signal(number, remember)
+        if dist.is_available() and dist.is_initialized():
+            self._group = dist.new_group(backend="gloo")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def agreed(self, fabric: Fabric) -> int:
+        """What any process was asked to do (0: nothing), the same answer on all; without a wait for the GPU."""
+        if fabric.world_size == 1:
+            return self._asked
+        flag = torch.tensor([self._asked])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        return int(flag)
+
+
+def requeue(fabric: Fabric) -> None:
+    """Ask Slurm to start this job again, if it is one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if fabric.is_global_zero and job:
+        subprocess.run(["scontrol", "requeue", job], check=True)
