@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .data.modalities import modality
     from .data.observations import ImageObservation, ScalarObservation, SpectrumObservation
     from .models.embeddings import Embeddings
-    from .models.foundation import FoundationModel
+    from .models.foundation import FoundationModel, ScalarPrediction
+    from .models.generated import GeneratedObservations
     from .models.probes import LinearProbe
     from .serving.client import Client
     from .serving.index import EmbeddingIndex
@@ -28,10 +29,12 @@ _MODULES = {
     "EmbeddingIndex": "serving.index",
     "Embeddings": "models.embeddings",
     "FoundationModel": "models.foundation",
+    "GeneratedObservations": "models.generated",
     "ImageObservation": "data.observations",
     "LinearProbe": "models.probes",
     "ObservationDataset": "data.dataset",
     "ScalarObservation": "data.observations",
+    "ScalarPrediction": "models.foundation",
     "SpectrumObservation": "data.observations",
     "modality": "data.modalities",
 }
@@ -41,10 +44,12 @@ __all__ = [
     "EmbeddingIndex",
     "Embeddings",
     "FoundationModel",
+    "GeneratedObservations",
     "ImageObservation",
     "LinearProbe",
     "ObservationDataset",
     "ScalarObservation",
+    "ScalarPrediction",
     "SpectrumObservation",
     "load",
     "modality",

@@ -16,6 +16,7 @@ from ..serving.index import EmbeddingIndex
 from ..serving.index_files import predictors_of
 from ..serving.labelled_neighbours import labelled_neighbours, predictor_for
 from ..training.loop import console
+from .generation import measure_generation
 from .redshift_scores import LEVELS, magnitudes_and_colours, predict_with_trees, score, score_constant
 from .settings import DemoSettings
 from .split import part_of
@@ -35,6 +36,7 @@ def evaluate(folder: Path, settings: DemoSettings) -> None:
         "simulated_redshifts": lambda: simulated_redshifts(folder, dataset, settings),
         "retrieval": lambda: retrieval(folder),
         "reconstruction": lambda: reconstruction(model, dataset),
+        "generation": lambda: measure_generation(model, dataset, settings.generation),
     }
     results = {name: measure() for name, measure in track(steps.items(), description="measure", console=console)}
     temporary = folder / "results.json.tmp"

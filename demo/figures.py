@@ -42,7 +42,7 @@ def loss_curves(folder: Path) -> bytes:
         rows = read_metrics(run / "metrics.csv")
         axis.plot([row["step"] for row in rows], [row["loss"] for row in rows])
         axis.set(title=name, xlabel="step", ylabel="loss")
-    return _png(figure)
+    return png(figure)
 
 
 def image_reconstructions(model: FoundationModel, images: ImageObservation, band: str) -> bytes:
@@ -60,7 +60,7 @@ def image_reconstructions(model: FoundationModel, images: ImageObservation, band
         axes[0, column].set_title(shown.object_id[column], fontsize=8)
     for axis in axes.flat:
         axis.set_axis_off()
-    return _png(figure)
+    return png(figure)
 
 
 def spectrum_reconstructions(
@@ -88,7 +88,7 @@ def spectrum_reconstructions(
                 axis.text(place, 1.25 * high, name, fontsize=7, color="tab:blue", ha="center")
     axis.set_xlabel("wavelength in vacuum, angstrom")
     axis.legend(fontsize=8, loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def real_desi_spectrum(model: FoundationModel, dataset: ObservationDataset) -> bytes:
@@ -106,7 +106,7 @@ def redshift_scatter(results: dict[str, Any], panels: dict[str, str]) -> bytes:
         axis.plot([0, top], [0, top], color="0.5", lw=0.8)
         axis.plot(true, results[key], ".", ms=3, alpha=0.6)
         axis.set(title=title, xlabel="true redshift", ylabel="predicted redshift", xlim=(0, top), ylim=(0, top))
-    return _png(figure)
+    return png(figure)
 
 
 def retrieval_examples(results: dict[str, Any], dataset: ObservationDataset) -> bytes:
@@ -130,7 +130,7 @@ def retrieval_examples(results: dict[str, Any], dataset: ObservationDataset) -> 
                 spine.set_linewidth(3 if found else 1)
     for column, axis in enumerate(axes[0]):
         axis.set_title("query" if column == 0 else f"nearest {column}", fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _colours(images: ImageObservation, row: int) -> np.ndarray:
@@ -146,7 +146,8 @@ def _smoothed(flux: np.ndarray) -> np.ndarray:
     return np.convolve(np.pad(flux, 4, mode="edge"), np.ones(9) / 9, "valid")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
     with mpl.rc_context({"font.size": 9}):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)

@@ -11,9 +11,11 @@ import torch
 
 from ..data.dataset import ObservationDataset
 from ..models.foundation import FoundationModel
-from . import figures
+from . import figures, generation_figures
 from .ask_server import serve_command
 from .evaluation import IMAGE, SPECTRUM
+from .generation_scores import NUM_BINS
+from .redshift_scores import LEVELS
 from .settings import DemoSettings
 from .split import part_of
 
@@ -42,6 +44,7 @@ def write_report(folder: Path, settings: DemoSettings, seconds: dict[str, float]
         _real_redshifts(results["real_redshifts"]),
         _simulated_redshifts(results["simulated_redshifts"]),
         _retrieval(results, dataset),
+        _generated(results["generation"]),
         _reconstructions(results["reconstruction"], model, dataset),
         "<h2>Training</h2>" + _figure(figures.loss_curves(folder), "Loss of each training, by step."),
         _answers(answers),
@@ -129,6 +132,47 @@ def _retrieval(results: dict[str, Any], dataset: ObservationDataset) -> str:
             figures.retrieval_examples(results, dataset),
             "Held-out images (left, framed) and the images of the objects whose DESI spectra lie nearest to them; a "
             "green frame marks the object itself. Simulated.",
+        )
+    )
+
+
+def _generated(results: dict[str, Any]) -> str:
+    stages = list(results["spectra"])
+    named = {"redshift": results["redshift"]}
+    for what, title in (("flux", "flux in bins of wavelength"), ("colour", "colour of the spectrum")):
+        named |= {f"{title}, {generation_figures.in_stages(n)}": results["spectra"][n][what] for n in stages}
+    rows = [
+        [
+            name,
+            str(scores["num_objects"]),
+            f"{scores['r2']:.3f}",
+            *(f"{scores['coverage'][str(level)]:.1%}" for level in LEVELS),
+            f"{scores['crps']:.4f}",
+            f"{scores['crps_of_training']:.4f}",
+        ]
+        for name, scores in named.items()
+    ]
+    header = ["from one image", "objects", "R2", "in 68 % interval", "in 95 % interval", "CRPS", "of training objects"]
+    num_samples = results["spectra"][stages[-1]]["flux"]["num_samples"]
+    return (
+        "<h2>Generated <span class='tag'>simulated</span></h2>"
+        "<p>What <code>model.generate</code> makes of one Legacy Survey image of a held-out simulated galaxy: the "
+        f"distribution of its redshift, and {num_samples} samples of its DESI spectrum, in one pass and in "
+        f"{stages[-1]} stages: tokens drawn in one stage know nothing of each other. Spectra are compared in {NUM_BINS} "
+        "bins of wavelength, where samples get noise as large as the observed spectrum states. CRPS (redshift; flux in "
+        "1e-17 erg/s/cm2/A; red less blue flux over their sum): less is better, beside that of taking any of the "
+        "training objects for this one. Narrow lines that stand out of the noise have tokens of their own, which are "
+        "not generated.</p>"
+        + _table(header, rows)
+        + _figure(
+            generation_figures.generated_spectra(results["shown"]),
+            "Spectra and redshifts predicted from one image each, of the brightest of these galaxies, of that at the upper "
+            "quartile and of that in the middle. Simulated, held out.",
+        )
+        + _figure(
+            generation_figures.pit_histograms(results),
+            "Where the truth lies in the predicted distribution: flat if calibrated, high at the ends if too sure, "
+            "leaning if biased. Simulated, held out.",
         )
     )
 

@@ -39,6 +39,14 @@ class AlignStageSettings(Settings):
     loop: LoopSettings
 
 
+class GenerationStageSettings(Settings):
+    """Spectra that the demo generates from images."""
+
+    num_objects: int
+    num_samples: int
+    num_stages: int
+
+
 class DemoSettings(Settings):
     """All of the demo; `configs/demo.yaml`."""
 
@@ -46,5 +54,6 @@ class DemoSettings(Settings):
     tokenizers: TokenizersSettings
     pretrain: PretrainStageSettings
     align: AlignStageSettings
+    generation: GenerationStageSettings
     supervised_steps: int
     """Steps of the supervised network that the zero-shot redshifts are compared with."""

@@ -47,11 +47,15 @@ class GeneratedObservations:
         return self.values().mean(0)
 
     def quantile(self, share: float) -> Float[Tensor, "B ..."]:
-        """The value below which `share` of the samples lie, pixel by pixel, linear between samples."""
+        """The value below which another sample would lie with a chance of `share`, pixel by pixel.
+
+        The k-th of S samples stands for k / (S + 1), between them it is linear; no less than the least of them.
+        """
         ordered = self.values().sort(0).values
-        place = share * (len(ordered) - 1)
-        below = min(int(place), max(0, len(ordered) - 2))
-        return torch.lerp(ordered[below], ordered[min(below + 1, len(ordered) - 1)], place - below)
+        last = len(ordered) - 1
+        place = min(max(share * (last + 2) - 1, 0.0), float(last))
+        below = int(place)
+        return torch.lerp(ordered[below], ordered[min(below + 1, last)], place - below)
 
     def interval(self, level: float) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
         """The central interval that holds `level` of the samples, pixel by pixel: of the signal, without noise."""

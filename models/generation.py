@@ -26,6 +26,8 @@ CHOICE_TEMPERATURE = 4.5
 last (Chang et al.'s code)."""
 LOGITS_AT_ONCE = 2**25
 """Numbers of one piece of logits: 128 MiB."""
+LATER = 1e4
+"""Added to the rank of a token that refines another: more than any confidence."""
 _CODE, _CHOICE, _ORDER, _INPUTS = range(4)
 """Streams of random numbers: which code, which places by confidence, which in random order, which inputs."""
 
@@ -76,12 +78,13 @@ class Wanted:
     """The tokens to generate for B objects, T each: of one modality or several, in one sequence.
 
     `tokens` are their places, without codes. Each is of one of the `sorts` (vocabulary, low, high): its code lies in
-    [low, high) of that vocabulary.
+    [low, high) of that vocabulary. `refines` tells which mean nothing without another: these come later.
     """
 
     tokens: TokenBatch
     sort: Int[Tensor, " T"]
     sorts: Sequence[tuple[int, int, int]]
+    refines: Bool[Tensor, " T"]
 
     @classmethod
     def of(cls, places: Sequence[TokenPlaces], vocabularies: Mapping[str, int]) -> "Wanted":
@@ -94,7 +97,8 @@ class Wanted:
             for low, high in zip(part.low.tolist(), part.high.tolist(), strict=True)
         ]
         known = {sort: number for number, sort in enumerate(dict.fromkeys(sorts))}
-        return cls(tokens, torch.tensor([known[sort] for sort in sorts]), list(known))
+        refines = [part.refines != torch.arange(len(part.refines)) for part in places]
+        return cls(tokens, torch.tensor([known[sort] for sort in sorts]), list(known), torch.cat(refines))
 
 
 @torch.no_grad()
@@ -138,7 +142,7 @@ class _Chain:
     ):
         self.transformer, self.settings, self.keys = transformer, settings, keys
         self.places, self.num_observed = tokens, num_observed
-        self.sort, self.sorts = wanted.sort.to(keys.device), wanted.sorts
+        self.sort, self.sorts, self.refines = wanted.sort.to(keys.device), wanted.sorts, wanted.refines.to(keys.device)
         self.codes = tokens.codes.clone()
         self.is_known = tokens.mask.clone()
         """Observed, or drawn."""
@@ -174,7 +178,8 @@ class _Chain:
         if self.settings.order == "maskgit":
             noise = -torch.log(-torch.log(self._uniform(stage, _CHOICE).gather(1, places)))
             confidence = confidence + CHOICE_TEMPERATURE * (1 - (stage + 1) / num_stages) * noise
-            rank = torch.where(valid, -confidence, torch.inf).argsort(1).argsort(1)
+            later = LATER * self.refines[(places - self.num_observed).clamp(min=0)]
+            rank = torch.where(valid, later - confidence, torch.inf).argsort(1).argsort(1)
             valid = valid & (rank < counts[:, None])
         self.codes.scatter_(1, places, torch.where(valid, codes, self.codes.gather(1, places)))
         self.is_known.scatter_(1, places, valid | self.is_known.gather(1, places))
@@ -183,6 +188,7 @@ class _Chain:
         """Places that may be drawn: by `maskgit` any that is left, else as many as are wanted, in random order."""
         undrawn = self.is_wanted & ~self.is_known
         order = self._uniform(0, _ORDER)
+        order[:, self.num_observed :] += self.refines
         if self.settings.order == "maskgit":
             order, counts = torch.zeros_like(order), undrawn.sum(1)
         places = torch.where(undrawn, order, torch.inf).argsort(dim=1, stable=True)[:, : max(1, int(counts.max()))]

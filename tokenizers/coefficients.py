@@ -214,7 +214,8 @@ class CoefficientsTokenizer(nn.Module):
             positions=detailed_positions(*mask.shape),
             instrument=torch.from_numpy(target.card.features()).repeat(len(target), 1),
         )
-        return TokenPlaces(grid, mask, offsets[:-1], offsets[1:], torch.arange(mask.shape[1]))
+        # The shape is in units of the amplitude.
+        return TokenPlaces(grid, mask, offsets[:-1], offsets[1:], torch.zeros(mask.shape[1], dtype=torch.long))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors to `folder`."""

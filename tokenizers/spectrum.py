@@ -224,7 +224,8 @@ class SpectrumTokenizer(nn.Module):
             instrument=torch.from_numpy(target.card.features()).repeat(len(target), 1),
         )
         always = torch.cat([first, windows, torch.zeros_like(cells)], 1)
-        return TokenPlaces(grid, always, low, high, torch.arange(mask.shape[1]))
+        # All that follows is in units of the amplitude.
+        return TokenPlaces(grid, always, low, high, torch.zeros(mask.shape[1], dtype=torch.long))
 
     def validity(self, tokens: TokenGrid, target: Modality | SpectrumObservation | None = None) -> Float[Tensor, "B L"]:
         """Probability that each pixel of the target's grid was measured well, by what its window's token says.

@@ -33,6 +33,9 @@ SMALL = [
     "pretrain.loop.batch_size=16",
     "align.loop.steps=20",
     "align.loop.batch_size=16",
+    "generation.num_objects=4",
+    "generation.num_samples=3",
+    "generation.num_stages=2",
     "supervised_steps=10",
 ]
 
@@ -112,6 +115,8 @@ def test_demo_goes_on_after_an_interrupt_and_writes_its_report(tmp_path):
     assert not re.search(r"(src|href)='[^']", text), "the report opens anywhere: it fetches nothing"
     results = json.loads((folder / "results.json").read_text())
     assert len(results["real_redshifts"]["scores"]) == 3
+    assert set(results["generation"]["spectra"]) == {"1", "2"}
+    assert len(results["generation"]["shown"]) == 3
     answers = json.loads((folder / "answers.json").read_text())
     assert answers["zero_shot"]["neighbours"]
 

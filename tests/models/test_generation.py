@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from armillary.data.modalities import modality
-from armillary.data.observations import ObservationError, ScalarObservation
+from armillary.data.observations import ObservationError, ScalarObservation, SpectrumObservation
 from armillary.models.foundation import FoundationModel
 from armillary.models.generation import ChainSettings, Wanted, draw_codes, generate_tokens, nucleus
 from armillary.models.masked_transformer import MaskedTransformer, MaskedTransformerConfig
@@ -111,8 +111,11 @@ def tokens(num_objects, count, vocabulary):
     )
 
 
-def flock(flock_model, num_objects=1, num_observed=1, batch_size=512, **settings):
-    wanted = Wanted(tokens(num_objects, NUM_BITS, 0), torch.zeros(NUM_BITS, dtype=torch.long), [(0, 1, 3)])
+NONE_REFINES = torch.zeros(NUM_BITS, dtype=torch.bool)
+
+
+def flock(flock_model, num_objects=1, num_observed=1, batch_size=512, refines=NONE_REFINES, **settings):
+    wanted = Wanted(tokens(num_objects, NUM_BITS, 0), torch.zeros(NUM_BITS, dtype=torch.long), [(0, 1, 3)], refines)
     keys = torch.arange(num_objects) * 7919
     observed = tokens(num_objects, num_observed, 1)
     return generate_tokens(flock_model, observed, wanted, keys, ChainSettings(**settings), batch_size) - 1
@@ -162,6 +165,24 @@ def test_guidance_strengthens_what_was_observed_and_one_is_none():
     guided = flock(model, num_samples=500, num_stages=3, guidance=20.0)
     assert model.encodes == 3 + 3 + 2  # at the first stage nothing is generated yet
     assert guided.float().mean() > plain.float().mean() + 0.05
+
+
+@ORDERS
+def test_a_token_that_others_refine_comes_first(order):
+    """The leader is drawn when nothing is known, and those that refine it follow it."""
+
+    class Leader(Flock):
+        """Of two codes that are alike unless a token was seen: then 1."""
+
+        def encode(self, inputs):
+            vectors = super().encode(inputs)
+            is_bit = inputs.mask & (inputs.slot_vocabularies[inputs.slots] == 0)
+            vectors[:, :, 0] = torch.where(is_bit.any(1), 30.0, -30.0)[:, None]
+            return vectors
+
+    refines = torch.arange(NUM_BITS) != 4
+    bits = flock(Leader(), num_samples=50, num_stages=NUM_BITS, order=order, refines=refines)
+    assert torch.equal(bits, refines.long().expand_as(bits))
 
 
 def test_the_encoder_never_sees_more_than_the_budget():
@@ -226,6 +247,21 @@ def test_generated_observations_decode_to_finite_values_where_the_instrument_mea
     assert found.values().isfinite().all()
     low, high = found.interval(0.68)
     assert ((low <= high) & (found.quantile(0.0) <= low) & (high <= found.quantile(1.0))).all()
+
+
+def test_an_interval_of_few_samples_holds_another_one_as_often_as_it_says(model, sky):
+    found = model.generate([sky[IMAGE].select([0])], [SPECTRUM], num_samples=2)[SPECTRUM]
+    numbers = torch.randn(20, 1, 100_000, generator=torch.Generator().manual_seed(0))
+    spectra = found.observations[0]
+    few = replace(found, observations=tuple(replace_flux(spectra, flux) for flux in numbers[:-1]))
+    for level in (0.5, 0.68, 0.9):
+        low, high = few.interval(level)
+        assert ((low <= numbers[-1]) & (numbers[-1] <= high)).float().mean().item() == pytest.approx(level, abs=0.01)
+
+
+def replace_flux(spectra, flux):
+    wavelength = torch.linspace(4000, 9000, flux.shape[1], dtype=torch.float64)
+    return SpectrumObservation(spectra.modality, spectra.object_id, flux, wavelength, torch.ones_like(flux))
 
 
 def test_every_code_is_one_that_its_place_can_have(model, sky, tokenizers):
