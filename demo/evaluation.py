@@ -15,7 +15,7 @@ from ..models.probes import LinearProbe
 from ..serving.index import EmbeddingIndex
 from ..serving.index_files import predictors_of
 from ..serving.labelled_neighbours import labelled_neighbours, predictor_for
-from ..training.loop import console
+from ..training.metrics_log import console
 from .generation import measure_generation
 from .redshift_scores import LEVELS, magnitudes_and_colours, predict_with_trees, score, score_constant
 from .settings import DemoSettings
