@@ -140,7 +140,6 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
     config_class = MaskedTransformerConfig
     main_input_name = "inputs"
     _supports_sdpa = True
-    supports_gradient_checkpointing = True
 
     def __init__(self, config: MaskedTransformerConfig):
         super().__init__(config)

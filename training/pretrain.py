@@ -51,7 +51,7 @@ def make_objective(
 ) -> PretrainObjective:
     """The objective as the settings say."""
     if settings.checkpoint_activations:
-        transformer.gradient_checkpointing_enable()
+        transformer.gradient_checkpointing = True
     wanted = {"always": True, "never": False, "auto": fabric.device.type == "cuda"}[settings.compile]
     return PretrainObjective(
         transformer,

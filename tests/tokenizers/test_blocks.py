@@ -1,11 +1,13 @@
 """Transformer blocks against references in float64, written with loops."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from armillary.tokenizers import blocks
 from armillary.tokenizers.blocks import Attention, Block, PositionEmbedding, RMSNorm, SinusoidalFeatures
 
 
@@ -109,3 +111,76 @@ def test_positions_that_differ_by_one_token_have_different_embeddings():
         vectors = embed(positions)[0]
         distance = torch.cdist(vectors, vectors) + 1e3 * torch.eye(24)
         assert distance.min() > 0.05 * vectors.norm(dim=1).mean()
+
+
+# ---- attention in runs, as GPUs have it ------------------------------------------------------------------------------
+
+
+class Spoil(torch.autograd.Function):
+    """The gradient of some rows is NaN, as memory that no kernel wrote may be."""
+
+    @staticmethod
+    def forward(ctx, x, rows):
+        ctx.rows = rows
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        gradient[ctx.rows] = torch.nan
+        return gradient, None
+
+
+def runs_by_loops(query, key, value, of_queries, of_keys, longest_query, longest_key):
+    """What `varlen_attn` is asked for: each run attends within itself, and nothing is known of keys nobody asks for."""
+    assert of_queries.dtype == of_keys.dtype == torch.int32
+    assert of_queries[-1] == len(query)
+    assert of_keys[-1] == len(key)
+    runs = [
+        (slice(*q), slice(*k))
+        for q, k in zip(itertools.pairwise(of_queries.tolist()), itertools.pairwise(of_keys.tolist()), strict=True)
+    ]
+    nobody = [row for q, k in runs if q.start == q.stop for row in range(k.start, k.stop)]
+    key, value = Spoil.apply(key, nobody), Spoil.apply(value, nobody)
+    out = torch.zeros_like(query)
+    for q, k in runs:
+        assert q.stop - q.start <= longest_query
+        assert k.stop - k.start <= longest_key
+        if q.stop > q.start:
+            scores = torch.einsum("qhd,khd->hqk", query[q], key[k]) / math.sqrt(query.shape[-1])
+            out[q] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[k])
+    return out
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_attention_in_runs_equals_attention_with_a_mask(monkeypatch, crossed):
+    torch.manual_seed(0)
+    block = Block(32, 4)
+    for weight in block.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    x, context = torch.randn(4, 5, 32), torch.randn(4, 7, 32)
+    lengths = torch.tensor([7, 1, 4, 6]) if crossed else torch.tensor([5, 1, 3, 4])
+    keys = context if crossed else x
+    mask = torch.arange(keys.shape[1]) < lengths[:, None]
+    results = []
+    for in_runs in (False, True):
+        if in_runs:
+            monkeypatch.setattr(blocks, "varlen_attn", runs_by_loops)
+            monkeypatch.setattr(blocks, "RUNS_DEVICES", ("cpu",))
+            monkeypatch.setattr(blocks, "RUNS_PRECISIONS", (torch.float32,))
+        runs = blocks.make_runs(mask, x.shape[1] if crossed else None)
+        assert (runs is not None) == in_runs
+        inputs = [part.clone().requires_grad_() for part in ((x, context) if crossed else (x,))]
+        out = block(inputs[0], mask, inputs[1] if crossed else None, runs)
+        if not crossed:
+            out = torch.where(mask[..., None], out, 0)  # what padding gives means nothing
+        gradients = torch.autograd.grad(out.square().sum(), [*inputs, *block.parameters()])
+        results.append((out, *gradients))
+    for by_mask, by_runs in zip(*results, strict=True):
+        assert torch.allclose(by_mask, by_runs, atol=1e-3, rtol=1e-4)
+
+
+def test_autocast_converts_what_several_layers_read_once():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert blocks.autocast_once(torch.ones(2)).dtype == torch.bfloat16
+    assert blocks.autocast_once(torch.ones(2)).dtype == torch.float32
