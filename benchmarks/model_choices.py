@@ -1,7 +1,7 @@
 """What the masked transformer owes to each of its choices: held-out nats of nano models that differ in one of them.
 
-- `ours`: one table of codes for input and output, with what codes have in common (`models/code_table.py`); targets attend
-  to the inputs alone; masks `even`.
+- `ours`: one table of codes for input and output, with what codes have in common (`models/code_table.py`); targets
+  attend to the inputs alone; masks `even`.
 - `no factors`: codes have nothing in common. `two tables`: input and output have their own.
 - `targets see their modality`, `targets see all`: a layer of self-attention among the targets in each decoder block.
 - `masks aion`, `masks dirichlet`: drawn so in training.
@@ -177,7 +177,7 @@ def held_out_nats(transformer: MaskedTransformer, source: TokenSource, num_batch
         image = tokens.take(order, of_image.gather(1, order))
         for task, name in (("redshift from image", REDSHIFT), ("spectrum from image", SPECTRUM)):
             asked = tokens.mask & (tokens.slots == names.index(name)) & has_image[:, None]
-            places = asked.int().argsort(1, descending=True, stable=True)[:, : BUDGETS[1]]
+            places = asked.int().argsort(dim=1, descending=True, stable=True)[:, : BUDGETS[1]]
             wanted = tokens.take(places, asked.gather(1, places))
             if wanted.mask.any():
                 sums[task].append(transformer(image, wanted).token_losses[wanted.mask])
@@ -193,9 +193,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     options = parser.parse_args()
-    steps, seeds, names = (
-        (8, 1, ["ours", "no factors"]) if options.quick else (options.steps, options.seeds, options.only)
-    )
+    steps, seeds, names = options.steps, options.seeds, options.only
+    if options.quick:
+        steps, seeds, names = 8, 1, ["ours", "no factors"]
     with tempfile.TemporaryDirectory() as temporary:
         train, held_out, features = _tokens(options.demo, Path(temporary))
         found: dict[str, Any] = {}

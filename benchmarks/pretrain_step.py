@@ -1,11 +1,12 @@
 """Samples per second of pretraining, by the loop itself, against plain code for the same model in the same run.
 
-Ours is what `armillary pretrain` runs: tokens read from a store on disk, masks drawn on the device, forward and backward
-pass, optimiser, logs. A figure is the median of the rows of the log after the first, which has compilation in it. The
-plain code (`references/plain_pretraining.py`) is what is usual: eager, attention by hand, all tokens embedded and then
-chosen, masks drawn sample by sample on the CPU, losses read at each step. It has self-attention among the targets, which
-ours has not; `--equal` leaves that away. On GPUs both run in bf16. On CPUs plain code runs in float32, for autocast is
-commonly switched on for GPUs alone; `ratio_at_same_precision` is against plain code in the precision of ours.
+Ours is what `armillary pretrain` runs: tokens read from a store on disk, masks drawn on the device, forward and
+backward pass, optimiser, logs. A figure is the median of the rows of the log after the first, which has compilation in
+it. The plain code (`references/plain_pretraining.py`) is what is usual: eager, attention by hand, all tokens embedded
+and then chosen, masks drawn sample by sample on the CPU, losses read at each step. It has self-attention among the
+targets, which ours has not; `--equal` leaves that away. On GPUs both run in bf16. On CPUs plain code runs in float32,
+for autocast is commonly switched on for GPUs alone; `ratio_at_same_precision` is against plain code in the precision of
+ours.
 
 Tokens are made up (`references/made_up_store.py`), as many for each object as tokenizers of default settings give.
 
