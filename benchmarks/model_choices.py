@@ -153,7 +153,7 @@ def train_variant(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step) * group["scale"]
         with autocast:
-            loss, count, _ = objective(Batch((step, content[1])))
+            loss, count, _ = objective(Batch(content))
         loss.backward()
         _scale_gradients(list(objective.parameters()), 1 / count, settings.gradient_clip)
         optimizer.step()
@@ -168,7 +168,7 @@ def held_out_nats(transformer: MaskedTransformer, source: TokenSource, num_batch
     names = [modality.name for modality in loader.modalities]
     sums: dict[str, list[Tensor]] = {"mixed": [], "redshift from image": [], "spectrum from image": []}
     for number, samples in zip(range(num_batches), loader, strict=False):
-        tokens = token_batch(samples, range(len(names)), transformer.vocabulary_index, torch.device("cpu"), 256)
+        tokens = token_batch(samples, range(len(names)), transformer.vocabulary_index, 256)
         inputs, targets = draw_masks(tokens, samples.keys, 99, number, *BUDGETS)
         sums["mixed"].append(transformer(inputs, targets).token_losses[targets.mask])
         of_image = tokens.mask & (tokens.slots == names.index(IMAGE))

@@ -60,10 +60,10 @@ class Timed(PretrainObjective):
 
     def batches(self, first_step: int) -> Generator[Any, None, None]:
         """The batches of the steps, then Enough."""
-        for step, samples in super().batches(first_step):
-            if step == self.steps:
+        for content in super().batches(first_step):
+            if content[0] == self.steps:
                 raise Enough
-            yield step, samples
+            yield content
 
 
 def measure_ours(

@@ -374,15 +374,7 @@ def new_transformer(
 
 def _parts(batch: TokenBatch, size: int) -> Iterator[TokenBatch]:
     for start in range(0, len(batch), size):
-        rows = slice(start, start + size)
-        yield TokenBatch(
-            batch.codes[rows],
-            batch.mask[rows],
-            batch.positions[rows],
-            batch.slots[rows],
-            batch.slot_vocabularies,
-            batch.instruments[rows],
-        )
+        yield batch.rows(slice(start, start + size))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ surveys by name, so a survey it was not trained on needs no new weights.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,17 @@ class TokenBatch:
             places=None if self.places is None else self.places.gather(1, indices),
         )
 
+    def rows(self, rows: slice) -> "TokenBatch":
+        """Some of the objects, without a copy."""
+        of_objects = ("codes", "mask", "positions", "slots", "instruments", "places")
+        parts = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in of_objects}
+        return replace(self, **parts)
+
+    def pinned(self) -> "TokenBatch":
+        """The same tokens in memory that a GPU can copy while it works."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: v.pin_memory() for name, v in values.items() if isinstance(v, Tensor)})
+
     def packed(self) -> "TokenBatch":
         """The same tokens without padding that no object needs: the valid ones of each first, in their order.
 
@@ -73,7 +84,7 @@ class TokenBatch:
         """The same tokens on another device."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
-        return TokenBatch(**{**values, **moved})
+        return replace(self, **moved)
 
 
 def join_grids(

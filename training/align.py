@@ -68,7 +68,7 @@ class AlignObjective(nn.Module):
         vectors = []
         for index, view in enumerate(self.settings.views):
             columns = [i for i, modality in enumerate(samples.modalities) if modality.kind == view]
-            tokens = token_batch(samples, columns, vocabularies, device, self.settings.num_tokens)
+            tokens = token_batch(samples, columns, vocabularies, self.settings.num_tokens).to(device)
             drawn = draw_view(tokens, keys, seed, 2 * step + index, self.settings.num_tokens)
             with torch.no_grad():
                 encoded = self._frozen[0].encode(drawn)

@@ -6,7 +6,7 @@ the model and its loss, and another of the mask sampler, which has no gradient a
 
 import contextlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.modalities import Modality
+from ..data.prefetch import prefetched
 from ..data.token_loader import TokenLoader, TokenSamples, TokenSource
 from ..models.masked_transformer import MaskedTransformer
 from ..models.token_batch import TokenBatch
@@ -31,6 +32,10 @@ STORED = ("codes", "mask", "positions", "slots", "slot_vocabularies", "instrumen
 """Fields of a TokenBatch that are kept for replay."""
 UNIGRAM_OBJECTS = 8192
 """Objects of each modality by which the frequencies of its codes are estimated."""
+
+
+PretrainBatch = tuple[int, TokenSamples, TokenBatch]
+"""Number of the step, samples of a loader, and their tokens packed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +59,14 @@ class SourceLayout:
 def source_layout(
     source: TokenSource,
     modalities: Sequence[Modality],
+    columns: Sequence[int],
     transformer: MaskedTransformer,
     budgets: tuple[int, int],
     weights: dict[str, float],
     device: torch.device,
 ) -> SourceLayout:
-    """The layout of a source, for a loader of these modalities; `budgets` of inputs and targets."""
-    names = [modality.name for modality in modalities]
-    columns, most_tokens = batch_shape(source, names)
+    """The layout of a source whose objects have the `columns` of a loader's modalities."""
     own = tuple(modalities[column] for column in columns)
-    num_inputs, num_targets = (min(budget, most_tokens) for budget in budgets)
     vocabularies = transformer.config.vocabularies
     of_vocabulary = dict.fromkeys(vocabularies, 0)
     for modality in own:
@@ -75,9 +78,8 @@ def source_layout(
     return SourceLayout(
         own,
         tuple(columns),
-        num_inputs,
-        num_targets,
-        tuple(min(count, num_targets) for count in of_vocabulary.values()),
+        *budgets,
+        tuple(min(count, budgets[1]) for count in of_vocabulary.values()),
         torch.tensor([weights.get(modality.name, 1.0) for modality in own], device=device),
         torch.tensor(num_codes, dtype=torch.float32, device=device),
         unigram.to(device),
@@ -131,6 +133,8 @@ class PretrainObjective(nn.Module):
         unknown = sorted(set(self.weights) - set(names))
         if unknown:
             raise ValueError(f"modality_weights names {unknown}; the tokens are of {names}")
+        self.shapes = [batch_shape(source, names) for source in loader.sources]
+        """Modalities of each source, by place, and the most tokens of an object."""
         self._layouts: dict[int, SourceLayout] = {}
         self._draw: Any = self.draw
         self._losses: Any = self.losses
@@ -144,28 +148,35 @@ class PretrainObjective(nn.Module):
         """Those of the transformer, by the names that its weights have here."""
         return {f"transformer.{name}": scaling for name, scaling in self.transformer.weight_scalings().items()}
 
-    def batches(self, first_step: int) -> Generator[tuple[int, TokenSamples], None, None]:
-        """Number and samples of each step."""
+    def batches(self, first_step: int) -> Generator[PretrainBatch, None, None]:
+        """Number, samples and tokens of each step; a thread packs tokens ahead."""
         self.loader.cursor = first_step * self.loader.batch_size
-        with contextlib.closing(iter(self.loader)) as stream:
-            yield from enumerate(stream, first_step)
+        vocabularies = self.transformer.vocabulary_index
 
-    def split(self, content: tuple[int, TokenSamples], count: int) -> list[tuple[int, TokenSamples]]:
+        def packed() -> Iterator[PretrainBatch]:
+            with contextlib.closing(iter(self.loader)) as stream:
+                for step, samples in enumerate(stream, first_step):
+                    columns, most = self.shapes[int(samples.sources[0])]
+                    tokens = token_batch(samples, columns, vocabularies, min(most, max(self.budgets)))
+                    yield step, samples, tokens.pinned() if self.loader.pin_memory else tokens
+
+        with contextlib.closing(prefetched(packed, 1)) as stream:
+            yield from stream
+
+    def split(self, content: PretrainBatch, count: int) -> list[PretrainBatch]:
         """A batch as `count` batches of as many objects. Raises ValueError if they cannot be divided so."""
-        step, samples = content
+        step, samples, tokens = content
         share, left = divmod(len(samples), count)
         if left:
             raise ValueError(f"loop.accumulate {count} does not divide the {len(samples)} objects of a process's batch")
-        return [(step, samples.rows(slice(first, first + share))) for first in range(0, len(samples), share)]
+        rows = [slice(first, first + share) for first in range(0, len(samples), share)]
+        return [(step, samples.rows(part), tokens.rows(part)) for part in rows]
 
-    def keep(self, content: tuple[int, TokenSamples], folder: Path) -> str:
+    def keep(self, content: PretrainBatch, folder: Path) -> str:
         """Store a batch in `folder`, for `armillary pretrain --replay`; returns whose tokens it holds."""
-        step, samples = content
+        step, samples, tokens = content
         source = self.loader.sources[int(samples.sources[0])]
         ids = source.store.object_ids(samples.objects.numpy())
-        tokens = token_batch(
-            samples, self.layout(samples).columns, self.transformer.vocabulary_index, torch.device("cpu")
-        )
         tensors = {name: getattr(tokens, name).contiguous() for name in STORED}
         save_file({**tensors, "keys": samples.keys}, folder / "batch.safetensors")
         description = {"step": step, "store": str(source.store.folder), "object_ids": ids}
@@ -176,11 +187,13 @@ class PretrainObjective(nn.Module):
         """The layout of the source these samples are of."""
         number = int(samples.sources[0])
         if number not in self._layouts:
+            columns, most = self.shapes[number]
             self._layouts[number] = source_layout(
                 self.loader.sources[number],
                 self.loader.modalities,
+                columns,
                 self.transformer,
-                self.budgets,
+                (min(self.budgets[0], most), min(self.budgets[1], most)),
                 self.weights,
                 self.transformer.device,
             )
@@ -189,12 +202,10 @@ class PretrainObjective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
         """Weighted sum of the token losses, number of valid targets, and metrics: nats and gain over the unigram
         frequencies by modality, tokens and floating-point operations."""
-        step, samples = batch.content
+        step, samples, tokens = batch.content
         layout, device = self.layout(samples), self.transformer.device
-        budget = max(layout.num_inputs, layout.num_targets)
-        tokens = token_batch(samples, layout.columns, self.transformer.vocabulary_index, device, budget)
         keys = to_device(torch.cat([samples.keys, torch.tensor([step])]), device)
-        inputs, targets = self._draw(layout, tokens, keys)
+        inputs, targets = self._draw(layout, tokens.to(device), keys)
         total, count, sums = self._losses(layout, inputs, targets)
         names = [name for m in layout.modalities for name in (f"nats/{m.name}", f"gain/{m.name}")]
         return total, count, dict(zip([*names, "fill", TOKENS, MODEL_FLOPS], sums.unbind(0), strict=True))

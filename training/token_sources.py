@@ -110,13 +110,12 @@ def token_batch(
     samples: TokenSamples,
     columns: Sequence[int],
     vocabularies: Mapping[str, int],
-    device: torch.device,
     least: int = LEAST_TOKENS,
 ) -> TokenBatch:
-    """Samples of a loader as the transformer eats them, on `device`; the modalities in `columns` become the slots.
+    """Samples of a loader as the transformer eats them; the modalities in `columns` become the slots.
 
     An object has a small part of the tokens there is room for in a store: the valid ones come first, and the rest is
-    left out, down to a power of two or `least` tokens, so that there are few shapes. On GPUs no copy is waited for.
+    left out, down to a power of two or `least` tokens, so that there are few shapes.
     """
     stored = [samples.codes[column] for column in columns]
     edges = np.cumsum([0, *(codes.shape[1] for codes in stored)])
@@ -137,16 +136,16 @@ def token_batch(
     def packed(values: np.ndarray) -> Tensor:
         found = np.zeros((*mask.shape, *values.shape[1:]), values.dtype)
         found[mask] = values
-        return to_device(torch.from_numpy(found), device)
+        return torch.from_numpy(found)
 
     of_slots = torch.tensor([vocabularies[samples.modalities[column].vocabulary] for column in columns])
     return TokenBatch(
         codes=packed(codes[rows, places]).long(),
-        mask=to_device(torch.from_numpy(mask), device),
+        mask=torch.from_numpy(mask),
         positions=packed(positions),
         slots=packed(owners),
-        slot_vocabularies=to_device(of_slots, device),
-        instruments=_joined([samples.instrument[column][:, None] for column in columns], device),
+        slot_vocabularies=of_slots,
+        instruments=torch.cat([samples.instrument[column][:, None] for column in columns], 1),
         valid_first=True,
         places=packed(places),
     )
@@ -157,12 +156,3 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def _joined(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Tensors joined on `device`; if each is the same for all objects, its one row is moved and seen by all."""
-    count = len(tensors[0])
-    if all(tensor.stride(0) == 0 for tensor in tensors):
-        tensors = [tensor[:1] for tensor in tensors]
-    joined = to_device(torch.cat(list(tensors), 1), device)
-    return joined.expand(count, *joined.shape[1:])

@@ -86,7 +86,7 @@ def test_nothing_in_a_step_waits_for_the_device(tokens, tokenizer_folder, monkey
     objective = make(tokens, tokenizer_folder, masks=masks)
     content = first_batch(objective)
     layout = objective.layout(content[1])
-    batch = token_batch(content[1], layout.columns, objective.transformer.vocabulary_index, torch.device("cpu"), 24)
+    batch = token_batch(content[1], layout.columns, objective.transformer.vocabulary_index, 24)
     optimizer, watch = make_optimizer(objective, LoopSettings()), StepWatch(torch.device("cpu"), "skip", 3.0)
     with Waits() as seen:
         inputs, targets = objective.draw(layout, batch, torch.cat([content[1].keys, torch.tensor([0])]))
@@ -122,7 +122,7 @@ def test_packed_tokens_have_the_masks_of_those_in_their_places(objective):
     """Leaving out what no object has changes neither inputs nor targets."""
     samples = first_batch(objective)[1]
     names = objective.transformer.vocabulary_index
-    packed = token_batch(samples, range(3), names, torch.device("cpu"))
+    packed = token_batch(samples, range(3), names)
     codes = torch.cat(samples.codes, 1)
     slots = torch.repeat_interleave(torch.arange(3), torch.tensor([c.shape[1] for c in samples.codes]))
     whole = TokenBatch(
@@ -150,7 +150,7 @@ def test_the_number_of_packed_tokens_is_a_power_of_two_or_all_there_are(objectiv
     most = int(sum((codes >= 0).sum(1) for codes in samples.codes).max())
     columns = sum(codes.shape[1] for codes in samples.codes)
     for least in (1, 16, 10_000):
-        found = token_batch(samples, range(3), objective.transformer.vocabulary_index, torch.device("cpu"), least)
+        found = token_batch(samples, range(3), objective.transformer.vocabulary_index, least)
         size = found.codes.shape[1]
         assert size in {columns, max(least, 2 ** int(np.ceil(np.log2(most))))}
         assert most <= size <= columns
@@ -160,7 +160,7 @@ def test_metrics_are_nats_and_what_they_gain_over_frequencies(objective):
     content = first_batch(objective)
     layout = objective.layout(content[1])
     total, count, metrics = objective(Batch(content))
-    batch = token_batch(content[1], layout.columns, objective.transformer.vocabulary_index, torch.device("cpu"), 24)
+    batch = token_batch(content[1], layout.columns, objective.transformer.vocabulary_index, 24)
     inputs, targets = objective.draw(layout, batch, torch.cat([content[1].keys, torch.tensor([content[0]])]))
     losses = objective.transformer(inputs, targets).token_losses
     assert count == targets.mask.sum()
@@ -201,9 +201,9 @@ def test_weights_of_modalities_multiply_losses_and_not_what_divides_them(tokens,
 
 
 def test_targets_of_a_vocabulary_are_never_more_than_the_layout_says(objective):
-    for _, (step, samples) in zip(range(3), objective.batches(0), strict=False):
+    for _, (step, samples, _tokens) in zip(range(3), objective.batches(0), strict=False):
         layout = objective.layout(samples)
-        batch = token_batch(samples, layout.columns, objective.transformer.vocabulary_index, torch.device("cpu"), 24)
+        batch = token_batch(samples, layout.columns, objective.transformer.vocabulary_index, 24)
         _, targets = objective.draw(layout, batch, torch.cat([samples.keys, torch.tensor([step])]))
         vocabularies = targets.slot_vocabularies[targets.slots]
         for index, most in enumerate(layout.most):
@@ -225,7 +225,7 @@ def test_parts_of_a_batch_have_the_masks_of_the_whole(objective):
 
 def test_padding_in_the_store_changes_nothing(objective):
     content = first_batch(objective)
-    step, samples = content
+    step, samples, _ = content
     loss, expected, _ = gradients(objective, content)
     wider = replace(
         samples,
@@ -233,8 +233,8 @@ def test_padding_in_the_store_changes_nothing(objective):
         positions=tuple(torch.nn.functional.pad(p, (0, 0, 0, 9), value=77.0) for p in samples.positions),
     )
     # Tokens are named by their places, so that the masks are others; without masks to draw nothing changes.
-    names, cpu = objective.transformer.vocabulary_index, torch.device("cpu")
-    first, second = (token_batch(s, range(3), names, cpu) for s in (samples, wider))
+    names = objective.transformer.vocabulary_index
+    first, second = (token_batch(s, range(3), names) for s in (samples, wider))
     for name in ("codes", "mask", "positions", "slots"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     assert loss.isfinite()

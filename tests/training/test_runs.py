@@ -96,6 +96,22 @@ def test_two_processes_learn_what_one_learns(cli, words, tmp_path):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
 
 
+def test_two_processes_have_the_gradient_of_one(cli, words, tmp_path):
+    """Adam's first moment after one step is a tenth of the gradient of the whole batch."""
+    short = [*words, "loop.steps=1", "loop.betas=[0.9, 0.95]"]
+    process = cli("pretrain", *short, f"run={tmp_path / 'two'}", "loop.devices=2")
+    pretrain(settings_of(short, tmp_path / "one"))
+    pretrain(settings_of([*short, "loop.accumulate=2"], tmp_path / "parts"))
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    one, two, parts = (last_state(tmp_path / name) for name in ("one", "two", "parts"))
+    moments = [name for name in one if name.endswith(".exp_avg")]
+    assert len(moments) > 20
+    for name in moments:
+        for other in (two, parts):
+            assert torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-7), name
+
+
 def test_bf16_differs_from_float32_by_its_rounding_alone(words, whole, tmp_path):
     pretrain(settings_of([*words, "loop.steps=3", "loop.precision=bf16-mixed"], tmp_path))
     exact, rounded = metrics(whole)[0], metrics(tmp_path)[0]

@@ -83,7 +83,7 @@ def test_a_batch_of_a_loader_is_what_the_store_holds_and_can_be_some_of_its_moda
     store = TokenStore(tokens)
     vocabularies = {"image": 0, "scalar/redshift": 1, "spectrum": 2}
     samples = next(iter(TokenLoader([TokenSource(store)], 30, 0)))
-    batch = token_batch(samples, range(3), vocabularies, torch.device("cpu"))
+    batch = token_batch(samples, range(3), vocabularies)
     grids = []
     for declared in store.modalities:
         grid, rows = read_grid(store, samples.objects.numpy(), declared)
@@ -96,7 +96,7 @@ def test_a_batch_of_a_loader_is_what_the_store_holds_and_can_be_some_of_its_moda
     assert torch.equal(batch.places[batch.mask], expected.mask.nonzero()[:, 1])
     present = torch.stack([(batch.mask & (batch.slots == slot)).any(1) for slot in range(3)], 1)
     assert torch.equal(batch.instruments[present], expected.instruments[present])
-    spectra = token_batch(samples, [2], vocabularies, torch.device("cpu"))
+    spectra = token_batch(samples, [2], vocabularies)
     assert torch.equal(spectra.codes[spectra.mask], batch.codes[batch.mask & (batch.slots == 2)])
     assert torch.equal(spectra.mask.sum(1), (batch.mask & (batch.slots == 2)).sum(1))
     assert spectra.slot_vocabularies.tolist() == [2]
