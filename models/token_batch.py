@@ -55,13 +55,13 @@ class TokenBatch:
     def rows(self, rows: slice) -> "TokenBatch":
         """Some of the objects, without a copy."""
         of_objects = ("codes", "mask", "positions", "slots", "instruments", "places")
-        parts = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in of_objects}
-        return replace(self, **parts)
+        values: dict[str, Any] = {name: getattr(self, name) for name in of_objects}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
     def pinned(self) -> "TokenBatch":
         """The same tokens in memory that a GPU can copy while it works."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: v.pin_memory() for name, v in values.items() if isinstance(v, Tensor)})
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
+        return replace(self, **pinned)
 
     def packed(self) -> "TokenBatch":
         """The same tokens without padding that no object needs: the valid ones of each first, in their order.
@@ -82,9 +82,12 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> "TokenBatch":
         """The same tokens on another device."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
         return replace(self, **moved)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def join_grids(
