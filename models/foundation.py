@@ -184,7 +184,7 @@ class FoundationModel:
         *,
         num_samples: int = 1,
         seed: int = 0,
-        order: Order = "random",
+        order: Order = "maskgit",
         num_stages: int = 8,
         temperature: float = 1.0,
         top_p: float = 1.0,

@@ -24,8 +24,8 @@ Order = Literal["random", "maskgit"]
 CHOICE_TEMPERATURE = 4.5
 """Weight of the Gumbel noise on the confidence by which `maskgit` chooses, at the first stage; it falls to zero at the
 last (Chang et al.'s code)."""
-LOGITS_AT_ONCE = 2**25
-"""Numbers of one piece of logits: 128 MiB."""
+LOGITS_AT_ONCE = 2**24
+"""Numbers of one piece of logits: 64 MiB."""
 LATER = 1e4
 """Added to the rank of a token that refines another: more than any confidence."""
 _CODE, _CHOICE, _ORDER, _INPUTS = range(4)
@@ -39,8 +39,9 @@ class ChainSettings:
     num_samples: int = 1
     """Of each object."""
     seed: int = 0
-    order: Order = "random"
-    """`random` draws from the distribution that the model's conditionals define; `maskgit` prefers likely values."""
+    order: Order = "maskgit"
+    """`maskgit` begins with the tokens that the model is surest of, which makes likely values likelier; `random` draws
+    from the distribution that the model's conditionals define, errors of their own included."""
     num_stages: int = 8
     """Passes of encoder and decoder; 1 draws all tokens independently."""
     temperature: float = 1.0
@@ -119,11 +120,14 @@ def generate_tokens(
     device = transformer.device
     samples = torch.arange(settings.num_samples)
     of_samples = mix(keys[:, None] + mix(samples)).flatten()
+    vectors = transformer.codes.all_vectors()
     codes = torch.zeros(num_objects * settings.num_samples, num_tokens, dtype=torch.long)
     for rows in torch.arange(len(codes)).split(batch_size):
         objects = rows // settings.num_samples
         tokens, num_observed = _joined(observed, wanted.tokens, objects)
-        chain = _Chain(transformer, tokens.to(device), num_observed, wanted, of_samples[rows].to(device), settings)
+        chain = _Chain(
+            transformer, vectors, tokens.to(device), num_observed, wanted, of_samples[rows].to(device), settings
+        )
         codes[rows] = chain.run().cpu()
     return codes.view(num_objects, settings.num_samples, num_tokens).transpose(0, 1)
 
@@ -134,13 +138,14 @@ class _Chain:
     def __init__(
         self,
         transformer: MaskedTransformer,
+        vectors: Float[Tensor, "V D"],
         tokens: TokenBatch,
         num_observed: int,
         wanted: Wanted,
         keys: Int[Tensor, " R"],
         settings: ChainSettings,
     ):
-        self.transformer, self.settings, self.keys = transformer, settings, keys
+        self.transformer, self.vectors, self.settings, self.keys = transformer, vectors, settings, keys
         self.places, self.num_observed = tokens, num_observed
         self.sort, self.sorts, self.refines = wanted.sort.to(keys.device), wanted.sorts, wanted.refines.to(keys.device)
         self.codes = tokens.codes.clone()
@@ -221,7 +226,7 @@ class _Chain:
         return [self.num_observed, self.places.codes.shape[1] - self.num_observed]
 
     def _hidden(self, inputs: TokenBatch, targets: TokenBatch) -> Float[Tensor, "R C D"]:
-        return self.transformer.decode(self.transformer.encode(inputs), inputs.mask, targets)
+        return self.transformer.decode(self.transformer.encode(inputs, self.vectors), inputs.mask, targets)
 
     def _codes(
         self,
@@ -236,19 +241,19 @@ class _Chain:
         sort = self.sort[(places - self.num_observed).clamp(min=0)]
         for number, (vocabulary, low, high) in enumerate(self.sorts):
             here = (valid & (sort == number)).nonzero()
-            for rows, columns in (part.T for part in here.split(max(1, LOGITS_AT_ONCE // self._size(vocabulary)))):
-                logits = self.transformer.codes.logits(hidden[rows, columns], vocabulary).float()[:, low:high]
+            # Of the sort's own codes alone: the logits are most of the work.
+            first = self.transformer.codes.offsets[vocabulary]
+            table = (self.vectors[first + low : first + high] * self.transformer.codes.output_scale).to(hidden.dtype).T
+            for rows, columns in (part.T for part in here.split(max(1, LOGITS_AT_ONCE // (high - low)))):
+                logits = (hidden[rows, columns] @ table).float()
                 if unguided is not None:
-                    alone = self.transformer.codes.logits(unguided[rows, columns], vocabulary).float()[:, low:high]
+                    alone = (unguided[rows, columns] @ table).float()
                     logits = alone + self.settings.guidance * (logits - alone)
                 chosen, log_probability = draw_codes(
                     logits, chance[rows, columns], self.settings.temperature, self.settings.top_p
                 )
                 codes[rows, columns], confidence[rows, columns] = low + chosen, log_probability
         return codes, confidence
-
-    def _size(self, vocabulary: int) -> int:
-        return list(self.transformer.config.vocabularies.values())[vocabulary]
 
     def _uniform(self, stage: int, stream: int) -> Float[Tensor, "R N"]:
         """A number for each place; those of what is wanted do not depend on what was observed."""
@@ -281,7 +286,7 @@ def nucleus(probability: Float[Tensor, "Q V"], top_p: float) -> Float[Tensor, "Q
 
 def _joined(first: TokenBatch, second: TokenBatch, rows: Int[Tensor, " R"]) -> tuple[TokenBatch, int]:
     """These rows of two batches of the same objects as one, and how many tokens come from the first."""
-    first, second = _rows(first, rows).packed(), _rows(second, rows)
+    first, second = first.rows(rows).packed(), second.rows(rows)
     joined = TokenBatch(
         codes=torch.cat([first.codes, second.codes], 1),
         mask=torch.cat([first.mask, second.mask], 1),
@@ -291,14 +296,3 @@ def _joined(first: TokenBatch, second: TokenBatch, rows: Int[Tensor, " R"]) -> t
         instruments=torch.cat([first.instruments, second.instruments], 1),
     )
     return joined, first.codes.shape[1]
-
-
-def _rows(batch: TokenBatch, rows: Int[Tensor, " R"]) -> TokenBatch:
-    return TokenBatch(
-        codes=batch.codes[rows],
-        mask=batch.mask[rows],
-        positions=batch.positions[rows],
-        slots=batch.slots[rows],
-        slot_vocabularies=batch.slot_vocabularies,
-        instruments=batch.instruments[rows],
-    )

@@ -10,12 +10,20 @@ from torch import Tensor
 
 
 def hashed_uniform(
-    keys: Int[Tensor, " B"], num_columns: int, seed: int, step: int, stream: int
+    keys: Int[Tensor, " B"],
+    columns: int | Int[Tensor, "B M"],
+    seed: int,
+    step: int | Int[Tensor, ""],
+    stream: int,
 ) -> Float[Tensor, "B M"]:
-    """Numbers in (0, 1) for each key and column; streams, from 0 to 7, are independent of each other."""
-    columns = torch.arange(num_columns, device=keys.device)
-    state = mix(keys + mix(torch.full_like(keys, seed) + mix(torch.full_like(keys, step * 8 + stream))))
-    bits = mix(state[:, None] + columns * _signed(0x9E3779B97F4A7C15))
+    """Numbers in (0, 1) for each key and column; streams, from 0 to 7, are independent of each other.
+
+    `columns`: how many, or the number of each.
+    """
+    numbers = torch.arange(columns, device=keys.device) if isinstance(columns, int) else columns.long()
+    of_step = torch.zeros_like(keys) + (step * 8 + stream)
+    state = mix(keys + mix(torch.full_like(keys, seed) + mix(of_step)))
+    bits = mix(state[:, None] + numbers * _signed(0x9E3779B97F4A7C15))
     # The half is rounded away in the upper half of the range; the greatest number would become one.
     return ((((bits >> 40) & 0xFFFFFF).float() + 0.5) / 2**24).clamp(max=1 - 2**-24)
 

@@ -52,8 +52,8 @@ class TokenBatch:
             places=None if self.places is None else self.places.gather(1, indices),
         )
 
-    def rows(self, rows: slice) -> "TokenBatch":
-        """Some of the objects, without a copy."""
+    def rows(self, rows: slice | Int[Tensor, " R"]) -> "TokenBatch":
+        """Some of the objects; a slice makes no copy."""
         of_objects = ("codes", "mask", "positions", "slots", "instruments", "places")
         values: dict[str, Any] = {name: getattr(self, name) for name in of_objects}
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})

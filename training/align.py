@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ..data.token_loader import TokenLoader, TokenSamples, TokenSource
 from ..models.alignment import AlignmentHead, AlignmentHeadSettings, info_nce
 from ..models.foundation import FoundationModel
+from ..models.hashed_numbers import hashed_uniform
 from ..models.token_batch import TokenBatch
 from ..settings import Settings, to_yaml
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
-from .mask_sampler import hashed_uniform, places_of, smallest
+from .mask_sampler import places_of, smallest
 from .records import describe_versions
 from .token_sources import make_loader, open_sources, read_ids, token_batch
 

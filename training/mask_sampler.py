@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..models.hashed_numbers import hashed_uniform
 from ..models.token_batch import TokenBatch
 
 Scheme = Literal["even", "aion", "dirichlet"]
@@ -163,44 +164,7 @@ def _log_gamma(shape: Float[Tensor, "B S"], draw: Draw, stream: int) -> Float[Te
     return found + torch.log(numbers[..., -1]) / shape
 
 
-def hashed_uniform(
-    keys: Int[Tensor, " B"],
-    columns: int | Int[Tensor, "B M"],
-    seed: int,
-    step: int | Int[Tensor, ""],
-    stream: int,
-) -> Float[Tensor, "B M"]:
-    """Numbers in (0, 1), a pure function of (key, column, seed, step, stream): the mixing steps of SplitMix64.
-
-    `columns`: how many, or the number of each.
-
-    (Steele, Lea & Flood 2014, doi 10.1145/2714064.2660195.)
-    """
-    numbers = torch.arange(columns, device=keys.device) if isinstance(columns, int) else columns.long()
-    of_step = torch.zeros_like(keys) + (step * 8 + stream)
-    state = _mix(keys + _mix(torch.full_like(keys, seed) + _mix(of_step)))
-    bits = _mix(state[:, None] + numbers * _signed(0x9E3779B97F4A7C15))
-    # The half is rounded away in the upper half of the range; the greatest number would become one.
-    return ((((bits >> 40) & 0xFFFFFF).float() + 0.5) / 2**24).clamp(max=1 - 2**-24)
-
-
 def smallest(values: Tensor, count: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """Places of the `count` smallest values of each row (all, if fewer), and which of them are finite."""
     found = values.topk(min(count, values.shape[1]), dim=1, largest=False)
     return found.indices, found.values.isfinite()
-
-
-def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift right with zeros from the left: torch's int64 is signed."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(constant: int) -> int:
-    return constant - 2**64 if constant >= 2**63 else constant

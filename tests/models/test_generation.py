@@ -81,9 +81,11 @@ class Flock(MaskedTransformer):
             )
         )
         self.lean, self.encodes, self.widest = lean, 0, 0
-        self.codes.logits = lambda hidden, vocabulary: hidden[..., :4]
+        with torch.no_grad():
+            self.codes.rows.copy_(torch.eye(6, 32))  # so that the logits are what decode says
+            self.codes.factors.zero_()
 
-    def encode(self, inputs):
+    def encode(self, inputs, vectors=None):
         self.encodes += 1
         self.widest = max(self.widest, inputs.codes.shape[1])
         is_bit = inputs.mask & (inputs.slot_vocabularies[inputs.slots] == 0)
@@ -126,7 +128,7 @@ def share_that_agrees(bits):
 
 
 def test_a_chain_reproduces_a_joint_distribution_that_one_pass_cannot():
-    chained = flock(Flock(), num_samples=4000, num_stages=NUM_BITS)
+    chained = flock(Flock(), num_samples=4000, num_stages=NUM_BITS, order="random")
     alone = flock(Flock(), num_samples=4000, num_stages=1)
     # Each of five followers leaves with a chance of one in a hundred.
     assert share_that_agrees(chained) == pytest.approx(0.99**5, abs=0.015)
@@ -135,7 +137,7 @@ def test_a_chain_reproduces_a_joint_distribution_that_one_pass_cannot():
 
 
 def test_maskgit_agrees_more_than_the_joint_distribution_does():
-    """It keeps the likely values among those it draws: the reason why it is not the default."""
+    """It keeps the likely values among those it draws."""
     bits = flock(Flock(), num_samples=4000, num_stages=NUM_BITS, order="maskgit")
     assert share_that_agrees(bits) > 0.99**5 + 0.02
     assert bits.float().mean().item() == pytest.approx(0.5, abs=0.03)
@@ -174,7 +176,7 @@ def test_a_token_that_others_refine_comes_first(order):
     class Leader(Flock):
         """Of two codes that are alike unless a token was seen: then 1."""
 
-        def encode(self, inputs):
+        def encode(self, inputs, vectors=None):
             vectors = super().encode(inputs)
             is_bit = inputs.mask & (inputs.slot_vocabularies[inputs.slots] == 0)
             vectors[:, :, 0] = torch.where(is_bit.any(1), 30.0, -30.0)[:, None]

@@ -7,9 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
+from armillary.models import hashed_numbers
+from armillary.models.hashed_numbers import hashed_uniform, mix
 from armillary.models.token_batch import TokenBatch
 from armillary.training import mask_sampler
-from armillary.training.mask_sampler import draw_masks, hashed_uniform, smallest
+from armillary.training.mask_sampler import draw_masks, smallest
 
 COUNTS = (9, 16, 1, 1)
 """Tokens of each of four modalities."""
@@ -221,14 +223,14 @@ def splitmix64(x):
 
 def test_the_hash_is_splitmix64():
     states = [0, 1, 2**63 - 1, 12345678901234567, -1, -(2**63)]
-    mixed = mask_sampler._mix(torch.tensor(states)).tolist()
+    mixed = mix(torch.tensor(states)).tolist()
     assert [m % 2**64 for m in mixed] == [splitmix64(s % 2**64) for s in states]
     assert splitmix64(0) == 0xE220A8397B1DCDAF  # the generator's published first output for seed 0
 
 
 @pytest.mark.parametrize("bits", [0, -1])
 def test_hashed_numbers_lie_strictly_between_zero_and_one(monkeypatch, bits):
-    monkeypatch.setattr(mask_sampler, "_mix", lambda x: torch.full_like(x, bits))
+    monkeypatch.setattr(hashed_numbers, "mix", lambda x: torch.full_like(x, bits))
     number = hashed_uniform(KEYS[:1], 1, 0, 0, 0).item()
     assert 0 < number < 1
 
