@@ -13,13 +13,15 @@ Tokens are made up (`references/made_up_store.py`), as many for each object as t
     python benchmarks/pretrain_step.py [--quick] [--size base] [--batch 512] [--variants name ...] [--folder FOLDER]
 
 Variants of ours, each measured by itself: `eager`, `compiled`, `masked` (attention with masks instead of runs),
-`recomputed` (activations worked out again), `aion` and `dirichlet` (other mask schemes), `muon`.
+`narrow` (what passes from block to block in bf16), `recomputed` (activations worked out again), `aion` and `dirichlet`
+(other mask schemes), `muon`.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -42,6 +44,7 @@ from armillary.tokenizers import blocks
 from armillary.training.loop import LoopSettings, choose_precision, make_fabric, train
 from armillary.training.metrics_log import read_metrics
 from armillary.training.pretrain_objective import PretrainObjective
+from armillary.training.profiling import SKIPPED, WARMUP
 
 BUDGETS = {"nano": (128, 64)}
 DEFAULT_BUDGETS = (256, 128)
@@ -51,6 +54,13 @@ BATCHES = {"nano": 64, "tiny": 256, "base": 512, "large": 256, "xl": 64}
 
 class Enough(Exception):  # noqa: N818 - not an error: so many steps were wanted
     """Ends a run without saving it."""
+
+
+class Narrow(MaskedTransformer):
+    """What passes from block to block is in the precision of autocast, not in float32."""
+
+    def _through(self, block: torch.nn.Module, *arguments: Any) -> torch.Tensor:
+        return super()._through(block, blocks.autocast_once(arguments[0]), *arguments[1:])
 
 
 class Timed(PretrainObjective):
@@ -67,9 +77,19 @@ class Timed(PretrainObjective):
 
 
 def measure_ours(
-    store: TokenStore, features: dict[str, torch.Tensor], size: str, batch: int, rows: int, every: int, variant: str
+    store: TokenStore,
+    features: dict[str, torch.Tensor],
+    size: str,
+    batch: int,
+    rows: int,
+    every: int,
+    variant: str,
+    profile: Path | None = None,
 ) -> dict[str, float]:
-    """The log's figures of one variant: medians over `rows` rows of `every` steps each."""
+    """The log's figures of one variant: medians over `rows` rows of `every` steps each.
+
+    `profile`: a file for the table of what some more steps spent their time on.
+    """
     is_gpu = torch.cuda.is_available()
     loop = LoopSettings(
         steps=1_000_000,
@@ -81,7 +101,8 @@ def measure_ours(
     )
     fabric = make_fabric(loop)
     torch.manual_seed(0)
-    transformer = MaskedTransformer(MaskedTransformerConfig.of_size(size, features)).train()
+    model = Narrow if variant == "narrow" else MaskedTransformer
+    transformer = model(MaskedTransformerConfig.of_size(size, features)).train()
     transformer.codes.set_features(features)
     transformer.gradient_checkpointing = variant == "recomputed"
     loader = TokenLoader([TokenSource(store)], batch, 0, mix="batches", pin_memory=is_gpu)
@@ -100,6 +121,11 @@ def measure_ours(
         with contextlib.suppress(Enough):
             train(fabric, objective, loop, run, title=f"{size} {variant}")
         found = read_metrics(Path(run) / "metrics.csv")
+        if profile is not None:
+            objective.steps = SKIPPED + WARMUP + 3
+            with contextlib.suppress(Enough):
+                train(fabric, objective, loop.model_copy(update={"profile": 3}), Path(run) / "again", title="profile")
+            shutil.copy(Path(run) / "again" / "profile" / "operators.txt", profile)
     blocks.RUNS_DEVICES = devices
     names = ("examples_per_second", "tokens_per_second", "model_flops_utilization", "waiting_for_data", "memory_gib")
     figures = {n: statistics.median(r[n] for r in found[1:]) for n in names if n in found[-1]}
@@ -139,6 +165,7 @@ def main() -> None:
     parser.add_argument("--plain-batch", type=int, help="of the plain code, if it needs more memory")
     parser.add_argument("--variants", nargs="*", help="of ours; the first is compared with the plain code")
     parser.add_argument("--equal", action="store_true", help="no self-attention among the plain code's targets")
+    parser.add_argument("--profile", type=Path, help="text file for a table of operators of the first variant")
     parser.add_argument("--folder", type=Path, help="where the store is written; default: a temporary folder")
     options = parser.parse_args()
     is_gpu = torch.cuda.is_available()
@@ -159,7 +186,8 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         store, features = made_up_store(folder / "store", 2000 if not is_gpu else 20_000, 0)
         for variant in variants:
-            found = measure_ours(store, features, size, batch, rows, every, variant)
+            profile = options.profile if variant == variants[0] else None
+            found = measure_ours(store, features, size, batch, rows, every, variant, profile)
             figures[variant] = {name: round(value, 4) for name, value in found.items()}
             print(variant, figures[variant], flush=True)
         ours = figures[variants[0]]["examples_per_second"]

@@ -222,7 +222,7 @@ class _Rows:
         self.fabric, self.settings = fabric, settings
         path = run_folder / "metrics.csv"
         self.log = MetricsLog(path, start) if fabric.is_global_zero else None
-        self.loggers = make_loggers(settings.loggers, run_folder) if fabric.is_global_zero else []
+        self.loggers = make_loggers(settings.loggers, run_folder, start) if fabric.is_global_zero else []
         self.last = last_logged(path, start)
         """The row written last, without its step."""
         self._peak = (settings.peak_tflops and settings.peak_tflops * 1e12) or peak_flops(fabric.device)

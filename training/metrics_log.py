@@ -113,8 +113,9 @@ def last_logged(path: Path, start: int) -> dict[str, float]:
     return {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
 
 
-def make_loggers(names: tuple[str, ...], run_folder: Path) -> list[Any]:
-    """Loggers beside metrics.csv: `tensorboard` writes to <run>/tensorboard, `wandb` wants that package and its keys.
+def make_loggers(names: tuple[str, ...], run_folder: Path, start: int = 0) -> list[Any]:
+    """Loggers beside metrics.csv, for a run that goes on after step `start`: `tensorboard` writes to <run>/tensorboard,
+    `wandb` wants that package and its keys.
 
     Raises ValueError where a package is missing.
     """
@@ -124,7 +125,8 @@ def make_loggers(names: tuple[str, ...], run_folder: Path) -> list[Any]:
             if name == "tensorboard":
                 from lightning.fabric.loggers import TensorBoardLogger
 
-                loggers.append(TensorBoardLogger(run_folder, name="tensorboard", version=""))
+                # What an interrupted run wrote of later steps is hidden.
+                loggers.append(TensorBoardLogger(run_folder, name="tensorboard", version="", purge_step=start + 1))
             else:
                 from lightning.pytorch.loggers import WandbLogger
 

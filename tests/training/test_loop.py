@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import signal
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -362,11 +363,19 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tmp_path):
 def test_metrics_go_to_tensorboard_too(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    with pytest.raises(Interrupted):
+        run(tmp_path, Regression(interrupt(signal.SIGTERM, 9)))
     run(tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [event.step for event in events.Scalars("loss")] == [row["step"] for row in rows]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_logger_that_is_not_installed_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"loop\.loggers names wandb, and it is not installed"):
+        run(tmp_path, loggers=("wandb",))
 
 
 def test_a_profile_holds_a_trace_and_a_table_of_operators(tmp_path):
