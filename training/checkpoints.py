@@ -120,7 +120,7 @@ def _fill(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor],
             raise PretrainedError(f"{folder}: the state has no average of the weights that are trained now")
         for name, weight in state.average.weights.items():
             weight.copy_(averages[name])
-    if state.watch is not None:
+    if state.watch is not None and "watch" in tensors:
         state.watch.restore(tensors["watch"])
     state.optimizer.load_state_dict({"state": per_weight, "param_groups": description["groups"]})
     rank = (

@@ -141,6 +141,8 @@ class PretrainObjective(nn.Module):
         if compiled:
             limit = 8 * len(loader.sources)
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+            # DDP would have the graph cut into its buckets, which cannot be done around the loss's own gradient.
+            torch._dynamo.config.optimize_ddp = False
             self._draw = torch.compile(self.draw, fullgraph=True, dynamic=False)
             self._losses = torch.compile(self.losses, fullgraph=True, dynamic=False)
 

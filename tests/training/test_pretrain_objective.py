@@ -1,5 +1,7 @@
 """The objective of pretraining on a small store: packed tokens, one graph, no wait for the device."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -243,13 +245,13 @@ def test_padding_in_the_store_changes_nothing(objective):
 
 
 @pytest.mark.slow
-def test_compiled_and_eager_agree(tokens, tokenizer_folder, cli, tmp_path):
-    """In processes of their own: the compiler does not see through what checks the shapes of tests."""
-    import subprocess
-    import sys
-
+def test_compiled_and_eager_agree(tokens, tokenizer_folder, tmp_path):
+    """In processes of their own: the compiler does not see through what checks the shapes of tests. The compiled one is
+    within DDP, as in runs of several processes."""
     program = f"""
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from armillary.data.token_loader import TokenLoader, TokenSource
 from armillary.data.token_store import TokenStore
 from armillary.models import code_loss
@@ -275,7 +277,11 @@ for compiled in (False, True):
         for weight in model.parameters():
             weight.normal_(std=0.1)
     objective = PretrainObjective(model, loader, 24, 16, compiled=compiled)
-    loss, count, metrics = objective(Batch(next(objective.batches(0))))
+    content = Batch(next(objective.batches(0)))
+    if compiled:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        objective = DistributedDataParallel(objective)
+    loss, count, metrics = objective(content)
     loss.backward()
     found.append((loss, count, *metrics.values(), *(weight.grad for weight in model.parameters())))
 for number, (eager, compiled) in enumerate(zip(*found, strict=True)):
