@@ -29,8 +29,9 @@ BLOCK_SIZE = 256
 """Objects that are read together: neighbours in a shard."""
 WINDOW = 32
 """Blocks that are shuffled together."""
-CHUNK_SIZE = 8192
-"""Samples that a process reads at once: a few megabytes of each modality, which caches hold."""
+CHUNK_SIZE, CHUNK_CODES = 8192, 2**25
+"""Samples that a process reads at once, a few megabytes of each modality, which caches hold; fewer where they would
+have more codes than this (64 MiB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,7 @@ class TokenLoader:
         mix: Literal["samples", "batches"] = "samples",
         block_size: int = BLOCK_SIZE,
         window: int = WINDOW,
-        chunk_size: int = CHUNK_SIZE,
+        chunk_size: int | None = None,
         prefetch: int = 1,
         pin_memory: bool = False,
     ):
@@ -121,6 +122,9 @@ class TokenLoader:
         self.prefetch = prefetch
         self.pin_memory = pin_memory
         self._slice = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        if chunk_size is None:
+            num_codes = sum(_num_tokens(self.sources, modality.name) for modality in self.modalities)
+            chunk_size = max(1, min(CHUNK_SIZE, CHUNK_CODES // num_codes))
         self._num_batches = min(max(1, chunk_size * world_size // batch_size), 2**16 - 1)
         self._runs = [_Runs(_drawn(source, self.modalities)) for source in self.sources]
         self._orders = [
@@ -247,6 +251,11 @@ def common_modalities(stores: Sequence[TokenStore], names: Sequence[str] | None 
     if unknown or not stores:
         raise ValueError(f"no tokens of {unknown}; there are those of {sorted(found)}")
     return tuple(found[name][0] for name in sorted(found if names is None else set(names)))
+
+
+def _num_tokens(sources: Sequence[TokenSource], name: str) -> int:
+    """Tokens of an object in a modality, the same in all stores that have it."""
+    return next(s.store.num_tokens(name) for s in sources if name in s.store.tokenizer_hashes)
 
 
 def _drawn(source: TokenSource, modalities: Sequence[Modality]) -> Bool[np.ndarray, " objects"]:

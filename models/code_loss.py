@@ -44,7 +44,8 @@ def code_losses(
     float32.
     """
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if is_on else hidden.dtype
     total, losses = _CodeLosses.apply(  # type: ignore[no-untyped-call]
         hidden, vectors, codes, vocabularies, weights.float(), tuple(offsets), tuple(most), dtype
     )

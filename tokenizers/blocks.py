@@ -8,6 +8,7 @@ of each row come first, its variable-length attention, which skips the others an
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,13 +58,37 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Scale each vector to unit root mean square, times the learned weight."""
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _FewPassesNorm.apply(x.float(), self.weight, self.eps)
         return super().forward(x.float())
+
+
+class _FewPassesNorm(torch.autograd.Function):
+    """`F.rms_norm` for CPUs, where torch makes it of a dozen operations, each a pass over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        size = x.shape[-1]
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square().div_(size).add_(eps).rsqrt_()
+        normed = x * inverse
+        ctx.save_for_backward(normed, weight, inverse)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        normed, weight, inverse = ctx.saved_tensors
+        (gradient,) = upstream
+        of_normed = gradient * weight
+        mean = torch.linalg.vecdot(of_normed, normed).unsqueeze(-1) / normed.shape[-1]
+        of_weight = (gradient * normed).reshape(-1, len(weight)).sum(0)
+        return torch.addcmul(of_normed, normed, mean, value=-1).mul_(inverse), of_weight, None
 
 
 def autocast_once(x: Tensor) -> Tensor:
     """In the precision of autocast, where it is on: several layers would each convert the same vectors."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return x.to(torch.get_autocast_dtype(device)) if is_on else x
 
 
 class Attention(nn.Module):

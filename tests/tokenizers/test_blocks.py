@@ -59,6 +59,23 @@ def test_rms_norm_gives_vectors_of_unit_root_mean_square_in_float32():
     assert torch.allclose(out.square().mean(-1), torch.ones(3, 7), atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 32), (2, 5, 4, 8), (6,)])
+def test_rms_norm_and_its_gradient_equal_those_in_float64(shape):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(shape, generator=generator) * 4
+    norm = RMSNorm(shape[-1])
+    torch.nn.init.normal_(norm.weight, generator=generator)
+    upstream = torch.randn(shape, generator=generator)
+    inputs = [x.clone().requires_grad_(), norm.weight]
+    found = norm(inputs[0])
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = exact[0] / (exact[0].square().mean(-1, keepdim=True) + 1e-6).sqrt() * exact[1]
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+    gradients = torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, exact, upstream.double())
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a.double(), b, atol=1e-5)
+
+
 def test_an_untrained_block_is_the_identity():
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(Block(32, 4)(x), x)
