@@ -59,7 +59,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Scale each vector to unit root mean square, times the learned weight."""
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return _FewPassesNorm.apply(x.float(), self.weight, self.eps)
+            return _FewPassesNorm.apply(x.float(), self.weight, self.eps)  # type: ignore[no-untyped-call]
         return super().forward(x.float())
 
 
