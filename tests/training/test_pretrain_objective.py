@@ -21,6 +21,8 @@ from armillary.training.step_watch import StepWatch
 from armillary.training.token_sources import token_batch
 from armillary.training.tokenizers import load_tokenizers
 
+from ..pretended_device import PretendDevice, move
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -259,6 +261,8 @@ from armillary.models.masked_transformer import MaskedTransformer, MaskedTransfo
 from armillary.training.loop import Batch
 from armillary.training.pretrain_objective import PretrainObjective
 from armillary.training.tokenizers import load_tokenizers
+
+from ..pretended_device import PretendDevice, move
 import sys
 if sys.argv[1] == "fixed":
     code_loss.SORTED_DEVICES = ()
@@ -293,3 +297,19 @@ print("agree")
         done = subprocess.run([sys.executable, "-c", program, way], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip().endswith("agree")
+
+
+def test_a_step_on_another_device_is_that_on_the_cpu(objective, monkeypatch):
+    """A pretended device, where there is no accelerator: nothing is left behind."""
+    monkeypatch.setattr(code_loss, "SORTED_DEVICES", ())
+    content = first_batch(objective)
+    with torch.no_grad():
+        total, count, metrics = objective(Batch(content))
+        objective.transformer = move(objective.transformer)
+        objective._layouts.clear()
+        with PretendDevice():
+            found, found_count, found_metrics = objective(Batch(content))
+    assert found.values.item() == pytest.approx(total.item(), rel=1e-5)
+    assert found_count.values == count
+    for name, value in metrics.items():
+        assert torch.allclose(found_metrics[name].values, value, rtol=1e-4), name
