@@ -161,10 +161,10 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
     # After the setup, which moves the weights but not the optimiser's state to the device.
     start = load_latest_state(run_folder, state)
     _check_examples(fabric, run_folder, objective.fingerprint, start)
-    rows = _Rows(fabric, settings, run_folder, start)
     weights = [weight for weight in objective.parameters() if weight.requires_grad]
     with (
         Signals() as signals,
+        contextlib.closing(_Rows(fabric, settings, run_folder, start)) as rows,
         contextlib.closing(objective.batches(start)) as batches,
         progress_bar(fabric, title, start, settings.steps) as advance,
         profiled(run_folder / "profile", settings.profile if fabric.is_global_zero else 0) as recorded,
@@ -211,7 +211,6 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
                 raise Interrupted(done)
     if state.average is not None:
         state.average.give_to(objective)
-    rows.close()
     return Finished(settings.steps, rows.last)
 
 
@@ -243,11 +242,13 @@ class _Rows:
         now = time.perf_counter()
         elapsed, steps = now - self._began, done - self._step
         row["examples_per_second"] = steps * self.settings.batch_size / elapsed
+        # These are counted in each part of a process's share of a batch.
+        parts_per_second = steps * self.settings.accumulate / elapsed
         if TOKENS in row:
-            row["tokens_per_second"] = row.pop(TOKENS) * steps * self.fabric.world_size / elapsed
+            row["tokens_per_second"] = row.pop(TOKENS) * parts_per_second * self.fabric.world_size
         flops = row.pop(MODEL_FLOPS, None)
         if flops is not None and self._peak is not None:
-            row["model_flops_utilization"] = flops * steps / elapsed / self._peak
+            row["model_flops_utilization"] = flops * parts_per_second / self._peak
         row["waiting_for_data"] = self._waited / elapsed
         row["seconds"] = now - self._first
         if self.fabric.device.type == "cuda":

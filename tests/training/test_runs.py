@@ -112,6 +112,18 @@ def test_two_processes_have_the_gradient_of_one(cli, words, tmp_path):
             assert torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-7), name
 
 
+def test_speeds_count_all_parts_of_a_batch(words, tmp_path):
+    """Per object, a step has as many tokens and operations in parts as at once."""
+    found = []
+    for name, accumulate in (("whole", 1), ("parts", 2)):
+        short = [*words, "loop.steps=3", "loop.peak_tflops=1", f"loop.accumulate={accumulate}"]
+        pretrain(settings_of(short, tmp_path / name))
+        row = read_metrics(tmp_path / name / "metrics.csv")[-1]
+        found.append([row[k] / row["examples_per_second"] for k in ("tokens_per_second", "model_flops_utilization")])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert 2 <= found[0][0] <= 10  # of at most 6 inputs and 4 targets
+
+
 def test_bf16_differs_from_float32_by_its_rounding_alone(words, whole, tmp_path):
     pretrain(settings_of([*words, "loop.steps=3", "loop.precision=bf16-mixed"], tmp_path))
     exact, rounded = metrics(whole)[0], metrics(tmp_path)[0]
