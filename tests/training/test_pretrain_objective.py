@@ -261,8 +261,6 @@ from armillary.models.masked_transformer import MaskedTransformer, MaskedTransfo
 from armillary.training.loop import Batch
 from armillary.training.pretrain_objective import PretrainObjective
 from armillary.training.tokenizers import load_tokenizers
-
-from ..pretended_device import PretendDevice, move
 import sys
 if sys.argv[1] == "fixed":
     code_loss.SORTED_DEVICES = ()
