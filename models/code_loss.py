@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-SORTED_DEVICES = ("cpu",)
-"""Where tokens are sorted by vocabulary; elsewhere shapes are fixed."""
+from ..tokenizers import packed_rows
+
 CACHE_PART, DEVICE_PART = 2**22, 2**27
 """Logits of a part on CPUs, so that they stay in the cache, and on accelerators."""
 FEW = 8
@@ -68,7 +68,7 @@ class _CodeLosses(torch.autograd.Function):
         ctx.dtypes = hidden.dtype, vectors.dtype
         inputs = hidden.detach().to(dtype), vectors.detach().to(dtype), codes, vocabularies, weights
         with torch.autocast(hidden.device.type, enabled=False):
-            if hidden.device.type in SORTED_DEVICES:
+            if hidden.device.type in packed_rows.RAGGED_DEVICES:
                 losses, of_hidden, of_vectors = sorted_losses(*inputs, list(offsets))
             else:
                 losses, of_hidden, of_vectors = fixed_losses(*inputs, offsets, most)

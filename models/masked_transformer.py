@@ -28,6 +28,7 @@ from ..tokenizers.blocks import (
     autocast_once,
     make_runs,
 )
+from ..tokenizers.packed_rows import PackedRows, can_pack, packed_pairs
 from .code_table import CodeTable
 from .token_batch import TokenBatch
 from .width_transfer import Role, WeightScaling, weight_scaling
@@ -199,10 +200,16 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
 
         `vectors` are those of all codes, where they are at hand.
         """
+        if can_pack(inputs.mask):
+            rows = PackedRows(inputs.mask)
+            pairs = packed_pairs(rows, rows, self.config.num_heads)
+            return rows.spread(self._encode(inputs.in_one_row(rows.places), vectors, None, pairs))
+        mask = attendable(inputs.mask)
+        return self._encode(inputs, vectors, mask, make_runs(mask) if inputs.valid_first else None)
+
+    def _encode(self, inputs: TokenBatch, vectors: Tensor | None, mask: Tensor | None, runs: Any) -> Tensor:
         vocabularies = inputs.slot_vocabularies[inputs.slots]
         x = self.codes.embed(inputs.codes, vocabularies, vectors) + self._places(inputs)
-        mask = attendable(inputs.mask)
-        runs = make_runs(mask) if inputs.valid_first else None
         for block in self.encoder:
             x = self._through(block, x, mask, None, runs)
         return self.encoder_norm(x)
@@ -219,9 +226,16 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         Targets attend to the encoder's vectors and not to each other: what is predicted of a token does not depend on
         which others are asked for. `valid_first`: the inputs' padding comes last.
         """
-        x = self.query + self._places(targets)
+        if can_pack(input_mask):
+            given = PackedRows(input_mask)
+            asked = PackedRows(targets.mask, given.order)
+            pairs = packed_pairs(asked, given, self.config.num_heads)
+            return asked.spread(self._decode(given.pack(encoded), targets.in_one_row(asked.places), None, pairs))
         mask = attendable(input_mask)
-        runs = make_runs(mask, x.shape[1]) if valid_first else None
+        return self._decode(encoded, targets, mask, make_runs(mask, targets.codes.shape[1]) if valid_first else None)
+
+    def _decode(self, encoded: Tensor, targets: TokenBatch, mask: Tensor | None, runs: Any) -> Tensor:
+        x = self.query + self._places(targets)
         encoded = autocast_once(encoded)
         for block in self.decoder:
             x = self._through(block, x, mask, encoded, runs)

@@ -72,6 +72,19 @@ class TokenBatch:
         indices = (~self.mask).int().argsort(dim=1, stable=True)[:, :longest]
         return self.take(indices, torch.ones_like(indices, dtype=torch.bool), valid_first=True)
 
+    def in_one_row(self, places: Int[Tensor, " V"]) -> "TokenBatch":
+        """Tokens of all objects, by their place among the B N, in one row that has a slot for each object's."""
+        num_slots = len(self.slot_vocabularies)
+        slots = self.slots + num_slots * torch.arange(len(self), device=self.slots.device)[:, None]
+        return TokenBatch(
+            codes=self.codes.flatten()[places][None],
+            mask=self.mask.flatten()[places][None],
+            positions=self.positions.flatten(0, 1)[places][None],
+            slots=slots.flatten()[places][None],
+            slot_vocabularies=self.slot_vocabularies.repeat(len(self)),
+            instruments=self.instruments.flatten(0, 1)[None],
+        )
+
     def only(self, chosen_slots: Sequence[int]) -> "TokenBatch":
         """The tokens of these slots alone; the others are dropped."""
         keep = torch.isin(self.slots[0], torch.tensor(chosen_slots, device=self.slots.device))

@@ -1,9 +1,9 @@
 """Transformer blocks shared by the tokenizers and the models: pre-norm, RMSNorm, QK-norm, SwiGLU, no biases.
 
 Attention is torch's `scaled_dot_product_attention` with key masks (True = valid), or on GPUs, where the valid vectors
-of each row come first, its variable-length attention, which skips the others and needs no mask. Sources: RMSNorm (Zhang
-& Sennrich 2019, arXiv 1910.07467), SwiGLU (Shazeer 2020, arXiv 2002.05202), QK-norm (Dehghani et al. 2023, arXiv
-2302.05442).
+of each row come first, its variable-length attention, which skips the others and needs no mask. On CPUs the padding can
+be left out of everything (`packed_rows.py`). Sources: RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), SwiGLU (Shazeer
+2020, arXiv 2002.05202), QK-norm (Dehghani et al. 2023, arXiv 2302.05442).
 """
 
 import math
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int32
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
+from .packed_rows import PackedPairs, packed_attention
 from .token_grid import DETAIL, LOG_WAVELENGTH
 
 RUNS_DEVICES, RUNS_PRECISIONS = ("cuda",), (torch.bfloat16, torch.float16)
@@ -111,12 +112,15 @@ class Attention(nn.Module):
         x: Float[Tensor, "B N D"],
         context: Float[Tensor, "B M D"],
         context_mask: Bool[Tensor, "B M"] | None,
-        runs: Runs | None = None,
+        runs: Runs | PackedPairs | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Attend from `x` to the valid vectors of `context`; `runs` say the same as the mask, for GPUs."""
+        """Attend from `x` to the valid vectors of `context`. `Runs` say the same as the mask, for GPUs; packed rows need
+        `PackedPairs` and no mask."""
         query = self.query_norm(self._split(self.to_query(x)))
         key = self.key_norm(self._split(self.to_key(context)))
         value = self._split(self.to_value(context))
+        if isinstance(runs, PackedPairs):
+            return self.to_output(packed_attention(query, key, value, runs).flatten(2))
         # Autocast would make these bf16, in which torch's attention on CPUs is much slower backward.
         precision = torch.float32 if value.device.type == "cpu" else value.dtype
         query, key, value = query.to(precision), key.to(precision), value.to(precision)
@@ -198,7 +202,7 @@ class Block(nn.Module):
         x: Float[Tensor, "B N D"],
         mask: Bool[Tensor, "B M"] | None = None,
         context: Float[Tensor, "B M D"] | None = None,
-        runs: Runs | None = None,
+        runs: Runs | PackedPairs | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Attend to the vectors of `x`, or of `context` where there is one, for which `mask` is True, as `runs` say."""
         normed = autocast_once(self.attention_norm(x))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from armillary.models import code_loss
+from armillary.tokenizers import packed_rows
 from armillary.models.code_loss import code_losses
 
 SIZES = (40, 4, 12, 7, 9)
@@ -44,7 +45,7 @@ WAYS = pytest.mark.parametrize(
 
 @pytest.fixture
 def way(monkeypatch, devices, few, part):
-    monkeypatch.setattr(code_loss, "SORTED_DEVICES", devices)
+    monkeypatch.setattr(packed_rows, "RAGGED_DEVICES", devices)
     monkeypatch.setattr(code_loss, "FEW", few)
     monkeypatch.setattr(code_loss, "CACHE_PART", part)
     monkeypatch.setattr(code_loss, "DEVICE_PART", part)
@@ -88,7 +89,7 @@ def test_autocast_changes_losses_by_its_rounding_alone(way):
 
 
 def test_vocabularies_of_which_a_row_can_have_no_token_cost_nothing_and_get_no_gradient(monkeypatch):
-    monkeypatch.setattr(code_loss, "SORTED_DEVICES", ())
+    monkeypatch.setattr(packed_rows, "RAGGED_DEVICES", ())
     hidden, vectors, codes, vocabularies, weights = problem()
     weights = torch.where((vocabularies == 0) | (vocabularies == 3), 0.0, weights)
     total, _ = code_losses(hidden, vectors, codes, vocabularies, weights, OFFSETS, (0, 2, 6, 0, 1))
@@ -116,7 +117,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("devices", [("cpu",), ()])
 def test_the_logits_of_all_tokens_never_exist(monkeypatch, devices):
-    monkeypatch.setattr(code_loss, "SORTED_DEVICES", devices)
+    monkeypatch.setattr(packed_rows, "RAGGED_DEVICES", devices)
     monkeypatch.setattr(code_loss, "CACHE_PART", 256 * 3000)
     monkeypatch.setattr(code_loss, "DEVICE_PART", 256 * 3000)
     rows, size = 4096, 3000

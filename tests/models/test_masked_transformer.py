@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from armillary.models.masked_transformer import SIZES, MaskedTransformer, MaskedTransformerConfig
 from armillary.models.token_batch import TokenBatch, join_grids
+from armillary.tokenizers import packed_rows
 
 VOCABULARIES = {"wide": 40, "narrow": 4, "middle": 12}
 FEATURE_SIZES = {"wide": 5, "narrow": 0, "middle": 3}
@@ -214,14 +215,31 @@ def test_a_batch_without_any_target_has_a_loss_and_a_gradient_of_zero():
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
+def test_rows_without_padding_give_what_rows_with_padding_give(monkeypatch):
+    """As on CPUs, and as accelerators and compilers do it."""
+    found = []
+    for devices in (("cpu",), ()):
+        monkeypatch.setattr(packed_rows, "RAGGED_DEVICES", devices)
+        model = small()
+        inputs, targets = random_tokens(4, (3, 4, 5)), random_tokens(4, (2, 3, 2), seed=1)
+        inputs = replace(inputs, mask=inputs.mask & (torch.arange(12) % torch.tensor([[1], [2], [3], [5]]) == 0))
+        targets = replace(targets, mask=targets.mask & (torch.arange(7) < torch.tensor([[7], [2], [0], [5]])))
+        output = model(inputs, targets)
+        output.loss.backward()
+        gradients = [weight.grad for weight in model.parameters()]
+        found.append((output.loss, output.token_losses, output.encoded * inputs.mask[..., None], *gradients))
+    for packed, padded in zip(*found, strict=True):
+        assert torch.allclose(packed, padded, atol=1e-5)
+
+
 # ---- defects of AION-1 -----------------------------------------------------------------------------------------------
 
 
 def test_aion_defect_7_nothing_of_positions_or_modality_is_added_after_the_encoder():
     """What leaves the last block decides the embedding alone, so no shared offset can inflate every cosine."""
     model = small(encoder_blocks=2)
-    left = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(1))
-    handle = model.encoder[-1].register_forward_hook(lambda *_: left)
+    left = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    handle = model.encoder[-1].register_forward_hook(lambda _module, _inputs, output: left.expand_as(output))
     first = random_tokens(3, (3, 4, 5))
     moved = replace(first, positions=first.positions + 5, instruments=first.instruments + 1, slots=first.slots.flip(1))
     vectors = model.encode(first), model.encode(replace(moved, codes=torch.zeros_like(moved.codes)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from armillary.models import code_loss
+from armillary.tokenizers import packed_rows
 from armillary.training.coordinate_check import made_up_tokens, small_transformer, split
 from armillary.training.flops import peak_flops, token_flops
 
@@ -20,7 +20,7 @@ def by_formula(model, inputs, targets, num_codes):
 
 def test_operations_of_a_step_are_those_that_torch_counts(model, monkeypatch):
     """But for the backward pass of attention, which works its weights out again, and what is done once for a batch."""
-    monkeypatch.setattr(code_loss, "SORTED_DEVICES", ())  # torch sees into this way alone
+    monkeypatch.setattr(packed_rows, "RAGGED_DEVICES", ())  # torch sees into this way alone
     inputs, targets = split(made_up_tokens(64, 24, 0))
     # One vocabulary, so that no token meets codes of another's.
     inputs, targets = inputs.only([0]), targets.only([0])

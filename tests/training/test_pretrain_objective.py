@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from armillary.data.token_loader import TokenLoader, TokenSource
 from armillary.data.token_store import TokenStore
-from armillary.models import code_loss
+from armillary.tokenizers import packed_rows
 from armillary.models.foundation import new_transformer
 from armillary.models.token_batch import TokenBatch
 from armillary.training.loop import Batch, LoopSettings, _scale_gradients, make_optimizer
@@ -86,7 +86,7 @@ def one_step(objective, optimizer, watch, inputs, targets, layout):
 
 @pytest.mark.parametrize("masks", ["even", "aion", "dirichlet"])
 def test_nothing_in_a_step_waits_for_the_device(tokens, tokenizer_folder, monkeypatch, masks):
-    monkeypatch.setattr(code_loss, "SORTED_DEVICES", ())
+    monkeypatch.setattr(packed_rows, "RAGGED_DEVICES", ())
     objective = make(tokens, tokenizer_folder, masks=masks)
     content = first_batch(objective)
     layout = objective.layout(content[1])
@@ -104,7 +104,7 @@ def test_nothing_in_a_step_waits_for_the_device(tokens, tokenizer_folder, monkey
 def test_the_two_ways_of_the_loss_give_one_gradient(objective, monkeypatch):
     content = first_batch(objective)
     loss, expected, metrics = gradients(objective, content)
-    monkeypatch.setattr(code_loss, "SORTED_DEVICES", ())
+    monkeypatch.setattr(packed_rows, "RAGGED_DEVICES", ())
     again, found, others = gradients(objective, content)
     assert again.item() == pytest.approx(loss.item(), rel=1e-6)
     for name in expected:
@@ -256,14 +256,14 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from armillary.data.token_loader import TokenLoader, TokenSource
 from armillary.data.token_store import TokenStore
-from armillary.models import code_loss
+from armillary.tokenizers import packed_rows
 from armillary.models.masked_transformer import MaskedTransformer, MaskedTransformerConfig
 from armillary.training.loop import Batch
 from armillary.training.pretrain_objective import PretrainObjective
 from armillary.training.tokenizers import load_tokenizers
 import sys
 if sys.argv[1] == "fixed":
-    code_loss.SORTED_DEVICES = ()
+    packed_rows.RAGGED_DEVICES = ()
 loader = TokenLoader([TokenSource(TokenStore({str(tokens)!r}))], 12, 0)
 tokenizers = load_tokenizers({str(tokenizer_folder)!r})
 features = {{m.vocabulary: tokenizers[m.kind].code_features(m) for m in loader.modalities}}
@@ -299,7 +299,7 @@ print("agree")
 
 def test_a_step_on_another_device_is_that_on_the_cpu(objective, monkeypatch):
     """A pretended device, where there is no accelerator: nothing is left behind."""
-    monkeypatch.setattr(code_loss, "SORTED_DEVICES", ())
+    monkeypatch.setattr(packed_rows, "RAGGED_DEVICES", ())
     content = first_batch(objective)
     with torch.no_grad():
         total, count, metrics = objective(Batch(content))
