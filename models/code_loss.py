@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..tokenizers import packed_rows
 
-CACHE_PART, DEVICE_PART = 2**22, 2**27
+CACHE_PART, DEVICE_PART = 2**23, 2**27
 """Logits of a part on CPUs, so that they stay in the cache, and on accelerators."""
 FEW = 8
 """Vocabularies of which a row has at most so many tokens are done at once."""

@@ -1,8 +1,8 @@
 """Transformer blocks shared by the tokenizers and the models: pre-norm, RMSNorm, QK-norm, SwiGLU, no biases.
 
 Attention is torch's `scaled_dot_product_attention` with key masks (True = valid), or on GPUs, where the valid vectors
-of each row come first, its variable-length attention, which skips the others and needs no mask. On CPUs the padding can
-be left out of everything (`packed_rows.py`). Sources: RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), SwiGLU (Shazeer
+of each row come first, its variable-length attention, which skips the others and needs no mask. On CPUs padding can be
+left out of everything (`packed_rows.py`). Sources: RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), SwiGLU (Shazeer
 2020, arXiv 2002.05202), QK-norm (Dehghani et al. 2023, arXiv 2302.05442).
 """
 
@@ -114,8 +114,8 @@ class Attention(nn.Module):
         context_mask: Bool[Tensor, "B M"] | None,
         runs: Runs | PackedPairs | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Attend from `x` to the valid vectors of `context`. `Runs` say the same as the mask, for GPUs; packed rows need
-        `PackedPairs` and no mask."""
+        """Attend from `x` to the valid vectors of `context`. `Runs` say the same as the mask, for GPUs; packed rows
+        need `PackedPairs` and no mask."""
         query = self.query_norm(self._split(self.to_query(x)))
         key = self.key_norm(self._split(self.to_key(context)))
         value = self._split(self.to_value(context))

@@ -1,7 +1,7 @@
 """Rows of unequal length without their padding, and attention within them, for CPUs.
 
-Layers that take each vector by itself then do no work for padding, and attention does little. Shapes depend on the data,
-so accelerators and compilers have other ways (`blocks.py`).
+Layers that take each vector by itself then do no work for padding, and attention does little. Shapes depend on the
+data, so accelerators and compilers have other ways (`blocks.py`).
 """
 
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from armillary.models import code_loss
-from armillary.tokenizers import packed_rows
 from armillary.models.code_loss import code_losses
+from armillary.tokenizers import packed_rows
 
 SIZES = (40, 4, 12, 7, 9)
 OFFSETS = (0, 40, 44, 56, 63, 72)

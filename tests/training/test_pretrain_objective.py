@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from armillary.data.token_loader import TokenLoader, TokenSource
 from armillary.data.token_store import TokenStore
-from armillary.tokenizers import packed_rows
 from armillary.models.foundation import new_transformer
 from armillary.models.token_batch import TokenBatch
+from armillary.tokenizers import packed_rows
 from armillary.training.loop import Batch, LoopSettings, _scale_gradients, make_optimizer
 from armillary.training.mask_sampler import draw_masks
 from armillary.training.pretrain_objective import PretrainObjective, code_frequencies
