@@ -132,7 +132,7 @@ class _Attention(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         scale, saved = gradient.shape[-1] ** -0.5, ctx.saved_tensors
         of_query = torch.empty_like(gradient)

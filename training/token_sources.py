@@ -115,7 +115,8 @@ def token_batch(
     """Samples of a loader as the transformer eats them; the modalities in `columns` become the slots.
 
     An object has a small part of the tokens there is room for in a store: the valid ones come first, and the rest is
-    left out, down to a power of two or `least` tokens, so that there are few shapes.
+    left out, down to a power of two or `least` tokens, so that there are few shapes. All work is numpy's: an operation
+    of torch in a thread beside the step may start a second team of OpenMP's threads, which wait by spinning.
     """
     stored = [samples.codes[column] for column in columns]
     edges = np.cumsum([0, *(codes.shape[1] for codes in stored)])
@@ -138,14 +139,14 @@ def token_batch(
         found[mask] = values
         return torch.from_numpy(found)
 
-    of_slots = torch.tensor([vocabularies[samples.modalities[column].vocabulary] for column in columns])
+    of_slots = np.array([vocabularies[samples.modalities[column].vocabulary] for column in columns])
     return TokenBatch(
-        codes=packed(codes[rows, places]).long(),
+        codes=packed(codes[rows, places].astype(np.int64)),
         mask=torch.from_numpy(mask),
         positions=packed(positions),
         slots=packed(owners),
-        slot_vocabularies=of_slots,
-        instruments=torch.cat([samples.instrument[column][:, None] for column in columns], 1),
+        slot_vocabularies=torch.from_numpy(of_slots),
+        instruments=torch.from_numpy(np.stack([samples.instrument[column].numpy() for column in columns], 1)),
         valid_first=True,
         places=packed(places),
     )

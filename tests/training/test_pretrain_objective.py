@@ -149,6 +149,23 @@ def test_packed_tokens_have_the_masks_of_those_in_their_places(objective):
                 assert torch.equal(getattr(found, name)[found.mask], getattr(expected, name)[found.mask])
 
 
+def test_tokens_are_packed_without_an_operation_of_torch(objective):
+    """In the thread beside the step it would start threads of its own that take the cores from the step's."""
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if not function.is_view:
+                seen.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    samples, seen = first_batch(objective)[1], []
+    with Operations():
+        batch = token_batch(samples, range(3), objective.transformer.vocabulary_index)
+        assert seen == []
+        batch.codes.long() + 1
+    assert seen == ["add"]  # so that the check can fail
+
+
 def test_the_number_of_packed_tokens_is_a_power_of_two_or_all_there_are(objective):
     samples = first_batch(objective)[1]
     most = int(sum((codes >= 0).sum(1) for codes in samples.codes).max())
