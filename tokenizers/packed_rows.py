@@ -112,7 +112,7 @@ def packed_attention(
 ) -> Float[Tensor, "1 V H E"]:
     """What `scaled_dot_product_attention` does, for each row and head; precision is that of `value`.
 
-    In bf16 it takes a third of the time, backward pass included (docs/performance.md).
+    Faster than that in bf16, whose backward pass is slow on CPUs (docs/performance.md).
     """
     query, key = query.to(value.dtype), key.to(value.dtype)
     return _Attention.apply(query[0], key[0], value[0], pairs)[None]  # type: ignore[no-untyped-call]
