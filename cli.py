@@ -1,16 +1,20 @@
 """The command `armillary`. Thin: each verb reads its settings and makes one call into a folder below."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .settings import Settings, SettingsError, find_config, load_settings, to_yaml
+from .training import early_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. A user's mistake is one line on stderr, status 2."""
+    if "SLURM_JOB_ID" in os.environ:
+        early_signals.listen()
     options = _parser().parse_args(arguments)
     try:
         return options.run(options) or 0
@@ -30,8 +34,12 @@ def _report(error: Exception) -> int:
     from .data.token_shards import TokenStoreError
     from .models.embeddings import EmbeddingsError
     from .tokenizers.pretrained import PretrainedError
+    from .training.run_record import RunError
     from .training.signals import Interrupted
 
+    if isinstance(error, RunError):
+        print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
+        return 1
     if isinstance(error, Interrupted):
         print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
         return 130

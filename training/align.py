@@ -12,15 +12,17 @@ from lightning.fabric import Fabric
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..data.staging import stage_tokens
 from ..data.token_loader import TokenLoader, TokenSamples, TokenSource
 from ..models.alignment import AlignmentHead, AlignmentHeadSettings, info_nce
 from ..models.foundation import FoundationModel
 from ..models.hashed_numbers import hashed_uniform
 from ..models.token_batch import TokenBatch
-from ..settings import Settings, to_yaml
+from ..settings import Settings
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 from .mask_sampler import places_of, smallest
 from .records import describe_versions
+from .run_record import keep_settings
 from .token_sources import make_loader, open_sources, read_ids, token_batch
 
 
@@ -38,6 +40,9 @@ class AlignSettings(Settings):
     num_blocks: int = 1
     num_tokens: int = Field(default=64, ge=1)
     """Tokens of a view that a step sees, drawn anew each time: an object never looks the same twice."""
+    stage_tokens: str | None = None
+    """A folder on a disk of each node, to which tokens are copied before they are read (`data/staging.py`); it may hold
+    environment variables: $TMPDIR/tokens."""
     held_out: str | None = None
     """A file of object ids, one in a line, that no step may see."""
     loop: LoopSettings = LoopSettings()
@@ -115,7 +120,9 @@ def pair_loader(fabric: Fabric, source: TokenSource, settings: AlignSettings) ->
 def align(settings: AlignSettings) -> Finished:
     """Run (or go on with) alignment; the checkpoint with the head is written to `<run>/checkpoint`."""
     model = FoundationModel.load(settings.checkpoint)
-    sources = open_sources(settings.tokens, model.tokenizers, read_ids(settings.held_out))
+    sources = open_sources(
+        stage_tokens(settings.tokens, settings.stage_tokens), model.tokenizers, read_ids(settings.held_out)
+    )
     fabric = make_fabric(settings.loop)
     loader = pair_loader(fabric, sources[0], settings)
     torch.manual_seed(settings.loop.seed)
@@ -131,9 +138,7 @@ def align(settings: AlignSettings) -> Finished:
     model.transformer.to(fabric.device)
     objective = AlignObjective(model, head, loader, settings)
     run = Path(settings.run)
-    if fabric.is_global_zero:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "settings.yaml").write_text(to_yaml(settings), encoding="utf-8")
+    keep_settings(run, settings, fabric.global_rank)
     finished = train(fabric, objective, settings.loop, run, title="align")
     if fabric.is_global_zero:
         record: dict[str, Any] = {"align": settings.model_dump(mode="json"), "align_metrics": finished.metrics}

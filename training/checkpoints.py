@@ -1,14 +1,17 @@
 """States of a run: everything a loop needs to go on, as safetensors and JSON, written whole or not at all.
 
 `<run>/states/step-00000100/` holds `state.safetensors` (weights, optimiser, random state of each process) and
-`state.json` (step, optimiser groups, checksum). A torn or damaged state is passed over, with a warning, for the one
-before it.
+`state.json` (step, loss, optimiser groups, checksum). A thread writes it from a copy while training goes on, under
+another name until it is whole. A torn or damaged state is passed over, with a warning, for the one before it.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 import shutil
-import warnings
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..tokenizers.pretrained import PretrainedError, read_tensors, write_folder
+from .run_record import RunError, log, warn
 from .step_watch import StepWatch
 from .weight_average import WeightAverage
 
@@ -37,32 +41,103 @@ class TrainingState:
     watch: StepWatch | None = None
 
 
-def save_state(fabric: Fabric, run_folder: Path, state: TrainingState, step: int, keep: int) -> None:
-    """Save the state after `step` steps, and drop all but the newest `keep`. All processes call this."""
-    random_states = fabric.all_gather(torch.get_rng_state())
-    if fabric.is_global_zero:
-        tensors = {f"module.{name}": tensor for name, tensor in state.module.state_dict().items()}
-        content = state.optimizer.state_dict()
-        for index, values in content["state"].items():
-            for name, value in values.items():
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-        tensors.update({f"unlogged.{name}": value for name, value in state.unlogged.items()})
-        if state.average is not None:
-            tensors.update({f"average.{name}": weight for name, weight in state.average.weights.items()})
-        if state.watch is not None:
-            tensors["watch"] = state.watch.state
-        tensors["random"] = random_states.reshape(fabric.world_size, -1)
+class StateWriter:
+    """Saves states of a run, one at a time, and keeps the newest `keep` of them and the one of least loss.
+
+    `error` is what stopped one of them, known to process 0 alone until `finish` raises it.
+    """
+
+    def __init__(self, fabric: Fabric, run_folder: Path, keep: int):
+        self.fabric, self.run_folder, self.keep = fabric, run_folder, keep
+        self.error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self.last_saved = time.monotonic()
+        """When the last save began, seconds."""
+        if fabric.is_global_zero:
+            for torn in (run_folder / STATES_FOLDER).glob(".step-*"):
+                shutil.rmtree(torn, ignore_errors=True)  # what a killed process left
+
+    def save(self, state: TrainingState, step: int, loss: float | None = None) -> None:
+        """Copy the state after `step` steps, and begin to write it. All processes call this."""
+        random_states = self.fabric.all_gather(torch.get_rng_state())
+        self.last_saved = time.monotonic()
+        if not self.fabric.is_global_zero:
+            return
+        self.close()
+        groups, tensors = _collect(state)
+        tensors["random"] = random_states.reshape(self.fabric.world_size, -1)
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        description = {"step": step, "loss": loss, "groups": groups}
+        self._thread = threading.Thread(target=self._write, args=(description, copies), name="armillary-state")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until what was saved is on disk; all processes call this. Raises RunError if it could not be written."""
+        self.close()
+        told = self.fabric.broadcast("" if self.error is None else self._explained(self.error))
+        if told:
+            raise RunError(told) from self.error
+
+    def close(self) -> None:
+        """Let what is being written come to its end."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        folder = _folder(self.run_folder, description["step"])
 
         def write(place: Path) -> None:
             path = place / "state.safetensors"
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-            description = {"step": step, "groups": content["param_groups"], "sha256": _sha256(path)}
-            (place / "state.json").write_text(json.dumps(description), encoding="utf-8")
+            save_file(tensors, path)
+            content = {**description, "sha256": _sha256(path)}
+            (place / "state.json").write_text(json.dumps(content), encoding="utf-8")
 
-        write_folder(_folder(run_folder, step), write)
-        for old in saved_steps(run_folder)[:-keep]:
-            shutil.rmtree(_folder(run_folder, old), ignore_errors=True)
-    fabric.barrier()
+        try:
+            write_folder(folder, write)
+            for old in _superfluous(self.run_folder, self.keep):
+                shutil.rmtree(_folder(self.run_folder, old), ignore_errors=True)
+            log.info("saved %s", folder)
+        except BaseException as error:
+            log.exception("could not save %s", folder)
+            self.error = error
+
+    def _explained(self, error: BaseException) -> str:
+        steps = saved_steps(self.run_folder)
+        last = f"the last whole state is that of step {steps[-1]}" if steps else "no state was saved before"
+        room = shutil.disk_usage(self.run_folder).free / 2**30
+        return (
+            f"{self.run_folder / STATES_FOLDER}: a state could not be written: {error}. {room:.1f} GiB are free there; "
+            f"{last}. Make room and run the same command again"
+        )
+
+
+def _collect(state: TrainingState) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The optimiser's groups, and all tensors by name."""
+    tensors = {f"module.{name}": tensor for name, tensor in state.module.state_dict().items()}
+    content = state.optimizer.state_dict()
+    for index, values in content["state"].items():
+        for name, value in values.items():
+            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    tensors.update({f"unlogged.{name}": value for name, value in state.unlogged.items()})
+    if state.average is not None:
+        tensors.update({f"average.{name}": weight for name, weight in state.average.weights.items()})
+    if state.watch is not None:
+        tensors["watch"] = state.watch.state
+    return content["param_groups"], tensors
+
+
+def _superfluous(run_folder: Path, keep: int) -> list[int]:
+    """Steps of the states that are neither among the newest nor that of least loss."""
+    steps = saved_steps(run_folder)
+    losses = {}
+    for step in steps:
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            loss = json.loads((_folder(run_folder, step) / "state.json").read_text(encoding="utf-8")).get("loss")
+            if loss is not None and math.isfinite(loss):
+                losses[step] = loss
+    best = min(losses, key=lambda step: losses[step], default=None)
+    return [step for step in steps[:-keep] if step != best]
 
 
 def saved_steps(run_folder: str | Path) -> list[int]:
@@ -81,7 +156,7 @@ def load_latest_state(run_folder: str | Path, state: TrainingState) -> int:
         try:
             description, tensors = _read(folder)
         except PretrainedError as error:
-            warnings.warn(f"{folder}: passed over, it is damaged: {error}", stacklevel=2)
+            warn(f"{folder}: passed over, it is damaged: {error}")
             continue
         _fill(folder, description, tensors, state)
         return step

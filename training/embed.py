@@ -1,9 +1,15 @@
-"""`armillary embed`: a store of tokens becomes shards of embeddings, one row for each object and modality."""
+"""`armillary embed`: a store of tokens becomes shards of embeddings, one row for each object and modality.
 
+One process does all of it, or the tasks of a Slurm array each do a part of the shards. Killed at any point, the same
+command goes on with the shards that are missing.
+"""
+
+import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
 from rich.progress import track
 
 from ..data.modalities import Modality
@@ -11,6 +17,7 @@ from ..data.token_store import TokenStore
 from ..models.embeddings import write_embedding_shard
 from ..models.foundation import FoundationModel
 from ..settings import Settings
+from .array_parts import choose_part
 from .metrics_log import console
 from .token_sources import check_tokens, read_grid
 
@@ -29,15 +36,20 @@ class EmbedSettings(Settings):
     shard_size: int = 2000
     """Objects of one shard."""
     device: str = "cpu"
+    num_parts: PositiveInt | None = None
+    """Into how many parts the shards are divided; by default the number of tasks of the Slurm array, or one."""
+    part: NonNegativeInt | None = None
+    """Which part this process does, from 0; by default the number of its task in the Slurm array."""
 
 
 def embed(settings: EmbedSettings) -> int:
-    """Embed each modality of each object; shards that stand already are left alone. Returns the number written.
+    """Embed this process's part of the shards; those that stand already are left alone. Returns the number written.
 
     An object whose value of a modality is missing has no row of it.
 
     Raises ValueError if the tokens are not the model's.
     """
+    part, num_parts = choose_part(settings, os.environ)
     store = TokenStore(settings.tokens)
     model = FoundationModel.load(settings.checkpoint, settings.device)
     check_tokens(store, model.tokenizers)
@@ -46,10 +58,11 @@ def embed(settings: EmbedSettings) -> int:
         objects = np.flatnonzero(store.has(modality.name))
         for index in range(0, -(-len(objects) // settings.shard_size)):
             path = Path(settings.embeddings) / f"{modality.name.replace('/', '-')}-{index:05d}.parquet"
-            if not path.exists():
-                work.append((path, modality, objects[index * settings.shard_size : (index + 1) * settings.shard_size]))
+            work.append((path, modality, objects[index * settings.shard_size : (index + 1) * settings.shard_size]))
+    # Dealt out before one looks which stand: tasks that start late must divide the same list.
+    mine = [shard for shard in work[part::num_parts] if not shard[0].exists()]
     num_written = 0
-    for path, modality, objects in track(work, description="embed", console=console):
+    for path, modality, objects in track(mine, description="embed", console=console):
         grid, rows = read_grid(store, objects, modality)
         known = grid.mask.any(1).nonzero()[:, 0]
         if not len(known):

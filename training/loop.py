@@ -2,7 +2,8 @@
 
 An `Objective` is a module with a stream of batches, and returns the summed loss of one. The stream is a pure function
 of (seed, step), so that a run resumes exactly from its step alone, on any number of processes. Signals only set a flag;
-at a step's end the processes agree on it, save and stop: USR1 asks Slurm to requeue the job, TERM and INT end it.
+at a step's end the processes agree on it, save and stop: USR1 asks Slurm to requeue the job, TERM and INT end it. What
+else can befall a run ends it with a message, and leaves the last state: a process that dies or hangs, a full disk.
 
 Nothing in a step waits for the device: metrics are summed there and read once in `log_every` steps, and steps that must
 not be taken are judged there (`step_watch.py`).
@@ -14,6 +15,7 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -28,13 +30,15 @@ from torch import Tensor, nn
 
 from ..models.width_transfer import UNSCALED, WeightScaling
 from ..settings import Settings
-from .checkpoints import TrainingState, load_latest_state, save_state
+from .checkpoints import StateWriter, TrainingState, load_latest_state, saved_steps
 from .flops import peak_flops
 from .metrics_log import MetricsLog, MetricSums, console, last_logged, make_loggers, means, progress_bar
 from .optimizers import Optimizers
 from .profiling import profiled
-from .signals import REQUEUE, Interrupted, Signals, requeue
+from .run_record import RunError, RunRecord
+from .signals import FAIL, REQUEUE, SAVE, Interrupted, Signals, requeue
 from .step_watch import BadStepError, StepWatch
+from .watchdog import watchdog
 from .weight_average import WeightAverage
 
 EPSILON = 1e-8
@@ -85,7 +89,15 @@ class LoopSettings(Settings):
     profile: NonNegativeInt = 0
     """Steps to record, soon after the start, in <run>/profile."""
     checkpoint_every: PositiveInt = 500
+    """Steps between two saved states."""
+    checkpoint_minutes: PositiveFloat = 30.0
+    """A state is saved after so long at the latest."""
     keep_checkpoints: PositiveInt = 2
+    """Newest states that are kept, beside the one of least loss."""
+    timeout_minutes: PositiveFloat = 30.0
+    """A run ends where no step has ended for so long: a process, a disk or the network hangs."""
+    max_idle_restarts: PositiveInt = 3
+    """Times that Slurm may start a job at one and the same step before it ends itself."""
 
 
 class Objective(Protocol):
@@ -124,7 +136,8 @@ def make_fabric(settings: LoopSettings) -> Fabric:
     """Fabric for these settings: GPUs where there are any, DDP for more than one process; launched."""
     is_parallel = settings.devices * settings.num_nodes > 1
     # No objective changes buffers while it trains, and they are the same everywhere to begin with.
-    strategy: Any = DDPStrategy(broadcast_buffers=False) if is_parallel else "auto"
+    timeout = timedelta(minutes=settings.timeout_minutes)
+    strategy: Any = DDPStrategy(broadcast_buffers=False, timeout=timeout) if is_parallel else "auto"
     fabric = Fabric(
         accelerator="auto",
         devices=settings.devices,
@@ -148,10 +161,29 @@ def choose_precision(wanted: str) -> Any:
 def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: str | Path, title: str) -> Finished:
     """Train `objective` (an `Objective` that is a module) to `settings.steps`, or go on where `run_folder` stands.
 
-    Writes metrics.csv and checkpoints to `run_folder`. Raises Interrupted after saving at a signal, BadStepError at a
-    loss or gradient that is not finite or a spike, and ValueError if the run stands at a step of other examples.
+    Writes metrics.csv, states and the run's record to `run_folder`. Raises Interrupted after saving at a signal,
+    BadStepError at a loss or gradient that is not finite or a spike, RunError where a state cannot be written or
+    another process is lost, and ValueError if the run stands at a step of other examples.
     """
     run_folder = Path(run_folder)
+    with RunRecord(run_folder, title, settings.steps, fabric.global_rank, fabric.world_size) as record:
+        try:
+            return _train(fabric, objective, settings, run_folder, title, record)
+        except RuntimeError as error:
+            lost = fabric.world_size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+            if not lost:
+                raise
+            steps = saved_steps(run_folder)
+            raise RunError(
+                f"{title}: process {fabric.global_rank} of {fabric.world_size} lost the others at step {record.step}: "
+                f"{str(error).splitlines()[0]}. One of them has died or hangs; {run_folder / 'logs'} says which. The "
+                f"last state is that of step {steps[-1] if steps else 0}; run the same command again to go on from it"
+            ) from error
+
+
+def _train(
+    fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: Path, title: str, record: RunRecord
+) -> Finished:
     optimizer = make_optimizer(objective, settings)
     state = TrainingState(objective, optimizer)
     module, optimizer = fabric.setup(objective, optimizer)
@@ -160,14 +192,23 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
     state.watch = StepWatch(fabric.device, settings.on_bad_step, settings.spike_factor)
     # After the setup, which moves the weights but not the optimiser's state to the device.
     start = load_latest_state(run_folder, state)
+    first = fabric.broadcast(start)
+    if first != start:
+        raise RunError(
+            f"{run_folder}: process 0 goes on from step {first}, process {fabric.global_rank} sees a state of step "
+            f"{start}: the file system shows them different files. Run the same command again"
+        )
     _check_examples(fabric, run_folder, objective.fingerprint, start)
+    record.begin(start, settings.max_idle_restarts)
     weights = [weight for weight in objective.parameters() if weight.requires_grad]
     with (
         Signals() as signals,
+        contextlib.closing(StateWriter(fabric, run_folder, settings.keep_checkpoints)) as writer,
         contextlib.closing(_Rows(fabric, settings, run_folder, start)) as rows,
         contextlib.closing(objective.batches(start)) as batches,
         progress_bar(fabric, title, start, settings.steps) as advance,
         profiled(run_folder / "profile", settings.profile if fabric.is_global_zero else 0) as recorded,
+        watchdog(record, settings.timeout_minutes) as step_ended,
     ):
         # What was not logged yet belongs to the next row; it is a sum over all processes, so one of them takes it.
         mine_first = float(fabric.is_global_zero)
@@ -192,7 +233,11 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
             sums.add({**metrics, "gradient_norm": torch.stack([norm, torch.ones_like(norm)])})
             recorded()
             done = step + 1
-            asked = signals.agreed(fabric)
+            record.step = done
+            step_ended()
+            asked = signals.agreed(fabric, _own_wish(fabric, writer, settings))
+            if asked == FAIL:
+                break
             is_last = done == settings.steps
             is_logged = done % settings.log_every == 0 or is_last
             is_saved = bool(asked) or done % settings.checkpoint_every == 0 or is_last
@@ -201,17 +246,32 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
             if is_logged:
                 rows.write(done, sums, weights)
                 sums.clear()
+                record.reached(done)
             advance(done, rows.last)
             if is_saved:
                 state.unlogged = sums.over_all(fabric)
-                save_state(fabric, run_folder, state, done, settings.keep_checkpoints)
-            if asked and not is_last:
+                writer.save(state, done, rows.last.get("loss"))
+            if asked > SAVE and not is_last:
+                writer.finish()
                 if asked == REQUEUE:
-                    requeue(fabric)
+                    record.end("requeued")
+                    requeue(fabric, done)
+                else:
+                    record.end("stopped")
                 raise Interrupted(done)
+        writer.finish()
+    record.end("finished")
     if state.average is not None:
         state.average.give_to(objective)
     return Finished(settings.steps, rows.last)
+
+
+def _own_wish(fabric: Fabric, writer: StateWriter, settings: LoopSettings) -> int:
+    """What process 0 asks for by itself: a state in time, or the end, where one could not be written."""
+    if writer.error is not None:
+        return FAIL
+    is_due = fabric.is_global_zero and time.monotonic() - writer.last_saved > 60 * settings.checkpoint_minutes
+    return SAVE if is_due else 0
 
 
 class _Rows:

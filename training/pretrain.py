@@ -7,14 +7,16 @@ import torch
 from lightning.fabric import Fabric
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from ..data.staging import stage_tokens
 from ..data.token_loader import TokenLoader
 from ..models.foundation import FoundationModel, new_transformer
 from ..models.masked_transformer import MaskedTransformer
-from ..settings import Settings, to_yaml
+from ..settings import Settings
 from .loop import Finished, LoopSettings, leave, make_fabric, train
 from .mask_sampler import Scheme
 from .pretrain_objective import PretrainObjective
 from .records import describe_versions
+from .run_record import keep_settings
 from .token_sources import make_loader, open_sources, read_ids, split_by_size
 from .tokenizers import load_tokenizers
 
@@ -41,6 +43,9 @@ class PretrainSettings(Settings):
     """Compile the step as one graph: pays on GPUs, and on CPUs in runs of an hour or more; auto: on GPUs."""
     checkpoint_activations: bool = False
     """Keep no activations within blocks, and work them out again: less memory, a third more time."""
+    stage_tokens: str | None = None
+    """A folder on a disk of each node, to which tokens are copied before they are read (`data/staging.py`); it may hold
+    environment variables: $TMPDIR/tokens."""
     held_out: str | None = None
     """A file of object ids, one in a line, that no step may see."""
     loop: LoopSettings = LoopSettings()
@@ -68,7 +73,7 @@ def make_objective(
 def pretrain(settings: PretrainSettings) -> Finished:
     """Run (or go on with) pretraining; the checkpoint is written to `<run>/checkpoint` at the end."""
     tokenizers = load_tokenizers(settings.tokenizers)
-    opened = open_sources(settings.tokens, tokenizers, read_ids(settings.held_out))
+    opened = open_sources(stage_tokens(settings.tokens, settings.stage_tokens), tokenizers, read_ids(settings.held_out))
     enough = settings.num_inputs + settings.num_targets
     sources = [part for source in opened for part in split_by_size(source, enough)]
     fabric = make_fabric(settings.loop)
@@ -77,9 +82,7 @@ def pretrain(settings: PretrainSettings) -> Finished:
     transformer = new_transformer(settings.size, tokenizers, loader.modalities, settings.base_size)
     objective = make_objective(transformer, loader, settings, fabric)
     run = Path(settings.run)
-    if fabric.is_global_zero:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "settings.yaml").write_text(to_yaml(settings), encoding="utf-8")
+    keep_settings(run, settings, fabric.global_rank)
     finished = train(fabric, objective, settings.loop, run, title="pretrain")
     if fabric.is_global_zero:
         record = {"pretrain": settings.model_dump(mode="json"), "metrics": finished.metrics, **describe_versions()}

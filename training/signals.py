@@ -11,7 +11,11 @@ import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 
-REQUEUE, END = 1, 2
+from . import early_signals
+from .run_record import RunError, log
+
+SAVE, REQUEUE, END, FAIL = 1, 2, 3, 4
+"""What a process asks for; of several the highest is done. FAIL: it cannot go on, and none shall wait for it."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and has saved
@@ -38,6 +42,8 @@ class Signals:
 
             with contextlib.suppress(ValueError):  # not the main thread: the program that runs us handles signals
                 self._old[number] = signal.signal(number, remember)
+        if early_signals.take():
+            self._asked = max(self._asked, REQUEUE)
         if dist.is_available() and dist.is_initialized():
             self._group = dist.new_group(backend="gloo")
         return self
@@ -46,17 +52,26 @@ class Signals:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
-    def agreed(self, fabric: Fabric) -> int:
-        """What any process was asked to do (0: nothing), the same answer on all; without a wait for the GPU."""
+    def agreed(self, fabric: Fabric, own: int = 0) -> int:
+        """What any process was asked to do or wants itself (`own`; 0: nothing), the same answer on all; without a wait
+        for the GPU."""
+        asked = max(self._asked, own)
         if fabric.world_size == 1:
-            return self._asked
-        flag = torch.tensor([self._asked])
+            return asked
+        flag = torch.tensor([asked])
         dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
         return int(flag)
 
 
-def requeue(fabric: Fabric) -> None:
-    """Ask Slurm to start this job again, if it is one."""
+def requeue(fabric: Fabric, step: int) -> None:
+    """Ask Slurm to start this job again, if it is one. Raises RunError if Slurm refuses."""
     job = os.environ.get("SLURM_JOB_ID")
-    if fabric.is_global_zero and job:
-        subprocess.run(["scontrol", "requeue", job], check=True)
+    if not (fabric.is_global_zero and job):
+        return
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    log.info("scontrol requeue %s: %s", job, (done.stdout + done.stderr).strip() or "done")
+    if done.returncode:
+        raise RunError(
+            f"saved at step {step}, but Slurm does not start job {job} again: {done.stderr.strip()}. Submit the same "
+            "command again"
+        )

@@ -30,6 +30,7 @@ from ..data.token_shards import (
 from ..data.token_store import TokenStore
 from ..settings import Settings
 from ..tokenizers.token_grid import Tokenizer
+from .array_parts import choose_part
 from .metrics_log import console
 from .tokenizers import load_tokenizers, tokenizer_hash
 
@@ -90,30 +91,6 @@ def tokenize(settings: TokenizeSettings) -> int:
         note = f"tokenize: part {part} of {num_parts} is done; shards still to come: {waiting}"
         console.print(note, soft_wrap=True)
     return num_written
-
-
-def choose_part(settings: TokenizeSettings, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which part of how many this process does: by the settings, else by its place in a Slurm array, else all.
-
-    Raises ValueError if there is no such part, or if an array of some tasks does not say of how many.
-    """
-    part, num_parts = settings.part, settings.num_parts
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        first, last = int(environment["SLURM_ARRAY_TASK_MIN"]), int(environment["SLURM_ARRAY_TASK_MAX"])
-        count = int(environment["SLURM_ARRAY_TASK_COUNT"])
-        if num_parts is None:
-            if (first, last) != (0, count - 1):
-                raise ValueError(
-                    f"the Slurm array has {count} tasks, {first} to {last}, and not 0 to {count - 1}: say num_parts, "
-                    "of how many parts these are"
-                )
-            num_parts = count
-        if part is None:
-            part = int(environment["SLURM_ARRAY_TASK_ID"])
-    part, num_parts = part or 0, num_parts or 1
-    if part >= num_parts:
-        raise ValueError(f"part must lie in [0, {num_parts - 1}], for num_parts is {num_parts}; found {part}")
-    return part, num_parts
 
 
 class _Work:

@@ -19,7 +19,7 @@ from ..data.dataset import ObservationDataset
 from ..data.observation_loader import ObservationLoader
 from ..data.observations import ImageObservation, Observation
 from ..models.foundation import TOKENIZER_TYPES
-from ..settings import Settings, to_yaml
+from ..settings import Settings
 from ..tokenizers.coefficients import CoefficientsTokenizerSettings
 from ..tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from ..tokenizers.scalar import ScalarTokenizerSettings
@@ -28,6 +28,7 @@ from ..tokenizers.token_grid import Reconstruction, Tokenizer
 from .fitted_tokenizers import fit_coefficients, fit_scalars
 from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
 from .metrics_log import console
+from .run_record import keep_settings
 
 PRIOR_FOLDER = "prior"
 """In the run folder of an image tokenizer, `rounds-0003`: the tokenizer after so many rounds of learning its prior."""
@@ -112,12 +113,12 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
     held_out = set() if settings.held_out is None else set(Path(settings.held_out).read_text("utf-8").split())
     run = Path(settings.run)
     if settings.kind == "scalar":
-        _write_settings(run, settings)
+        keep_settings(run, settings)
         fitted = fit_scalars(settings.scalar, dataset, names, held_out)
         fitted.save_pretrained(run / "tokenizer")
         return Finished(0, {"quantities": float(len(fitted.settings.modalities))})
     if settings.kind == "coefficients":
-        _write_settings(run, settings)
+        keep_settings(run, settings)
         made = fit_coefficients(settings.coefficients, dataset, names, held_out)
         made.save_pretrained(run / "tokenizer")
         return Finished(0, {"tokens": float(1 + len(made.settings.levels))})
@@ -135,8 +136,7 @@ def train_tokenizer(settings: TrainTokenizerSettings) -> Finished:
     torch.manual_seed(settings.loop.seed)
     tokenizer: ImageTokenizer | SpectrumTokenizer
     tokenizer = ImageTokenizer(settings.image) if settings.kind == "image" else SpectrumTokenizer(settings.spectrum)
-    if fabric.is_global_zero:
-        _write_settings(run, settings)
+    keep_settings(run, settings, fabric.global_rank)
     if isinstance(tokenizer, ImageTokenizer):
         tokenizer = _learn_prior(fabric, tokenizer, loader, settings.prior, run)
         torch.manual_seed(settings.loop.seed)
@@ -203,8 +203,3 @@ def _learn_prior(
             progress.update(task, completed=number)
     fabric.barrier()
     return tokenizer
-
-
-def _write_settings(run: Path, settings: Settings) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "settings.yaml").write_text(to_yaml(settings), encoding="utf-8")

@@ -16,9 +16,10 @@ from torch import nn
 from armillary.data.shuffle_order import ShuffleOrder
 from armillary.models.width_transfer import WeightScaling
 from armillary.tokenizers.pretrained import PretrainedError
-from armillary.training.checkpoints import TrainingState, load_latest_state, save_state, saved_steps
+from armillary.training.checkpoints import StateWriter, TrainingState, load_latest_state, saved_steps
 from armillary.training.loop import Batch, LoopSettings, learning_rate, make_fabric, make_optimizer, train
 from armillary.training.metrics_log import SPEED, MetricsLog, read_metrics
+from armillary.training.run_record import RunError, RunRecord, read_attempts, read_status
 from armillary.training.signals import Interrupted, Signals
 from armillary.training.step_watch import BadStepError
 
@@ -250,8 +251,10 @@ def test_a_save_that_fails_leaves_the_states_before_it(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("armillary.training.checkpoints.save_file", fail)
-    with pytest.raises(OSError, match="No space left"):
-        save_state(fabric, tmp_path, TrainingState(objective, optimizer), 21, keep=2)
+    writer = StateWriter(fabric, tmp_path, keep=2)
+    writer.save(TrainingState(objective, optimizer), 21)
+    with pytest.raises(RunError, match=r"No space left on device.*GiB are free.*last whole state is that of step 20"):
+        writer.finish()
     assert saved_steps(tmp_path) == [15, 20]
     assert sorted(p.name for p in (tmp_path / "states").iterdir()) == ["step-00000015", "step-00000020"]
 
