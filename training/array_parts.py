@@ -1,9 +1,10 @@
 """Which part of the work a task of a Slurm array does: the tasks agree without talking to each other."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class HasParts(Protocol):
     """Settings of work that is divided; None leaves it to Slurm's variables."""
 

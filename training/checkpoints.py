@@ -36,7 +36,7 @@ class TrainingState:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     unlogged: dict[str, Tensor] = field(default_factory=dict)
-    """Sum and count [2] of each metric since the last row of the log, over all processes."""
+    """Sum and count of each metric since the last row of the log, in each process [P, 2]."""
     average: WeightAverage | None = None
     watch: StepWatch | None = None
 
@@ -202,7 +202,7 @@ def _fill(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor],
         torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
     )
     if rank < len(tensors["random"]):
-        torch.set_rng_state(tensors["random"][rank])
+        torch.set_rng_state(tensors["random"][rank].clone())  # a view would be read from its storage's start
 
 
 def _folder(run_folder: Path, step: int) -> Path:

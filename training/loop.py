@@ -10,8 +10,10 @@ not be taken are judged there (`step_watch.py`).
 """
 
 import contextlib
+import errno
 import json
 import math
+import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ from .step_watch import BadStepError, StepWatch
 from .watchdog import watchdog
 from .weight_average import WeightAverage
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a full disk, a quota that is used up, a file that may not grow."""
 EPSILON = 1e-8
 """Adam's, at base size."""
 MODEL_FLOPS, TOKENS = "model_flops", "tokens"
@@ -169,6 +173,14 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
     with RunRecord(run_folder, title, settings.steps, fabric.global_rank, fabric.world_size) as record:
         try:
             return _train(fabric, objective, settings, run_folder, title, record)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            room = shutil.disk_usage(run_folder).free / 2**30
+            raise RunError(
+                f"{run_folder}: {error.strerror} at step {record.step}; {room:.1f} GiB are free there. Make room and run "
+                "the same command again to go on from the last state"
+            ) from error
         except RuntimeError as error:
             lost = fabric.world_size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
             if not lost:
@@ -210,9 +222,8 @@ def _train(
         profiled(run_folder / "profile", settings.profile if fabric.is_global_zero else 0) as recorded,
         watchdog(record, settings.timeout_minutes) as step_ended,
     ):
-        # What was not logged yet belongs to the next row; it is a sum over all processes, so one of them takes it.
-        mine_first = float(fabric.is_global_zero)
-        sums = MetricSums({name: value.to(fabric.device) * mine_first for name, value in state.unlogged.items()})
+        # What was not logged yet belongs to the next row.
+        sums = MetricSums(_own_share(fabric, state.unlogged))
         for step in range(start, settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step) * group["scale"]
@@ -249,21 +260,28 @@ def _train(
                 record.reached(done)
             advance(done, rows.last)
             if is_saved:
-                state.unlogged = sums.over_all(fabric)
+                state.unlogged = sums.of_each(fabric)
                 writer.save(state, done, rows.last.get("loss"))
             if asked > SAVE and not is_last:
                 writer.finish()
+                record.end("requeued" if asked == REQUEUE else "stopped")
                 if asked == REQUEUE:
-                    record.end("requeued")
-                    requeue(fabric, done)
-                else:
-                    record.end("stopped")
+                    requeue(fabric, record)
                 raise Interrupted(done)
         writer.finish()
     record.end("finished")
     if state.average is not None:
         state.average.give_to(objective)
     return Finished(settings.steps, rows.last)
+
+
+def _own_share(fabric: Fabric, unlogged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """This process's sums [2] of those of each [P, 2]; where there were more or fewer processes, the first takes all."""
+    shares = {}
+    for name, sums in unlogged.items():
+        share = sums.sum(0) * float(fabric.is_global_zero)
+        shares[name] = (sums[fabric.global_rank] if len(sums) == fabric.world_size else share).to(fabric.device)
+    return shares
 
 
 def _own_wish(fabric: Fabric, writer: StateWriter, settings: LoopSettings) -> int:

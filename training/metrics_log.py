@@ -51,6 +51,13 @@ class MetricSums:
         if self._sums is not None:
             self._sums.zero_()
 
+    def of_each(self, fabric: Fabric) -> dict[str, Tensor]:
+        """Sum and count of each metric in each process, [P, 2]."""
+        if self._sums is None:
+            return {}
+        tables = fabric.all_gather(self._sums).reshape(fabric.world_size, *self._sums.shape)
+        return {name: tables[:, place] for name, place in sorted(self._place_of.items())}
+
     def over_all(self, fabric: Fabric) -> dict[str, Tensor]:
         """Sum and count of each metric over all processes, which have the same ones."""
         if self._sums is None:
@@ -100,11 +107,15 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv; empty if there is none. Cells left empty are absent from their row."""
+    """The rows of a metrics.csv; empty if there is none. Cells left empty are absent from their row.
+
+    A last row that was torn, on a full disk, is left out.
+    """
     if not Path(path).is_file():
         return []
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    text = Path(path).read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole)]
 
 
 def last_logged(path: Path, start: int) -> dict[str, float]:

@@ -46,7 +46,7 @@ class RunRecord:
         self.folder, self.stage, self.steps = Path(folder), stage, steps
         self.rank, self.num_processes = rank, num_processes
         self.step = 0
-        self._ended: tuple[State, str] | None = None
+        self._has_ended = False
         self._open = contextlib.ExitStack()
         self.log_file: IO[str] | None = None
 
@@ -69,12 +69,9 @@ class RunRecord:
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if error is not None and self._ended is None:
+        if error is not None and not self._has_ended:
             log.error("%s failed at step %d", self.stage, self.step, exc_info=error)
-            self._ended = "failed", f"{type(error).__name__}: {error}"
-        if self._ended is not None:
-            with contextlib.suppress(OSError):  # a full disk must not hide what ended the run
-                self._write(*self._ended)
+            self.end("failed", f"{type(error).__name__}: {error}")
         self._open.close()
 
     def begin(self, start: int, max_idle_restarts: int) -> None:
@@ -113,14 +110,11 @@ class RunRecord:
         self._write("running", "")
 
     def end(self, state: State, message: str = "") -> None:
-        """How the run ends; written when the record is closed."""
+        """Say how the run ends."""
         log.info("%s %s at step %d %s", self.stage, state, self.step, message)
-        self._ended = state, message
-
-    def fail(self, message: str) -> None:
-        """Say at once that the run has failed, where the process is about to exit."""
-        with contextlib.suppress(OSError):
-            self._write("failed", message)
+        self._has_ended = True
+        with contextlib.suppress(OSError):  # a full disk must not hide what ended the run
+            self._write(state, message)
 
     def _write(self, state: State, message: str) -> None:
         if self.rank != 0:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 
 from . import early_signals
-from .run_record import RunError, log
+from .run_record import RunError, RunRecord, log
 
 SAVE, REQUEUE, END, FAIL = 1, 2, 3, 4
 """What a process asks for; of several the highest is done. FAIL: it cannot go on, and none shall wait for it."""
@@ -63,15 +63,14 @@ class Signals:
         return int(flag)
 
 
-def requeue(fabric: Fabric, step: int) -> None:
-    """Ask Slurm to start this job again, if it is one. Raises RunError if Slurm refuses."""
+def requeue(fabric: Fabric, record: RunRecord) -> None:
+    """Ask Slurm to start this job again, if it is one, which kills this process soon. Raises RunError if it refuses."""
     job = os.environ.get("SLURM_JOB_ID")
     if not (fabric.is_global_zero and job):
         return
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     log.info("scontrol requeue %s: %s", job, (done.stdout + done.stderr).strip() or "done")
     if done.returncode:
-        raise RunError(
-            f"saved at step {step}, but Slurm does not start job {job} again: {done.stderr.strip()}. Submit the same "
-            "command again"
-        )
+        told = f"Slurm does not start job {job} again: {done.stderr.strip()}. Submit the same command again"
+        record.end("stopped", told)
+        raise RunError(f"saved at step {record.step}, but {told}")

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from .run_record import RunRecord, log
+from .run_record import RunRecord
 
 GRACE_SECONDS = 10.0
 """Longer than collectives wait, whose error says more."""
@@ -37,10 +37,9 @@ def watchdog(record: RunRecord, minutes: float) -> Iterator[Callable[[], None]]:
                     f"{record.step}: a process, a disk or the network hangs. What each thread was doing stands in "
                     f"{record.folder / 'logs'}; run the same command again to go on from the last state"
                 )
-                log.error(told)
                 if record.log_file is not None:
                     faulthandler.dump_traceback(record.log_file)
-                record.fail(told)
+                record.end("failed", told)
                 print(f"armillary: {told}", file=sys.stderr, flush=True)  # noqa: T201
                 os._exit(1)
 

@@ -19,7 +19,7 @@ from armillary.tokenizers.pretrained import PretrainedError
 from armillary.training.checkpoints import StateWriter, TrainingState, load_latest_state, saved_steps
 from armillary.training.loop import Batch, LoopSettings, learning_rate, make_fabric, make_optimizer, train
 from armillary.training.metrics_log import SPEED, MetricsLog, read_metrics
-from armillary.training.run_record import RunError, RunRecord, read_attempts, read_status
+from armillary.training.run_record import RunError
 from armillary.training.signals import Interrupted, Signals
 from armillary.training.step_watch import BadStepError
 

@@ -174,6 +174,11 @@ def test_alignment_and_embedding_follow_from_a_checkpoint(whole, tokens, tmp_pat
     )
     assert embed(wanted) == 4
     assert embed(wanted) == 0
+    halves = wanted.model_copy(update={"embeddings": str(tmp_path / "halves"), "num_parts": 2})
+    assert [embed(halves.model_copy(update={"part": part})) for part in (0, 1)] == [2, 2]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "halves").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "e").iterdir()
+    }
     table = read_embedding_shards(tmp_path / "e")
     assert len(table.object_id) == 20 + 20
     assert table.model_id == after.model_id
