@@ -146,36 +146,39 @@ def saved_steps(run_folder: str | Path) -> list[int]:
     return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
 
 
-def load_latest_state(run_folder: str | Path, state: TrainingState) -> int:
-    """Load the newest whole state into `state`; returns its step, 0 if there is none.
+def load_latest_state(fabric: Fabric, run_folder: str | Path, state: TrainingState) -> int:
+    """Load the newest whole state into `state`; returns its step, 0 if there is none. All processes call this.
 
-    Warns of each damaged one it passes over. Raises PretrainedError if the state is of another model.
+    Process 0 finds it by the checksums, and warns of each damaged one it passes over. Raises PretrainedError if the
+    state is of another model.
     """
+    run_folder = Path(run_folder)
+    step = fabric.broadcast(_newest_whole(run_folder) if fabric.is_global_zero else 0)
+    if step:
+        folder = _folder(run_folder, step)
+        description = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        _fill(folder, description, read_tensors(folder / "state.safetensors"), state, fabric.global_rank)
+    return step
+
+
+def _newest_whole(run_folder: Path) -> int:
     for step in reversed(saved_steps(run_folder)):
-        folder = _folder(Path(run_folder), step)
+        folder = _folder(run_folder, step)
         try:
-            description, tensors = _read(folder)
-        except PretrainedError as error:
+            expected = json.loads((folder / "state.json").read_text(encoding="utf-8")).get("sha256")
+            found = _sha256(folder / "state.safetensors")
+        except (OSError, json.JSONDecodeError) as error:
             warn(f"{folder}: passed over, it is damaged: {error}")
             continue
-        _fill(folder, description, tensors, state)
-        return step
+        if found == expected:
+            return step
+        warn(f"{folder}: passed over, it is damaged: expected sha256 {expected}, found {found}")
     return 0
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    path = folder / "state.safetensors"
-    try:
-        description = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        found = _sha256(path)
-    except (OSError, json.JSONDecodeError) as error:
-        raise PretrainedError(f"{error}") from None
-    if found != description.get("sha256"):
-        raise PretrainedError(f"{path}: expected sha256 {description.get('sha256')}, found {found}")
-    return description, read_tensors(path)
-
-
-def _fill(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor], state: TrainingState) -> None:
+def _fill(
+    folder: Path, description: dict[str, Any], tensors: dict[str, Tensor], state: TrainingState, rank: int
+) -> None:
     weights = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     try:
         state.module.load_state_dict(weights)
@@ -198,9 +201,6 @@ def _fill(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor],
     if state.watch is not None and "watch" in tensors:
         state.watch.restore(tensors["watch"])
     state.optimizer.load_state_dict({"state": per_weight, "param_groups": description["groups"]})
-    rank = (
-        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-    )
     if rank < len(tensors["random"]):
         torch.set_rng_state(tensors["random"][rank].clone())  # a view would be read from its storage's start
 

@@ -178,8 +178,8 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
                 raise
             room = shutil.disk_usage(run_folder).free / 2**30
             raise RunError(
-                f"{run_folder}: {error.strerror} at step {record.step}; {room:.1f} GiB are free there. Make room and run "
-                "the same command again to go on from the last state"
+                f"{run_folder}: {error.strerror} at step {record.step}; {room:.1f} GiB are free there. Make room and "
+                "run the same command again to go on from the last state"
             ) from error
         except RuntimeError as error:
             lost = fabric.world_size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
@@ -203,13 +203,7 @@ def _train(
         state.average = WeightAverage(objective, settings.average_decay)
     state.watch = StepWatch(fabric.device, settings.on_bad_step, settings.spike_factor)
     # After the setup, which moves the weights but not the optimiser's state to the device.
-    start = load_latest_state(run_folder, state)
-    first = fabric.broadcast(start)
-    if first != start:
-        raise RunError(
-            f"{run_folder}: process 0 goes on from step {first}, process {fabric.global_rank} sees a state of step "
-            f"{start}: the file system shows them different files. Run the same command again"
-        )
+    start = load_latest_state(fabric, run_folder, state)
     _check_examples(fabric, run_folder, objective.fingerprint, start)
     record.begin(start, settings.max_idle_restarts)
     weights = [weight for weight in objective.parameters() if weight.requires_grad]
@@ -276,7 +270,7 @@ def _train(
 
 
 def _own_share(fabric: Fabric, unlogged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This process's sums [2] of those of each [P, 2]; where there were more or fewer processes, the first takes all."""
+    """This process's sums [2] of those of each [P, 2]; where their number was another, the first takes all."""
     shares = {}
     for name, sums in unlogged.items():
         share = sums.sum(0) * float(fabric.is_global_zero)

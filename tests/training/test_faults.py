@@ -1,5 +1,6 @@
-"""Faults of the world, for real: processes killed and stopped, disks filled; what resumes equals what nothing befell."""
+"""Faults, for real: processes killed and stopped, disks filled; what resumes equals what nothing befell."""
 
+import contextlib
 import json
 import os
 import random
@@ -82,6 +83,12 @@ def wait_until(condition):
         time.sleep(0.002)
 
 
+def fill(path):
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 def test_runs_killed_at_random_moments_go_on_to_the_same_end(runs, whole, tmp_path):
     moments, steps = random.Random(6), []
     for number in range(20):
@@ -114,10 +121,7 @@ def test_a_full_disk_ends_a_run_with_a_message_and_leaves_its_last_state(runs, w
         folder = tmp_path / "run"
         runs.start(folder, seconds=0.02)
         wait_until(lambda: saved_steps(folder))
-        with pytest.raises(OSError, match="No space left"), (tmp_path / "filler").open("wb") as filler:
-            while True:
-                filler.write(bytes(4096))
-                filler.flush()
+        fill(tmp_path / "filler")
         assert runs.statuses() == [1]
         assert "No space left on device" in output(folder)
         assert "GiB are free there" in output(folder)

@@ -230,7 +230,7 @@ def test_states_hold_safetensors_and_json_and_all_that_the_run_needs(tmp_path):
     fresh = Regression(seed=9)
     optimizer = make_optimizer(fresh, settings())
     torch.manual_seed(123)
-    assert load_latest_state(tmp_path, TrainingState(fresh, optimizer)) == 20
+    assert load_latest_state(make_fabric(settings()), tmp_path, TrainingState(fresh, optimizer)) == 20
     assert torch.equal(fresh.layer.weight, objective.layer.weight)
     moments = optimizer.state[fresh.layer.weight]
     assert moments["step"] == 20
@@ -238,7 +238,7 @@ def test_states_hold_safetensors_and_json_and_all_that_the_run_needs(tmp_path):
     torch.manual_seed(0)
     Regression()
     expected = torch.get_rng_state()
-    load_latest_state(tmp_path, TrainingState(fresh, optimizer))
+    load_latest_state(make_fabric(settings()), tmp_path, TrainingState(fresh, optimizer))
     assert torch.equal(torch.get_rng_state(), expected)
 
 

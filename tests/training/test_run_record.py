@@ -84,14 +84,14 @@ def test_a_signal_that_comes_while_a_job_starts_is_heeded_after_its_first_step(t
     assert job.read_text().split() == ["requeue", "77"]
 
 
-class Broken(RuntimeError):
+class BrokenError(RuntimeError):
     pass
 
 
 def breaking(at):
     def at_step(step):
         if step == at:
-            raise Broken
+            raise BrokenError
 
     return at_step
 
@@ -100,10 +100,10 @@ def test_a_job_that_is_started_again_and_again_and_gets_nowhere_ends_itself(tmp_
     folder = tmp_path / "run"
     for count in range(3):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(count))
-        with pytest.raises(Broken):
+        with pytest.raises(BrokenError):
             run(folder, Regression(breaking(8)))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    with pytest.raises(Broken):  # twice from step 5 were not enough: the first was from step 0
+    with pytest.raises(BrokenError):  # twice from step 5 were not enough: the first was from step 0
         run(folder, Regression(breaking(8)))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
     with pytest.raises(RunError, match=r"Slurm has started job 77 4 times from step 5, and none got further"):
@@ -116,11 +116,11 @@ def test_a_job_that_is_started_again_and_again_and_gets_nowhere_ends_itself(tmp_
 
 
 def test_a_failure_stands_in_status_and_log(tmp_path):
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         run(tmp_path, Regression(breaking(3)))
     status = read_status(tmp_path)
     assert (status["state"], status["step"]) == ("failed", 3)
-    assert "Broken" in status["message"]
+    assert "BrokenError" in status["message"]
     assert "Traceback" in (tmp_path / "logs" / "process-00000.log").read_text()
 
 
