@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..tokenizers.pretrained import PretrainedError, read_tensors, write_folder
 from .run_record import RunError, log, warn
+from .sharding import divided_like, whole
 from .step_watch import StepWatch
 from .weight_average import WeightAverage
 
@@ -61,12 +62,16 @@ class StateWriter:
         """Copy the state after `step` steps, and begin to write it. All processes call this."""
         random_states = self.fabric.all_gather(torch.get_rng_state())
         self.last_saved = time.monotonic()
-        if not self.fabric.is_global_zero:
-            return
         self.close()
         groups, tensors = _collect(state)
         tensors["random"] = random_states.reshape(self.fabric.world_size, -1)
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        copies = {}
+        for name, tensor in tensors.items():
+            tensor = whole(tensor.detach())
+            if self.fabric.is_global_zero:
+                copies[name] = tensor.to("cpu", copy=True).contiguous()
+        if not self.fabric.is_global_zero:
+            return
         description = {"step": step, "loss": loss, "groups": groups}
         self._thread = threading.Thread(target=self._write, args=(description, copies), name="armillary-state")
         self._thread.start()
@@ -180,17 +185,22 @@ def _fill(
     folder: Path, description: dict[str, Any], tensors: dict[str, Tensor], state: TrainingState, rank: int
 ) -> None:
     weights = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
+    own = state.module.state_dict()
     try:
-        state.module.load_state_dict(weights)
+        state.module.load_state_dict({n: divided_like(t, own[n]) if n in own else t for n, t in weights.items()})
     except RuntimeError as error:
         raise PretrainedError(
             f"{folder}: the state is of another model than the settings describe: {error}. Another run folder?"
         ) from None
     per_weight: dict[int, dict[str, Tensor]] = {}
+    trained = [weight for group in state.optimizer.param_groups for weight in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            per_weight.setdefault(int(index), {})[key] = tensor
+            weight = trained[int(index)]
+            per_weight.setdefault(int(index), {})[key] = (
+                divided_like(tensor, weight) if tensor.shape == weight.shape else tensor
+            )
     state.unlogged = {n.removeprefix("unlogged."): t for n, t in tensors.items() if n.startswith("unlogged.")}
     averages = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
     if state.average is not None:

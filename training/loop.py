@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from .metrics_log import MetricsLog, MetricSums, console, last_logged, make_logg
 from .optimizers import Optimizers
 from .profiling import profiled
 from .run_record import RunError, RunRecord
+from .sharding import global_norm, own_part, shard
 from .signals import FAIL, REQUEUE, SAVE, Interrupted, Signals, requeue
 from .step_watch import BadStepError, StepWatch
 from .watchdog import watchdog
@@ -77,6 +78,8 @@ class LoopSettings(Settings):
     devices: PositiveInt = 1
     """Processes on each node."""
     num_nodes: PositiveInt = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Each process has all weights, or a part of them and of the optimiser's state (FSDP2), where memory is short."""
     accumulate: PositiveInt = 1
     """Parts of a process's share of the batch that are done one after the other, to need less memory."""
     on_bad_step: Literal["stop", "skip"] = "stop"
@@ -142,6 +145,9 @@ def make_fabric(settings: LoopSettings) -> Fabric:
     # No objective changes buffers while it trains, and they are the same everywhere to begin with.
     timeout = timedelta(minutes=settings.timeout_minutes)
     strategy: Any = DDPStrategy(broadcast_buffers=False, timeout=timeout) if is_parallel else "auto"
+    if is_parallel and settings.strategy == "fsdp":
+        count = settings.devices * settings.num_nodes
+        strategy = ModelParallelStrategy(shard, data_parallel_size=count, tensor_parallel_size=1, timeout=timeout)
     fabric = Fabric(
         accelerator="auto",
         devices=settings.devices,
@@ -196,13 +202,15 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
 def _train(
     fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: Path, title: str, record: RunRecord
 ) -> Finished:
+    if settings.strategy == "fsdp" and (settings.optimizer == "muon" or settings.average_decay):
+        raise ValueError("loop.strategy: fsdp takes neither optimizer: muon nor average_decay: both want whole weights")
+    module = fabric.setup_module(objective)
     optimizer = make_optimizer(objective, settings)
     state = TrainingState(objective, optimizer)
-    module, optimizer = fabric.setup(objective, optimizer)
+    optimizer = fabric.setup_optimizers(optimizer)
     if settings.average_decay:
         state.average = WeightAverage(objective, settings.average_decay)
     state.watch = StepWatch(fabric.device, settings.on_bad_step, settings.spike_factor)
-    # After the setup, which moves the weights but not the optimiser's state to the device.
     start = load_latest_state(fabric, run_folder, state)
     _check_examples(fabric, run_folder, objective.fingerprint, start)
     record.begin(start, settings.max_idle_restarts)
@@ -310,7 +318,7 @@ class _Rows:
         """Write the row of the steps up to `done`; waits for the device."""
         row = means(sums.over_all(self.fabric))
         row["learning_rate"] = learning_rate(self.settings, done - 1)
-        row["weight_norm"] = torch.nn.utils.get_total_norm([weight.detach() for weight in weights]).item()
+        row["weight_norm"] = global_norm([weight.detach() for weight in weights]).item()
         now = time.perf_counter()
         elapsed, steps = now - self._began, done - self._step
         row["examples_per_second"] = steps * self.settings.batch_size / elapsed
@@ -358,8 +366,10 @@ def _accumulate_gradients(
 def _scale_gradients(weights: Sequence[Tensor], scale: Tensor, largest_norm: float) -> Tensor:
     """Multiply gradients by `scale`, and clip them to a norm; returns their norm before that. One pass over them."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients) * scale
-    torch._foreach_mul_(gradients, scale * (largest_norm / (norm + 1e-6)).clamp(max=1))
+    norm = global_norm(gradients) * scale
+    torch._foreach_mul_(
+        [own_part(gradient) for gradient in gradients], scale * (largest_norm / (norm + 1e-6)).clamp(max=1)
+    )
     return norm
 
 

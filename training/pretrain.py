@@ -17,6 +17,7 @@ from .mask_sampler import Scheme
 from .pretrain_objective import PretrainObjective
 from .records import describe_versions
 from .run_record import keep_settings
+from .sharding import whole
 from .token_sources import make_loader, open_sources, read_ids, split_by_size
 from .tokenizers import load_tokenizers
 
@@ -57,7 +58,11 @@ def make_objective(
     """The objective as the settings say."""
     if settings.checkpoint_activations:
         transformer.gradient_checkpointing = True
-    wanted = {"always": True, "never": False, "auto": fabric.device.type == "cuda"}[settings.compile]
+    is_sharded = settings.loop.strategy == "fsdp"
+    if is_sharded and settings.compile == "always":
+        raise ValueError("compile: always makes one graph of a step, which loop.strategy: fsdp cuts; expected auto")
+    on_gpu = fabric.device.type == "cuda" and not is_sharded
+    wanted = {"always": True, "never": False, "auto": on_gpu}[settings.compile]
     return PretrainObjective(
         transformer,
         loader,
@@ -84,7 +89,11 @@ def pretrain(settings: PretrainSettings) -> Finished:
     run = Path(settings.run)
     keep_settings(run, settings, fabric.global_rank)
     finished = train(fabric, objective, settings.loop, run, title="pretrain")
+    weights = {name: whole(tensor) for name, tensor in transformer.state_dict().items()}
     if fabric.is_global_zero:
+        if settings.loop.strategy == "fsdp":
+            transformer = new_transformer(settings.size, tokenizers, loader.modalities, settings.base_size)
+            transformer.load_state_dict(weights)
         record = {"pretrain": settings.model_dump(mode="json"), "metrics": finished.metrics, **describe_versions()}
         FoundationModel(tokenizers, transformer, loader.modalities, record=record).save(run / "checkpoint")
     leave(fabric)

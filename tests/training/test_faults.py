@@ -194,3 +194,22 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path):
     assert [row["step"] for row in rows[1]] == [row["step"] for row in rows[0]]
     for one, other in zip(*rows, strict=True):
         assert other["worst"] == pytest.approx(one["worst"], rel=1e-3)
+
+
+def test_weights_divided_over_processes_learn_what_whole_ones_learn(runs, tmp_path):
+    """FSDP2, stopped and gone on with; then with whole weights on one process, for states hold whole tensors."""
+    orders = {"noise": 0.0, "seconds": 0.01, "num_processes": 2}
+    runs.complete(tmp_path / "whole", **orders)
+    folder = tmp_path / "divided"
+    for number in range(2):
+        pids = runs.start(folder, **orders, loop={"strategy": "fsdp"})
+        wait_until(lambda number=number: (saved_steps(folder) or [0])[-1] > 12 * number)
+        os.kill(pids[1], signal.SIGTERM)
+        assert set(runs.statuses()) == {130}, output(folder)
+    runs.complete(folder, noise=0.0)
+    assert 0 < read_attempts(folder)[1]["step"] < read_attempts(folder)[2]["step"] < 40
+    expected, found = last_state(tmp_path / "whole"), last_state(folder)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        if name != "random" and not name.startswith("unlogged."):
+            assert torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-5), name

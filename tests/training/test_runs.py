@@ -78,9 +78,10 @@ def test_a_run_that_was_stopped_or_killed_ends_bit_for_bit_as_one_that_was_not(c
     assert FoundationModel.load(tmp_path / "checkpoint").model_id == FoundationModel.load(whole / "checkpoint").model_id
 
 
-def test_two_processes_learn_what_one_learns(cli, words, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_learns(cli, words, tmp_path, strategy):
     short = [*words, "loop.steps=6", "loop.log_every=1"]
-    process = cli("pretrain", *short, f"run={tmp_path / 'two'}", "loop.devices=2")
+    process = cli("pretrain", *short, f"run={tmp_path / 'two'}", "loop.devices=2", f"loop.strategy={strategy}")
     pretrain(settings_of(short, tmp_path / "one"))
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -89,6 +90,8 @@ def test_two_processes_learn_what_one_learns(cli, words, tmp_path):
     for name in one:
         if name.startswith("module."):
             assert (one[name].double() - two[name]).norm() <= 5e-3 * one[name].double().norm() + 1e-6, name
+    saved = FoundationModel.load(tmp_path / "two" / "checkpoint").transformer.state_dict()
+    assert all(torch.equal(tensor, two[f"module.transformer.{name}"]) for name, tensor in saved.items())
     rows = [metrics(tmp_path / name) for name in ("one", "two")]
     assert [r["step"] for r in rows[1]] == [1, 2, 3, 4, 5, 6]
     for first, second in zip(*rows, strict=True):
