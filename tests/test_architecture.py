@@ -19,8 +19,9 @@ BELOW = {
     "models": {"tokenizers", "data", "settings"},
     "training": {"models", "tokenizers", "data", "settings"},
     "serving": {"models", "tokenizers", "data", "settings"},
+    "slurm": {"training", "settings"},
     "demo": {"training", "serving", "models", "tokenizers", "data", "settings"},
-    "cli": {"demo", "training", "serving", "models", "tokenizers", "data", "settings"},
+    "cli": {"demo", "slurm", "training", "serving", "models", "tokenizers", "data", "settings"},
     "__init__": {"serving", "models", "data"},
 }
 """What each folder or module of the root may import, besides itself."""

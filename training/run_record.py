@@ -56,14 +56,13 @@ class RunRecord:
             path.parent.mkdir(parents=True, exist_ok=True)
             if self.rank == 0:
                 opened.enter_context(_alone(self.folder / "lock"))
-            handler = logging.FileHandler(path, encoding="utf-8")
+            self.log_file = opened.enter_context(path.open("a", encoding="utf-8"))
+            handler = logging.StreamHandler(self.log_file)
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             log.setLevel(logging.INFO)
             log.addHandler(handler)
-            opened.callback(handler.close)
             opened.callback(log.removeHandler, handler)
-            self.log_file = handler.stream
-            faulthandler.register(signal.SIGUSR2, handler.stream, chain=False)
+            faulthandler.register(signal.SIGUSR2, self.log_file, chain=False)
             opened.callback(faulthandler.unregister, signal.SIGUSR2)
             self._open = opened.pop_all()
         return self

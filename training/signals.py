@@ -68,6 +68,8 @@ def requeue(fabric: Fabric, record: RunRecord) -> None:
     job = os.environ.get("SLURM_JOB_ID")
     if not (fabric.is_global_zero and job):
         return
+    if "SLURM_ARRAY_TASK_ID" in os.environ:  # the last task has the number of the array, which would mean all tasks
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     log.info("scontrol requeue %s: %s", job, (done.stdout + done.stderr).strip() or "done")
     if done.returncode:

@@ -61,6 +61,14 @@ def test_a_job_that_is_signalled_saves_and_asks_slurm_for_its_requeue_only_at_us
     assert read_status(folder)["state"] == "finished"
 
 
+def test_a_task_of_an_array_asks_for_itself_alone(tmp_path, job, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", Regression(interrupt(signal.SIGUSR1, 6)))
+    assert job.read_text().split() == ["requeue", "77_3"]
+
+
 def test_a_requeue_that_slurm_refuses_is_an_error_that_says_what_to_do(tmp_path, job):
     (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Requested operation is disabled' >&2\nexit 1\n")
     with pytest.raises(RunError, match=r"saved at step 7, but Slurm .* operation is disabled. Submit the same command"):
