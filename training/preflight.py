@@ -4,6 +4,7 @@ Run as one task for each GPU, like the training that follows. Every check ends i
 named by `roll_call.py`, and `preflight_report.py` says which node is bad.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -60,7 +61,7 @@ def preflight(
         if str(error):
             console.print(f"preflight: {error}", markup=False, soft_wrap=True)
         _end_at_once(1)
-    if report.error:
+    if report.error and place.size > 1:
         _end_at_once(status)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -94,7 +95,7 @@ def _examine(place: Place, calls: RollCall, folder: Path, seconds: float) -> Rep
     """This process's report. All processes end together at the first check that fails on any."""
     report = Report(place.rank, place.local_rank, place.node, folder=str(folder))
     try:
-        found = _within(seconds, functools.partial(_look, place.local_rank))
+        found = _within(seconds, functools.partial(_look, place, folder))
     except Exception as error:
         report = dataclasses.replace(report, error=f"the GPU: {_first_line(error)}")
     else:
@@ -114,6 +115,7 @@ def _examine(place: Place, calls: RollCall, folder: Path, seconds: float) -> Rep
         device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
     setting = _Setting(place, calls.nodes, folder, device, calls.store_of_groups, seconds)
     for name, check in CHECKS.items():
+        began = time.monotonic()
         try:
             found = _within(seconds, functools.partial(_on_device, check, setting))
         except Exception as error:
@@ -121,7 +123,8 @@ def _examine(place: Place, calls: RollCall, folder: Path, seconds: float) -> Rep
         else:
             pairs = report.pair_bandwidths | found.pop("pair_bandwidths", {})
             report = dataclasses.replace(report, **found, pair_bandwidths=pairs)
-        if not calls.all_well(name, not report.error, seconds + GRACE_SECONDS):
+        left = seconds + GRACE_SECONDS - (time.monotonic() - began)
+        if not calls.all_well(name, not report.error, left, seconds):
             break
     return report
 
@@ -133,30 +136,40 @@ def _conclude(calls: RollCall, console: Console, json_file: str | Path | None, l
     for rank, subject in calls.lost.items():
         told = f"ended or hangs, and did not come out of: {subject}"
         if rank not in heard:
-            reports.append(Report(rank, 0, calls.nodes[rank], error=told))
+            reports.append(Report(rank, 0, calls.nodes[rank], error=told, is_lost=True))
+        elif not heard[rank]["error"]:
+            reports = [dataclasses.replace(r, error=told) if r.rank == rank else r for r in reports]
     reports.sort(key=lambda report: report.rank)
     problems = judge(reports, least_free_bytes)
-    if json_file is not None:
-        content = {
-            "problems": [dataclasses.asdict(problem) for problem in problems],
-            "reports": [dataclasses.asdict(report) for report in reports],
-        }
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(Path(json_file)) as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
     console.print(make_table(reports))
     for line in describe_problems(problems):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"preflight: {f'{len(problems)} problem(s)' if problems else 'nothing wrong'}")
+    if json_file is not None:
+        try:
+            _write(Path(json_file), {"problems": problems, "reports": reports})
+        except OSError as error:
+            console.print(f"preflight: {json_file} cannot be written: {error}", markup=False, soft_wrap=True)
+            return 1
     return int(bool(problems))
 
 
-def _look(local_rank: int) -> dict[str, Any]:
-    """What this process runs on."""
+def _write(path: Path, content: dict[str, list[Any]]) -> None:
+    rows = {name: [dataclasses.asdict(row) for row in found] for name, found in content.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write((json.dumps(rows, indent=1) + "\n").encode())
+
+
+def _look(place: Place, folder: Path) -> dict[str, Any]:
+    """What this process runs on. Process 0 makes the folder: where it is missing then, its file system is."""
+    if place.rank == 0:
+        with contextlib.suppress(OSError):  # the check of the file system will say it
+            folder.mkdir(parents=True, exist_ok=True)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "armillary": version("armillary")}
     if not torch.cuda.is_available():
         return {"versions": versions}
-    device = local_rank % torch.cuda.device_count()
+    device = place.local_rank % torch.cuda.device_count()
     properties = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else "none"
@@ -183,7 +196,7 @@ def _connect(setting: _Setting) -> dict[str, Any]:
         return {}
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if setting.on_gpus else "gloo",
-        store=dist.PrefixStore("groups", setting.store),
+        store=setting.store,
         rank=setting.place.rank,
         world_size=setting.place.size,
         # Our own time-out comes first, and says more.
@@ -232,7 +245,7 @@ def _file_system(setting: _Setting) -> dict[str, Any]:
     except OSError as error:
         return {"file_system_error": error.strerror or str(error)}
     return {
-        "free_bytes": space.f_bavail * space.f_frsize,
+        "free_bytes": float(space.f_bavail * space.f_frsize),
         "write_speed": count * len(block) / written,
         "read_speed": count * len(block) / read,
         "file_system_error": "" if is_same else "what was written was not what was read back",
@@ -368,7 +381,7 @@ def _within(seconds: float, check: Callable[[], dict[str, Any]]) -> dict[str, An
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:200] if lines else type(error).__name__
 
 
 def _end_at_once(status: int) -> NoReturn:

@@ -18,7 +18,7 @@ SLOW_SHARE = 0.5
 SLOW_DISK_SHARE = 0.2
 """The same for reading and writing, of which nodes that share a file system get uneven parts."""
 LEAST_FREE_BYTES = 10e9
-LEAST_FREE_GPU_SHARE = 0.9
+MOST_TAKEN_SHARE = 0.1
 """Of a GPU's memory, before the job has taken any."""
 MOST_CLOCK_SECONDS = 1.0
 
@@ -32,6 +32,8 @@ class Report:
     node: str
     error: str = ""
     """What ended its checks."""
+    is_lost: bool = False
+    """It said nothing more; `error` is what the others say of it."""
     versions: dict[str, str] = field(default_factory=dict)
     gpu: str | None = None
     """Its name."""
@@ -50,7 +52,7 @@ class Report:
     file_system_error: str = ""
     write_speed: float | None = None
     read_speed: float | None = None
-    free_bytes: int | None = None
+    free_bytes: float | None = None
     clock_seconds: float | None = None
     """How much later it is here than on most processes."""
 
@@ -89,38 +91,41 @@ _Nodes = Mapping[str, Sequence[Report]]
 
 
 def _errors(nodes: _Nodes) -> Iterator[Problem]:
-    for node, reports in nodes.items():
-        for error in dict.fromkeys(report.error for report in reports if report.error):
-            who = [report.rank for report in reports if report.error == error]
-            yield Problem(f"node {node}", f"{_processes(who)}: {error}")
+    """Those that were lost come first: the others' collectives failed for want of them."""
+    for is_lost in (True, False):
+        for node, reports in nodes.items():
+            failed = [report for report in reports if report.error and report.is_lost == is_lost]
+            for error in dict.fromkeys(report.error for report in failed):
+                yield Problem(f"node {node}", _whose([r for r in failed if r.error == error], reports) + error)
 
 
 def _gpus(nodes: _Nodes) -> Iterator[Problem]:
-    usual = Counter(report.gpu for reports in nodes.values() for report in reports if report.gpu).most_common(1)
+    names = Counter(report.gpu for reports in nodes.values() for report in reports if report.gpu)
+    if not names:
+        return
+    usual = names.most_common(1)[0][0]
     for node, reports in nodes.items():
-        without = [report.rank for report in reports if report.gpu is None and report.versions]
-        if usual and without:
-            yield Problem(f"node {node}", f"{_processes(without)} found no GPU, where others have {usual[0][0]}")
-        others = [report for report in reports if report.gpu not in (None, usual[0][0] if usual else None)]
-        if others:
-            yield Problem(
-                f"node {node}",
-                f"{_processes([r.rank for r in others])}: {others[0].gpu}, where most have {usual[0][0]}",
-            )
-        users: dict[str, list[int]] = {}
+        without = [report for report in reports if report.gpu is None and report.versions]
+        if without:
+            yield Problem(f"node {node}", f"{_whose(without, reports)}no GPU, where others have {usual}")
+        for name in dict.fromkeys(report.gpu for report in reports if report.gpu not in (None, usual)):
+            others = [report for report in reports if report.gpu == name]
+            yield Problem(f"node {node}", f"{_whose(others, reports)}{name}, where most have {usual}")
+        users: dict[str, list[Report]] = {}
         for report in reports:
             if report.gpu_id is not None:
-                users.setdefault(report.gpu_id, []).append(report.rank)
-            if report.gpu_bytes and (report.free_gpu_bytes or 0) < LEAST_FREE_GPU_SHARE * report.gpu_bytes:
-                used = report.gpu_bytes - (report.free_gpu_bytes or 0)
+                users.setdefault(report.gpu_id, []).append(report)
+        for sharing in users.values():
+            if len(sharing) > 1:
+                yield Problem(f"node {node}", f"{_processes(sharing)} have one GPU between them")
+            report = sharing[0]
+            taken = (report.gpu_bytes or 0) - (report.free_gpu_bytes or 0)
+            if taken > MOST_TAKEN_SHARE * (report.gpu_bytes or 0):
                 yield Problem(
                     f"node {node}",
-                    f"{used / 1e9:.1f} of {report.gpu_bytes / 1e9:.1f} GB of the GPU of process {report.rank} are "
-                    "taken already; does another program use it?",
+                    f"{_processes(sharing)}: {taken / 1e9:.1f} of {(report.gpu_bytes or 0) / 1e9:.1f} GB of the GPU's "
+                    "memory are taken already, by another program?",
                 )
-        for ranks in users.values():
-            if len(ranks) > 1:
-                yield Problem(f"node {node}", f"{_processes(ranks)} have one GPU between them")
 
 
 def _versions(nodes: _Nodes) -> Iterator[Problem]:
@@ -144,10 +149,9 @@ def _slow_products(nodes: _Nodes) -> Iterator[Problem]:
     for node, reports in nodes.items():
         slow = [r for r in reports if r.matrix_products is not None and r.matrix_products < SLOW_SHARE * usual]
         if slow:
-            whose = "" if len(slow) == len(reports) else f"{_processes([report.rank for report in slow])}: "
             worst = min(report.matrix_products or 0.0 for report in slow)
             figures = f"{worst / 1e12:.3g} of {usual / 1e12:.3g} TFLOP/s (median)"
-            yield Problem(f"node {node}", f"{whose}matrix products at {figures}")
+            yield Problem(f"node {node}", f"{_whose(slow, reports)}matrix products at {figures}")
 
 
 def _slow(
@@ -263,5 +267,10 @@ def _of(speed: float, usual: float) -> str:
     return f"at {speed / 1e9:.3g} of {usual / 1e9:.3g} GB/s (median)"
 
 
-def _processes(ranks: Sequence[int]) -> str:
-    return f"process{'es' * (len(ranks) > 1)} {ranges(ranks)}"
+def _whose(found: Sequence[Report], of_node: Sequence[Report]) -> str:
+    """Which processes of a node, where it is not all."""
+    return "" if len(found) == len(of_node) else f"{_processes(found)}: "
+
+
+def _processes(reports: Sequence[Report]) -> str:
+    return f"process{'es' * (len(reports) > 1)} {ranges([report.rank for report in reports])}"

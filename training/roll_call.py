@@ -54,8 +54,12 @@ def find_place(environment: Mapping[str, str]) -> Place:
     node = environment.get("SLURMD_NODENAME") or socket.gethostname()
     by_slurm = "SLURM_PROCID" in environment and "TORCHELASTIC_RUN_ID" not in environment
     if by_slurm:
-        nodes = tuple(expand_node_list(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]))
+        nodes = tuple(
+            expand_node_list(environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", node))
+        )
         rank, size = number("SLURM_PROCID"), number("SLURM_NTASKS", 1)
+        if size > 1 and "SLURM_STEP_ID" not in environment:
+            raise ValueError(f"the job has {size} tasks, and this is its batch script: expected to be started by srun")
         address = environment.get("MASTER_ADDR") or nodes[0]
         port = number("MASTER_PORT", 20_000 + number("SLURM_JOB_ID", 0) % 20_000)
         return Place(rank, size, number("SLURM_LOCALID", 0), node, address, port, nodes)
@@ -92,10 +96,10 @@ class RollCall:
         self.nodes: tuple[str, ...] = (place.node,)
         """The node of each process."""
         if place.size == 1:
-            self.store: Any = dist.HashStore()
+            self.store: Any = dist.HashStore()  # type: ignore[attr-defined]
             self.store_of_groups: Any = self.store
             return
-        self.store = dist.PrefixStore("preflight", _open_store(place, seconds))
+        self.store = dist.PrefixStore("preflight", _open_store(place, seconds))  # type: ignore[attr-defined]
         # A connection is held by whoever waits on it, and collectives may wait for long.
         self.store_of_groups = self.store.clone()
         self.say("arrived", place.node)
@@ -142,13 +146,13 @@ class RollCall:
             )
         return json.loads(self.store.get(subject))
 
-    def all_well(self, subject: str, is_well: bool, seconds: float) -> bool:
-        """Whether all processes say within `seconds` that they are well; the same answer on all."""
+    def all_well(self, subject: str, is_well: bool, left: float, seconds: float) -> bool:
+        """Whether all processes say that they are well within the `left` of `seconds`; the same answer on all."""
         self.say(subject, is_well)
         if self.place.rank == 0:
-            words = self.hear(subject, seconds)
+            words = self.hear(subject, left)
             self.announce(f"{subject}, all", len(words) == self.place.size and all(words.values()))
-        return bool(self.listen(f"{subject}, all", seconds + GRACE_SECONDS))
+        return bool(self.listen(f"{subject}, all", seconds + 2 * GRACE_SECONDS))
 
     def _wait(self, key: str, seconds: float) -> bool:
         try:
@@ -173,7 +177,7 @@ def _open_store(place: Place, seconds: float) -> Any:
     holds = place.rank == 0 and not place.store_stands
     where = f"{place.address}:{place.port} (MASTER_ADDR, MASTER_PORT)"
     try:
-        return dist.TCPStore(
+        return dist.TCPStore(  # type: ignore[attr-defined]
             place.address,
             place.port,
             place.size,

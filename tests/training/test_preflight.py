@@ -41,7 +41,7 @@ def healthy(differences=0.0):
                 folder="/scratch",
                 write_speed=1e9 * spread if rank % PER_NODE == 0 else None,
                 read_speed=2e9 / spread if rank % PER_NODE == 0 else None,
-                free_bytes=int(1e12) if rank % PER_NODE == 0 else None,
+                free_bytes=1e12 if rank % PER_NODE == 0 else None,
                 clock_seconds=0.01 * (rank % 3),
             )
         )
@@ -103,7 +103,7 @@ def test_nodes_that_are_alike_have_no_problems():
         ),
         (changed([6], write_speed=0.1e9), "node gpu-13: writing at 0.1 of 1 GB/s (median)"),
         (changed([6], read_speed=0.1e9), "node gpu-13: reading back at 0.1 of 2 GB/s (median)"),
-        (changed([6], free_bytes=int(2e9)), "node gpu-13: /scratch: 2.0 GB free, expected 10.0 GB"),
+        (changed([6], free_bytes=2e9), "node gpu-13: /scratch: 2.0 GB free, expected 10.0 GB"),
         (changed([6], file_system_error="Read-only"), "node gpu-13: /scratch: Read-only"),
         (changed([6, 7], clock_seconds=-40.0), "node gpu-13: its clock is 40.0 s behind those of most nodes"),
         (changed([3], error="matrix products: boom"), "node gpu-11: process 3: matrix products: boom"),
@@ -209,7 +209,7 @@ def port():
 
 def test_processes_meet_and_the_one_without_its_file_system_is_named(tmp_path, port):
     words = ["--minutes-timeout", "2", "--least-free", "0", "--json", tmp_path / "found.json"]
-    folders = [tmp_path, tmp_path, tmp_path / "not-mounted"]
+    folders = [tmp_path / "runs", tmp_path / "runs", tmp_path / "not-mounted"]
     processes = [start(rank, 3, port, folder, *words) for rank, folder in enumerate(folders)]
     answers = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [1, 1, 1], answers
@@ -226,6 +226,7 @@ def test_processes_meet_and_the_one_without_its_file_system_is_named(tmp_path, p
         assert abs(report["clock_seconds"]) < 1  # it is one clock
         others = {"gpu-1", "gpu-2", "gpu-3"} - {report["node"]}
         assert set(report["pair_bandwidths"]) == others
+    assert [report["file_system_error"] for report in found["reports"][:2]] == ["", ""]  # process 0 made the folder
     assert found["reports"][0]["write_speed"] > 0
     assert found["reports"][2]["write_speed"] is None
 
