@@ -89,11 +89,11 @@ def pretrain(settings: PretrainSettings) -> Finished:
     run = Path(settings.run)
     keep_settings(run, settings, fabric.global_rank)
     finished = train(fabric, objective, settings.loop, run, title="pretrain")
-    weights = {name: whole(tensor) for name, tensor in transformer.state_dict().items()}
+    if settings.loop.strategy == "fsdp":
+        weights = {name: whole(tensor).cpu() for name, tensor in transformer.state_dict().items()}
+        transformer = new_transformer(settings.size, tokenizers, loader.modalities, settings.base_size)
+        transformer.load_state_dict(weights)
     if fabric.is_global_zero:
-        if settings.loop.strategy == "fsdp":
-            transformer = new_transformer(settings.size, tokenizers, loader.modalities, settings.base_size)
-            transformer.load_state_dict(weights)
         record = {"pretrain": settings.model_dump(mode="json"), "metrics": finished.metrics, **describe_versions()}
         FoundationModel(tokenizers, transformer, loader.modalities, record=record).save(run / "checkpoint")
     leave(fabric)
