@@ -194,7 +194,7 @@ def train(fabric: Fabric, objective: Any, settings: LoopSettings, run_folder: st
             steps = saved_steps(run_folder)
             raise RunError(
                 f"{title}: process {fabric.global_rank} of {fabric.world_size} lost the others at step {record.step}: "
-                f"{str(error).splitlines()[0]}. One of them has died or hangs; {run_folder / 'logs'} says which. The "
+                f"{str(error).split('. ')[0]}. One of them has died or hangs; {run_folder / 'logs'} says which. The "
                 f"last state is that of step {steps[-1] if steps else 0}; run the same command again to go on from it"
             ) from error
 

@@ -92,6 +92,11 @@ def test_a_signal_that_comes_while_a_job_starts_is_heeded_after_its_first_step(t
     assert job.read_text().split() == ["requeue", "77"]
 
 
+def test_a_running_process_says_what_it_does_when_asked(tmp_path):
+    run(tmp_path, Regression(lambda step: signal.raise_signal(signal.SIGUSR2) if step == 5 else None))
+    assert 'test_run_record.py", line' in (tmp_path / "logs" / "process-00000.log").read_text()
+
+
 class BrokenError(RuntimeError):
     pass
 
