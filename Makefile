@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # faiss-gpu where there is a GPU, faiss-cpu elsewhere: one module, two packages.
 EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: demo test test-slow bench lint setup clean
+.PHONY: demo test test-slow test-slurm bench lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -19,10 +19,15 @@ demo: setup
 	$(BIN)/armillary demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(BIN)/python -m pytest -m "not slow and not slurm" -q
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -m "slow and not slurm" -q
+
+# On a real Slurm of two nodes on this machine, from Debian's packages; installs them where they are missing.
+test-slurm: setup
+	tests/slurm/install_slurm.sh
+	$(BIN)/python -m pytest -m slurm -q tests/slurm
 
 # Every claim of speed, in minutes; without --quick the scripts give the figures of the docs.
 bench: setup
