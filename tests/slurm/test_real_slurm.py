@@ -267,6 +267,27 @@ def test_an_array_of_jobs_makes_the_tokens_that_one_process_makes(chain, data, t
     assert found == expected
 
 
+def test_a_task_that_is_signalled_before_its_limit_is_started_again_and_goes_on(
+    cluster, data, tokenizer_folder, tokens, tmp_path
+):
+    """As Slurm signals the shell of a task a minute before its time limit; the other task is left alone."""
+    words = ["tokenize.yaml", f"data={data}", f"tokenizers={tokenizer_folder}", f"tokens={tmp_path / 'tokens'}"]
+    options = ("--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/%a.log")
+    script = TEMPLATE.with_name("tokenize.sbatch")
+    job = cluster.run("sbatch", "--parsable", *options, script, *words, "shard_size=10", "batch_size=7")
+    other, task = f"{job}_0", f"{job}_1"
+
+    def is_at_work():
+        return any(is_python(process) for process in cluster.processes(SLURM_ARRAY_TASK_ID="1"))
+
+    cluster.until(is_at_work, "the second task")
+    cluster.run("scancel", "--batch", "--signal=USR1", task)
+    cluster.until(lambda: cluster.job(task).get("Restarts") == "1", f"restart of task {task}")
+    assert (cluster.wait(task), cluster.wait(other)) == ("COMPLETED", "COMPLETED"), told(tmp_path)
+    assert cluster.job(other)["Restarts"] == "0"
+    assert files(tmp_path / "tokens") == files(tokens)
+
+
 def files(store):
     """All files of a token store by their path; of the manifest only that it is there, for it tells the time."""
     paths = {str(path.relative_to(store)): path for path in store.rglob("*") if path.is_file()}
