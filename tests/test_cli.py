@@ -106,7 +106,9 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path, capsys):
 DATA_VERBS = [f"data {verb}" for verb in ("import", "sources", "crossmatch", "validate", "push")]
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *DATA_VERBS, "data", "index", "serve", "submit", "status", "runs", "demo", "modalities"])
+@pytest.mark.parametrize(
+    "verb", [*VERBS, *DATA_VERBS, "data", "index", "serve", "submit", "status", "runs", "demo", "modalities"]
+)
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([*verb.split(), "--help"])
