@@ -2,7 +2,7 @@
 
 A line is JSON: `folder`, `num_processes`, `loop` (settings), `seconds` of a step, `noise` (random numbers in the loss),
 `hang_at` (a step whose data never comes). It answers with the pids, and, when all have ended, their exit statuses.
-What a process prints goes to <folder>/<rank>.out.
+What a process prints goes to <out>/<rank>.out, by default in `folder`.
 """
 
 import itertools
@@ -67,7 +67,7 @@ def run(order, rank, port):
 
 
 def child(order, rank, port):
-    folder = Path(order["folder"])
+    folder = Path(order["out"] or order["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{rank}.out").open("a") as out:
         os.dup2(out.fileno(), 1)
@@ -88,7 +88,15 @@ def child(order, rank, port):
 
 torch.set_num_threads(1)
 for line in sys.stdin:
-    order = {"num_processes": 1, "loop": {}, "seconds": 0.002, "noise": 1.0, "hang_at": None, **json.loads(line)}
+    order = {
+        "num_processes": 1,
+        "loop": {},
+        "seconds": 0.002,
+        "noise": 1.0,
+        "hang_at": None,
+        "out": None,
+        **json.loads(line),
+    }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -111,20 +111,20 @@ def test_runs_killed_at_random_moments_go_on_to_the_same_end(runs, whole, tmp_pa
     assert len(set(steps)) > 3  # they fell at different times
 
 
-def test_a_full_disk_ends_a_run_with_a_message_and_leaves_its_last_state(runs, whole, tmp_path):
+def test_a_full_disk_ends_a_run_with_a_message_and_leaves_its_last_state(runs, whole, tmp_path, tmp_path_factory):
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("cannot mount a small file system here")
     try:
-        folder = tmp_path / "run"
-        runs.start(folder, seconds=0.02)
+        folder, elsewhere = tmp_path / "run", tmp_path_factory.mktemp("out")
+        runs.start(folder, seconds=0.02, out=str(elsewhere))
         wait_until(lambda: saved_steps(folder))
         fill(tmp_path / "filler")
         assert runs.statuses() == [1]
-        assert "No space left on device" in output(folder)
-        assert "GiB are free there" in output(folder)
+        assert "No space left on device" in output(elsewhere)
+        assert "GiB are free there" in output(elsewhere)
         reached = saved_steps(folder)[-1]
         assert 0 < reached < 40
         (tmp_path / "filler").unlink()
