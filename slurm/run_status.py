@@ -147,7 +147,7 @@ def _judge(
             return "starting", ""
         return (state, message) if state != "requeued" or job.state == "COMPLETING" else ("starting", "")
     if job is not None and job.has_ended and submitted is not None:
-        if any((folder / name).is_dir() for name in ("tokenizer", "checkpoint")):
+        if _has_result(folder):
             return "finished", ""
         how = f"job {job.job} left the queue ({_ending(job)}) before the run began"
         return "unstarted", f"{how}; why stands in its log, if it has one: {submitted['log']}"
@@ -155,11 +155,17 @@ def _judge(
         return "stopped", f"it was to start again, but its job {job.job} is no longer in the queue; {_go_on(folder)}"
     if state == "running" and status is not None:
         return _is_it_alive(folder, status, job, rows, now)
-    if state == "unknown" and any((folder / name).is_dir() for name in ("tokenizer", "checkpoint")):
+    if state == "unknown" and _has_result(folder):
         return "finished", ""
+    if state == "finished" and not _has_result(folder):
+        return state, "trained; its checkpoint is not written yet, and if the job has ended the same command writes it"
     if state in ("stopped", "failed"):
         message = f"{message}; {_go_on(folder)}" if message else _go_on(folder)
     return state, message
+
+
+def _has_result(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in ("tokenizer", "checkpoint"))
 
 
 def _is_it_alive(

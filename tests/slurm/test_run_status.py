@@ -93,6 +93,13 @@ def test_of_a_run_that_was_killed_it_is_told_where_and_how_it_goes_on(tmp_path):
     )
 
 
+def test_a_run_that_was_killed_before_its_checkpoint_was_written_says_so(tmp_path):
+    folder = make_run(tmp_path, "finished")
+    assert "the same command writes it" in run_status(folder, queue("FAILED"), NOW).message
+    (folder / "checkpoint").mkdir()
+    assert run_status(folder, queue("COMPLETED"), NOW).message == ""
+
+
 def test_why_a_run_failed_is_told(tmp_path):
     found = run_status(make_run(tmp_path, "failed", message="No space left on device"), queue(GONE), NOW)
     assert found.message.startswith("No space left on device; the same command goes on from step 50")
