@@ -94,7 +94,7 @@ def test_runs_killed_at_random_moments_go_on_to_the_same_end(runs, whole, tmp_pa
     for number in range(20):
         folder = tmp_path / str(number)
         began = time.monotonic()
-        (pid,) = runs.start(folder, seconds=0.004)
+        (pid,) = runs.start(folder, seconds=0.008)
         if number % 2:  # from the first state on: in the middle of steps, rows and saves
             wait_until(lambda folder=folder: saved_steps(folder))
         time.sleep(moments.uniform(0, 0.25))
@@ -108,7 +108,7 @@ def test_runs_killed_at_random_moments_go_on_to_the_same_end(runs, whole, tmp_pa
         assert_same(folder, whole)
         assert not list((folder / "states").glob(".*"))
     assert len(steps) > 10
-    assert len(set(steps)) > 3  # they fell at different times
+    assert len(set(steps)) > 2  # they fell at different times
 
 
 def test_a_full_disk_ends_a_run_with_a_message_and_leaves_its_last_state(runs, whole, tmp_path, tmp_path_factory):
@@ -152,7 +152,7 @@ def test_where_a_process_is_killed_the_others_end_and_say_so(runs, tmp_path):
 
 
 def test_where_a_process_hangs_the_others_end_in_time(runs, tmp_path):
-    pids = runs.start(tmp_path, num_processes=2, seconds=0.02, loop={"timeout_minutes": 0.05})
+    pids = runs.start(tmp_path, num_processes=2, seconds=0.02, loop={"timeout_minutes": 0.1})
     wait_until(lambda: saved_steps(tmp_path))
     os.kill(pids[1], signal.SIGSTOP)
     wait_until(lambda: (read_status(tmp_path) or {}).get("state") == "failed")
@@ -162,7 +162,7 @@ def test_where_a_process_hangs_the_others_end_in_time(runs, tmp_path):
 
 
 def test_a_run_whose_data_never_come_ends_itself_and_says_where_it_hung(runs, tmp_path):
-    runs.start(tmp_path, hang_at=9, loop={"timeout_minutes": 0.01})
+    runs.start(tmp_path, hang_at=9, loop={"timeout_minutes": 0.03})
     assert runs.statuses() == [1]
     assert "no step has ended for" in output(tmp_path)
     assert read_status(tmp_path)["state"] == "failed"
