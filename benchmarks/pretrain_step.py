@@ -42,9 +42,9 @@ from armillary.data.token_store import TokenStore
 from armillary.models.masked_transformer import MaskedTransformer, MaskedTransformerConfig
 from armillary.tokenizers import blocks
 from armillary.training.loop import LoopSettings, choose_precision, make_fabric, train
-from armillary.training.metrics_log import read_metrics
 from armillary.training.pretrain_objective import PretrainObjective
 from armillary.training.profiling import SKIPPED, WARMUP
+from armillary.training.run_record import read_metrics
 
 BUDGETS = {"nano": (128, 64)}
 DEFAULT_BUDGETS = (256, 128)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..data.dataset import ObservationDataset
 from ..data.observations import ImageObservation, SpectrumObservation
 from ..models.foundation import FoundationModel
-from ..training.metrics_log import read_metrics
+from ..training.run_record import read_metrics
 from .evaluation import IMAGE, SPECTRUM
 from .real_observations import DESI_GALAXY, read_desi_redshift
 

@@ -3,9 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 ENDED = (
@@ -88,10 +86,3 @@ def ask_queue(job: str) -> QueuedJob:
     return QueuedJob(
         job, state, *("" if word in ("None", "N/A", "INVALID") else word for word in (reason, start, left))
     )
-
-
-def job_of(variables: Mapping[str, Any]) -> str | None:
-    """The job's number by Slurm's variables. A task of an array has one of its own, which may be the array's, too."""
-    if "SLURM_ARRAY_JOB_ID" in variables and "SLURM_ARRAY_TASK_ID" in variables:
-        return f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
-    return variables.get("SLURM_JOB_ID")

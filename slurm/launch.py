@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..settings import SettingsError, validate_settings
 from .chain import read_chain, submit_chain
 from .cluster_profile import ClusterProfile
 from .job_script import Resources
-from .run_tables import show_chain
+from .run_tables import short, show_chain
 from .submit import PreparedJob, prepare, submit
 
 CheckIndex = Callable[[Sequence[str]], object]
@@ -32,10 +31,10 @@ def launch_stage(
         return
     number = submit(job)
     print(f"job:    {number}")  # noqa: T201
-    print(f"script: {_short(job.script)}")  # noqa: T201
-    print(f"log:    {_short(job.logs_of(number))}")  # noqa: T201
+    print(f"script: {short(job.script)}")  # noqa: T201
+    print(f"log:    {short(job.logs_of(number))}")  # noqa: T201
     for run in job.checked.runs:
-        print(f"watch:  armillary status {_short(run)}")  # noqa: T201
+        print(f"watch:  armillary status {short(run)}")  # noqa: T201
 
 
 def launch_chain(
@@ -61,11 +60,6 @@ def launch_chain(
 
 
 def _show_script(job: PreparedJob) -> None:
-    files = "".join(f", with its settings in {_short(path)}" for path in list(job.settings)[:1])
-    print(f"dry run: this script would be written to {_short(job.script)}{files}, and submitted", file=sys.stderr)  # noqa: T201
+    files = "".join(f", with its settings in {short(path)}" for path in list(job.settings)[:1])
+    print(f"dry run: this script would be written to {short(job.script)}{files}, and submitted", file=sys.stderr)  # noqa: T201
     print(job.text, end="")  # noqa: T201
-
-
-def _short(path: str | Path) -> str:
-    """A path as seen from here."""
-    return str(path).removeprefix(f"{Path.cwd()}/")

@@ -4,7 +4,6 @@ A process that is killed cannot say so. Where the folder says that a run goes on
 process itself is looked for if it is of this machine, and else the age of its last word is judged.
 """
 
-import csv
 import itertools
 import json
 import os
@@ -16,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from ..settings import parse_yaml
-from ..training.run_record import read_attempts, read_status
-from .job_queue import UNKNOWN, QueuedJob, ask_queue, job_of
+from ..training.run_record import job_of, read_attempts, read_metrics, read_status, saved_steps
+from .job_queue import UNKNOWN, QueuedJob, ask_queue
 from .submit import JOBS
 
 SILENT_AFTER = 600.0
 """Seconds without a word, and ten rows of the log, after which a run may have died."""
 _GOING_ON = ("waiting", "starting", "running", "requeued")
+LAST_ROWS = 5
+"""Of the log, by which speed is judged."""
 NEW = 60.0
 """Seconds for which a word of a run is believed though the queue knows no such job."""
 _NOT_RUNS = {"states", "checkpoint", "tokenizer", "tensorboard", "logs", "slurm", "bad-steps", "profile"}
@@ -72,7 +73,7 @@ def run_status(
     submitted = _last_submission(folder, last)
     number = submitted["job"] if submitted else job_of(last.get("slurm", {}))
     job = ask(number) if number else None
-    rows = _last_rows(folder)
+    rows = read_metrics(folder / "metrics.csv")[-LAST_ROWS:]
     written = status or {}
     state, message = _judge(folder, status, job, submitted, rows, now)
     step = written.get("step", int(rows[-1]["step"]) if rows else None)
@@ -191,10 +192,8 @@ def _ending(job: QueuedJob) -> str:
 
 
 def _go_on(folder: Path) -> str:
-    last = _last_checkpoint(folder)
-    if last is None:
-        return "the same command starts it anew"
-    return f"the same command goes on from step {int(last.rpartition('-')[2])}"
+    steps = saved_steps(folder)
+    return f"the same command goes on from step {steps[-1]}" if steps else "the same command starts it anew"
 
 
 def _process_of(folder: Path) -> tuple[int, bool] | None:
@@ -229,16 +228,6 @@ def _last_submission(folder: Path, last_attempt: Mapping[str, Any]) -> dict[str,
     return submitted if began <= submitted["submitted"] else None
 
 
-def _last_rows(folder: Path, count: int = 5) -> list[dict[str, float]]:
-    """The last rows of metrics.csv; a line that is being written is left out."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return []
-    whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    rows = list(csv.DictReader(whole.splitlines() if newline else []))[-count:]
-    return [{name: float(value) for name, value in row.items() if value} for row in rows]
-
-
 def _seconds_of_a_row(rows: list[dict[str, float]]) -> float:
     times = [row["seconds"] for row in rows if "seconds" in row]
     return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
@@ -253,5 +242,5 @@ def _seconds_left(folder: Path, step: int | None, steps: int | None, speed: floa
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    names = [path.name for path in (folder / "states").glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return max(names, default=None)
+    steps = saved_steps(folder)
+    return f"step-{steps[-1]:08d}" if steps else None

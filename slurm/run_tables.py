@@ -68,7 +68,7 @@ def show_chain(links: Sequence[SubmittedLink]) -> None:
         number = link.number or "(dry run)"
         array = link.job.checked.resources.array
         log = link.job.log if link.number is None else link.job.logs_of(link.number)
-        table.add_row(link.name, number, ", ".join(link.after), "" if array is None else str(array), Text(_short(log)))
+        table.add_row(link.name, number, ", ".join(link.after), "" if array is None else str(array), Text(short(log)))
     _wide_console(table).print(table)
 
 
@@ -95,6 +95,6 @@ def _job(status: RunStatus) -> str | None:
     return ", ".join(parts)
 
 
-def _short(path: str) -> str:
-    here = f"{Path.cwd()}/"
-    return path.removeprefix(here)
+def short(path: str | Path) -> str:
+    """A path as seen from here."""
+    return str(path).removeprefix(f"{Path.cwd()}/")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..settings import to_yaml
+from ..training.run_record import write_whole
 from .cluster_profile import ClusterProfile
 from .job_script import Resources, array_tasks, render, sbatch_options, template_option
 from .stages import TRAINING, CheckedStage, check_stage
@@ -89,9 +90,7 @@ def submit(job: PreparedJob) -> str:
         (run / JOBS).parent.mkdir(parents=True, exist_ok=True)
     job.script.parent.mkdir(parents=True, exist_ok=True)
     for path, content in {**job.settings, job.script: job.text}.items():
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, content)
     answer = subprocess.run(
         ["sbatch", "--parsable", str(job.script)], env=_environment(), capture_output=True, text=True, check=False
     )

@@ -22,12 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..tokenizers.pretrained import PretrainedError, read_tensors, write_folder
-from .run_record import RunError, log, warn
+from .run_record import STATES_FOLDER, RunError, log, saved_steps, warn
 from .sharding import divided_like, whole
 from .step_watch import StepWatch
 from .weight_average import WeightAverage
-
-STATES_FOLDER = "states"
 
 
 @dataclass(eq=False)
@@ -143,12 +141,6 @@ def _superfluous(run_folder: Path, keep: int) -> list[int]:
                 losses[step] = loss
     best = min(losses, key=lambda step: losses[step], default=None)
     return [step for step in steps[:-keep] if step != best]
-
-
-def saved_steps(run_folder: str | Path) -> list[int]:
-    """Steps of the states in a run folder, oldest first; whether they are whole is seen on loading."""
-    folders = (Path(run_folder) / STATES_FOLDER).glob("step-*")
-    return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
 
 
 def load_latest_state(fabric: Fabric, run_folder: str | Path, state: TrainingState) -> int:

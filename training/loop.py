@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from ..models.width_transfer import UNSCALED, WeightScaling
 from ..settings import Settings
-from .checkpoints import StateWriter, TrainingState, load_latest_state, saved_steps
+from .checkpoints import StateWriter, TrainingState, load_latest_state
 from .flops import peak_flops
 from .metrics_log import MetricsLog, MetricSums, console, last_logged, make_loggers, means, progress_bar
 from .optimizers import Optimizers
 from .profiling import profiled
-from .run_record import RunError, RunRecord
+from .run_record import RunError, RunRecord, saved_steps
 from .sharding import global_norm, own_part, shard
 from .signals import FAIL, REQUEUE, SAVE, Interrupted, Signals, requeue
 from .step_watch import BadStepError, StepWatch
@@ -139,8 +139,13 @@ class Finished:
     metrics: dict[str, float]
 
 
-def make_fabric(settings: LoopSettings) -> Fabric:
-    """Fabric for these settings: GPUs where there are any, DDP for more than one process; launched."""
+def make_fabric(settings: LoopSettings, can_divide: bool = False) -> Fabric:
+    """Fabric for these settings: GPUs where there are any, DDP for more than one process; launched.
+
+    `can_divide`: the caller gathers weights that `strategy: fsdp` has divided; ValueError where it does not.
+    """
+    if settings.strategy == "fsdp" and not can_divide:
+        raise ValueError("loop.strategy: fsdp is for pretraining alone; expected ddp here")
     is_parallel = settings.devices * settings.num_nodes > 1
     # No objective changes buffers while it trains, and they are the same everywhere to begin with.
     timeout = timedelta(minutes=settings.timeout_minutes)

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from .run_record import read_metrics
+
 console = Console(stderr=True)
 SPEED = (
     "examples_per_second",
@@ -104,18 +106,6 @@ class MetricsLog:
             writer.writeheader()
             writer.writerows(self._rows)
         temporary.replace(self.path)
-
-
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv; empty if there is none. Cells left empty are absent from their row.
-
-    A last row that was torn, on a full disk, is left out.
-    """
-    if not Path(path).is_file():
-        return []
-    text = Path(path).read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole)]
 
 
 def last_logged(path: Path, start: int) -> dict[str, float]:

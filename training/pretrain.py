@@ -81,7 +81,7 @@ def pretrain(settings: PretrainSettings) -> Finished:
     opened = open_sources(stage_tokens(settings.tokens, settings.stage_tokens), tokenizers, read_ids(settings.held_out))
     enough = settings.num_inputs + settings.num_targets
     sources = [part for source in opened for part in split_by_size(source, enough)]
-    fabric = make_fabric(settings.loop)
+    fabric = make_fabric(settings.loop, can_divide=True)
     loader = make_loader(fabric, sources, settings.loop)
     torch.manual_seed(settings.loop.seed)
     transformer = new_transformer(settings.size, tokenizers, loader.modalities, settings.base_size)

@@ -9,6 +9,7 @@ This module needs no torch, so that a login node reads all of it in a moment.
 """
 
 import contextlib
+import csv
 import faulthandler
 import fcntl
 import json
@@ -18,7 +19,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -27,6 +28,7 @@ from ..settings import Settings, to_yaml
 from .records import describe_versions
 
 log = logging.getLogger("armillary.run")
+STATES_FOLDER = "states"
 State = Literal["running", "requeued", "stopped", "failed", "finished"]
 """`stopped`: saved and ended, as TERM or INT asked; `requeued`: saved, and Slurm was asked to start it again."""
 
@@ -126,9 +128,7 @@ class RunRecord:
             "time": _now(),
             "message": message,
         }
-        temporary = self.folder / ".status.json.tmp"
-        temporary.write_text(json.dumps(status) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / "status.json")
+        write_whole(self.folder / "status.json", json.dumps(status) + "\n")
 
 
 def keep_settings(folder: str | Path, settings: Settings, rank: int = 0) -> None:
@@ -136,9 +136,14 @@ def keep_settings(folder: str | Path, settings: Settings, rank: int = 0) -> None
     if rank == 0:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / ".settings.yaml.tmp"
-        temporary.write_text(to_yaml(settings), encoding="utf-8")
-        temporary.replace(folder / "settings.yaml")
+        write_whole(folder / "settings.yaml", to_yaml(settings))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file under another name and rename it: whoever reads it sees all of it, the old or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_attempts(folder: str | Path) -> list[dict[str, Any]]:
@@ -157,6 +162,35 @@ def read_status(folder: str | Path) -> dict[str, Any] | None:
         return json.loads((Path(folder) / "status.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv; empty if there is none. Cells left empty are absent from their row.
+
+    A last row that was torn, on a full disk, is left out.
+    """
+    if not Path(path).is_file():
+        return []
+    text = Path(path).read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(whole)]
+
+
+def saved_steps(run_folder: str | Path) -> list[int]:
+    """Steps of the states in a run folder, oldest first; whether they are whole is seen on loading."""
+    folders = (Path(run_folder) / STATES_FOLDER).glob("step-*")
+    return sorted(int(folder.name.removeprefix("step-")) for folder in folders)
+
+
+def job_of(variables: Mapping[str, str]) -> str | None:
+    """The number of a Slurm job by its variables; None outside of one.
+
+    A task of an array has a number of its own, which for one task is the array's, too: it is named by the array's and
+    its place there, or all tasks would be meant.
+    """
+    if "SLURM_ARRAY_JOB_ID" in variables and "SLURM_ARRAY_TASK_ID" in variables:
+        return f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}"
+    return variables.get("SLURM_JOB_ID")
 
 
 def warn(message: str) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 
 from . import early_signals
-from .run_record import RunError, RunRecord, log
+from .run_record import RunError, RunRecord, job_of, log
 
 SAVE, REQUEUE, END, FAIL = 1, 2, 3, 4
 """What a process asks for; of several the highest is done. FAIL: it cannot go on, and none shall wait for it."""
@@ -65,11 +65,9 @@ class Signals:
 
 def requeue(fabric: Fabric, record: RunRecord) -> None:
     """Ask Slurm to start this job again, if it is one, which kills this process soon. Raises RunError if it refuses."""
-    job = os.environ.get("SLURM_JOB_ID")
+    job = job_of(os.environ)
     if not (fabric.is_global_zero and job):
         return
-    if "SLURM_ARRAY_TASK_ID" in os.environ:  # the last task has the number of the array, which would mean all tasks
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     log.info("scontrol requeue %s: %s", job, (done.stdout + done.stderr).strip() or "done")
     if done.returncode:

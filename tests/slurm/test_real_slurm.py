@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import armillary
 from armillary.data.token_manifest import MANIFEST
 from armillary.serving.index import EmbeddingIndex
-from armillary.training.checkpoints import saved_steps
-from armillary.training.metrics_log import SPEED, read_metrics
+from armillary.training.metrics_log import SPEED
+from armillary.training.run_record import read_metrics, saved_steps
 from armillary.training.tokenize import TokenizeSettings, tokenize
 
 pytestmark = pytest.mark.slurm

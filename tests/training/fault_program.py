@@ -60,7 +60,7 @@ def run(order, rank, port):
         **{"batch_size": 8, "learning_rate": 0.1, "warmup_steps": 2, "precision": "32-true", "loggers": ()},
         **{"steps": 40, "log_every": 3, "checkpoint_every": 4, "devices": count, **order["loop"]},
     )
-    fabric = make_fabric(settings)
+    fabric = make_fabric(settings, can_divide=True)
     torch.manual_seed(rank if order["noise"] else 0)
     train(fabric, Regression(order, rank), settings, order["folder"], "test")
     leave(fabric)

@@ -14,9 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from armillary.training.checkpoints import saved_steps
-from armillary.training.metrics_log import SPEED, read_metrics
-from armillary.training.run_record import read_attempts, read_status
+from armillary.training.metrics_log import SPEED
+from armillary.training.run_record import read_attempts, read_metrics, read_status, saved_steps
 
 PROGRAM = Path(__file__).parent / "fault_program.py"
 

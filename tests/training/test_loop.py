@@ -16,10 +16,10 @@ from torch import nn
 from armillary.data.shuffle_order import ShuffleOrder
 from armillary.models.width_transfer import WeightScaling
 from armillary.tokenizers.pretrained import PretrainedError
-from armillary.training.checkpoints import StateWriter, TrainingState, load_latest_state, saved_steps
+from armillary.training.checkpoints import StateWriter, TrainingState, load_latest_state
 from armillary.training.loop import Batch, LoopSettings, learning_rate, make_fabric, make_optimizer, train
-from armillary.training.metrics_log import SPEED, MetricsLog, read_metrics
-from armillary.training.run_record import RunError
+from armillary.training.metrics_log import SPEED, MetricsLog
+from armillary.training.run_record import RunError, read_metrics, saved_steps
 from armillary.training.signals import Interrupted, Signals
 from armillary.training.step_watch import BadStepError
 

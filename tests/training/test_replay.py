@@ -10,9 +10,9 @@ from armillary import cli
 from armillary.data.token_store import TokenStore
 from armillary.settings import find_config, load_settings
 from armillary.tokenizers.pretrained import PretrainedError
-from armillary.training.checkpoints import saved_steps
 from armillary.training.pretrain import PretrainSettings, pretrain
 from armillary.training.replay import replay
+from armillary.training.run_record import saved_steps
 from armillary.training.step_watch import BadStepError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -161,6 +161,11 @@ def test_states_are_saved_in_time_and_the_best_is_kept(tmp_path):
     assert min(losses, key=losses.get) == 5
 
 
+def test_weights_are_divided_only_where_they_are_gathered_in_the_end(tmp_path):
+    with pytest.raises(ValueError, match="fsdp is for pretraining alone"):
+        run(tmp_path, strategy="fsdp")
+
+
 def test_a_torn_row_of_the_log_does_not_stop_a_run(tmp_path):
     with pytest.raises(Interrupted), warnings.catch_warnings():
         run(tmp_path, Regression(interrupt(signal.SIGTERM, 9)))

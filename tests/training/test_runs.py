@@ -12,10 +12,10 @@ from armillary.models.embeddings import read_embedding_shards
 from armillary.models.foundation import FoundationModel
 from armillary.settings import find_config, load_settings
 from armillary.training.align import AlignSettings, align
-from armillary.training.checkpoints import saved_steps
 from armillary.training.embed import EmbedSettings, embed
-from armillary.training.metrics_log import SPEED, read_metrics
+from armillary.training.metrics_log import SPEED
 from armillary.training.pretrain import PretrainSettings, pretrain
+from armillary.training.run_record import read_metrics, saved_steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,8 +6,9 @@ import pytest
 
 from armillary.settings import find_config, load_settings
 from armillary.training.align import AlignSettings, align
-from armillary.training.metrics_log import SPEED, read_metrics
+from armillary.training.metrics_log import SPEED
 from armillary.training.pretrain import PretrainSettings, pretrain
+from armillary.training.run_record import read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from armillary.data.dataset import ObservationDataset
 from armillary.settings import find_config, load_settings
 from armillary.tokenizers.image import ImageTokenizer
-from armillary.training.checkpoints import saved_steps
-from armillary.training.metrics_log import read_metrics
+from armillary.training.run_record import read_metrics, saved_steps
 from armillary.training.tokenizers import TrainTokenizerSettings, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
