@@ -215,6 +215,18 @@ def _data_verbs(verbs: Any) -> None:
     )
     match.set_defaults(run=_crossmatch)
 
+    split = verbs.add_parser("split", help="divide objects into training, validation and test, by region of the sky")
+    split.add_argument("path", type=Path, help="dataset")
+    split.add_argument("output", type=Path, help="folder to write: train.txt, validation.txt, test.txt, held-out.txt")
+    split.add_argument("--order", type=int, default=5, help="HEALPix order of the regions (5: 1.8 degrees)")
+    split.add_argument("--test", type=float, default=0.1, metavar="SHARE", help="of the regions (0.1)")
+    split.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="of the regions (0.1)")
+    split.add_argument(
+        "--margin", type=float, default=60.0, metavar="ARCSEC", help="nearer to other parts: left out (60)"
+    )
+    split.add_argument("--seed", type=int, default=0, help="another division")
+    split.set_defaults(run=_split)
+
     validate = verbs.add_parser("validate", help="check every byte of a dataset (docs/data.md) or of a token store")
     validate.add_argument("path", type=Path)
     validate.set_defaults(run=_validate)
@@ -345,6 +357,17 @@ def _crossmatch(options: argparse.Namespace) -> int:
     print(f"{options.output / 'associations.parquet'}: {summary.num_objects} {found}")  # noqa: T201
     for name, count in sorted(summary.num_rows.items()):
         print(f"  {name}: {count} objects")  # noqa: T201
+    return 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    from .data.dataset import ObservationDataset
+    from .data.sky_split import split_positions, write_parts
+
+    chosen = {name: getattr(options, name) for name in ("order", "test", "validation", "margin", "seed")}
+    parts = split_positions(ObservationDataset(options.path).positions(), **chosen)
+    for name, ids in write_parts(options.output, list(parts), list(parts.values())).items():
+        print(f"{name:12} {len(ids)} objects")  # noqa: T201
     return 0
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import ObservationDataset
+from ..data.sky_split import read_parts
 from ..models.foundation import FoundationModel
 from ..serving.client import Client
 from .evaluation import IMAGE, REDSHIFT, SPECTRUM
 from .real_observations import DESI_GALAXY, read_desi_redshift
 from .settings import DemoSettings
-from .split import part_of
 
 START_SECONDS = 120
 STOP_SECONDS = 30
@@ -30,7 +30,8 @@ def ask(folder: Path, settings: DemoSettings) -> None:
     """
     dataset = ObservationDataset(folder / "data")
     model = FoundationModel.load(folder / "align" / "checkpoint")
-    held_out = [i for i in dataset.object_ids(IMAGE) if part_of(i) == "test" and i.startswith("sim-")]
+    parts = read_parts(folder / "parts")
+    held_out = [i for i in dataset.object_ids(IMAGE) if parts.get(i) == "test" and i.startswith("sim-")]
     image = dataset.read(IMAGE, held_out[:1])
     real = dataset.read(SPECTRUM, [DESI_GALAXY])
     with running_server(folder) as url, Client(url) as client:

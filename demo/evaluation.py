@@ -1,7 +1,7 @@
 """What the demo measures, on objects that no step has trained on: redshifts and retrieval."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.progress import track
 
 from ..data.dataset import ObservationDataset
 from ..data.observations import ImageObservation
+from ..data.sky_split import PARTS, read_parts
 from ..models.foundation import FoundationModel
 from ..models.probes import LinearProbe
 from ..serving.index import EmbeddingIndex
@@ -19,7 +20,6 @@ from ..training.metrics_log import console
 from .generation import measure_generation
 from .redshift_scores import LEVELS, magnitudes_and_colours, predict_with_trees, score, score_constant
 from .settings import DemoSettings
-from .split import part_of
 from .supervised_network import predict_supervised
 
 REDSHIFT = "scalar/redshift"
@@ -31,12 +31,13 @@ def evaluate(folder: Path, settings: DemoSettings) -> None:
     """Measure everything and write `<folder>/results.json`."""
     model = FoundationModel.load(folder / "align" / "checkpoint")
     dataset = ObservationDataset(folder / "data")
+    parts = read_parts(folder / "parts")
     steps: dict[str, Callable[[], dict[str, Any]]] = {
-        "real_redshifts": lambda: real_redshifts(model, dataset),
-        "simulated_redshifts": lambda: simulated_redshifts(folder, dataset, settings),
-        "retrieval": lambda: retrieval(folder),
-        "reconstruction": lambda: reconstruction(model, dataset),
-        "generation": lambda: measure_generation(model, dataset, settings.generation),
+        "real_redshifts": lambda: real_redshifts(model, dataset, parts),
+        "simulated_redshifts": lambda: simulated_redshifts(folder, dataset, settings, parts),
+        "retrieval": lambda: retrieval(folder, parts),
+        "reconstruction": lambda: reconstruction(model, dataset, parts),
+        "generation": lambda: measure_generation(model, dataset, settings.generation, parts),
     }
     results = {name: measure() for name, measure in track(steps.items(), description="measure", console=console)}
     temporary = folder / "results.json.tmp"
@@ -44,9 +45,9 @@ def evaluate(folder: Path, settings: DemoSettings) -> None:
     temporary.replace(folder / "results.json")
 
 
-def real_redshifts(model: FoundationModel, dataset: ObservationDataset) -> dict[str, Any]:
+def real_redshifts(model: FoundationModel, dataset: ObservationDataset, parts: Mapping[str, str]) -> dict[str, Any]:
     """Redshifts of real galaxies from their real photometry: constant, trees, and the masked model's distribution."""
-    ids = _parts([i for i in dataset.object_ids(REDSHIFT) if i.startswith("sdss-")])
+    ids = _by_part([i for i in dataset.object_ids(REDSHIFT) if i.startswith("sdss-")], parts)
     train, true = (_scalars(dataset, REDSHIFT, ids[part]) for part in ("train", "test"))
     features = {part: magnitudes_and_colours(_magnitudes(dataset, ids[part])) for part in ("train", "test")}
     of_trees, intervals_of_trees = predict_with_trees(features["train"], train, features["test"])
@@ -70,10 +71,12 @@ def real_redshifts(model: FoundationModel, dataset: ObservationDataset) -> dict[
     }
 
 
-def simulated_redshifts(folder: Path, dataset: ObservationDataset, settings: DemoSettings) -> dict[str, Any]:
+def simulated_redshifts(
+    folder: Path, dataset: ObservationDataset, settings: DemoSettings, parts: Mapping[str, str]
+) -> dict[str, Any]:
     """Redshifts of simulated galaxies from one image: constant, supervised network, zero-shot, linear probe."""
     index = EmbeddingIndex.load(folder / "index")
-    ids = _parts([i for i in dataset.object_ids(IMAGE) if i.startswith("sim-")])
+    ids = _by_part([i for i in dataset.object_ids(IMAGE) if i.startswith("sim-")], parts)
     train, true = (_scalars(dataset, REDSHIFT, ids[part]) for part in ("train", "test"))
     images = {part: dataset.read(IMAGE, ids[part]) for part in ("train", "test")}
     assert isinstance(images["train"], ImageObservation)
@@ -109,7 +112,7 @@ def simulated_redshifts(folder: Path, dataset: ObservationDataset, settings: Dem
     }
 
 
-def retrieval(folder: Path) -> dict[str, Any]:
+def retrieval(folder: Path, parts: Mapping[str, str]) -> dict[str, Any]:
     """How often the other view of the same object is among the K nearest, of all simulated objects' views."""
     index = EmbeddingIndex.load(folder / "index")
     objects = dict.fromkeys(index.object_id)
@@ -117,7 +120,7 @@ def retrieval(folder: Path) -> dict[str, Any]:
     real = objects.keys() - simulated
     answers: dict[str, Any] = {"gallery": len(simulated)}
     for query, target in ((IMAGE, SPECTRUM), (SPECTRUM, IMAGE), (IMAGE, "image/hsc")):
-        ids = [i for i in simulated if part_of(i) == "test"]
+        ids = [i for i in simulated if parts.get(i) == "test"]
         queries = np.stack([index.vector(i, query) for i in ids])
         found = index.search(queries, 10, target_modality=target, exclude=real)
         hits = found.object_id == np.array(ids, dtype=object)[:, None]
@@ -131,7 +134,7 @@ def retrieval(folder: Path) -> dict[str, Any]:
     return answers
 
 
-def reconstruction(model: FoundationModel, dataset: ObservationDataset) -> dict[str, Any]:
+def reconstruction(model: FoundationModel, dataset: ObservationDataset, parts: Mapping[str, str]) -> dict[str, Any]:
     """Share of the variance of flux that reconstructions keep, and chi2 per valid pixel, on held-out objects."""
     answers = {}
     for modality in dataset.modalities:
@@ -141,7 +144,7 @@ def reconstruction(model: FoundationModel, dataset: ObservationDataset) -> dict[
             ids = [
                 i
                 for i in dataset.object_ids(modality.name)
-                if part_of(i) == "test" and i.startswith("sim-") == (source == "simulated")
+                if parts.get(i) == "test" and i.startswith("sim-") == (source == "simulated")
             ][:100]
             if not ids:
                 continue
@@ -160,8 +163,8 @@ def reconstruction(model: FoundationModel, dataset: ObservationDataset) -> dict[
     return answers
 
 
-def _parts(ids: list[str]) -> dict[str, list[str]]:
-    return {part: [i for i in ids if part_of(i) == part] for part in ("train", "validation", "test")}
+def _by_part(ids: list[str], parts: Mapping[str, str]) -> dict[str, list[str]]:
+    return {part: [i for i in ids if parts.get(i) == part] for part in PARTS}
 
 
 def _scalars(dataset: ObservationDataset, name: str, ids: list[str]) -> np.ndarray:

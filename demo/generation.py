@@ -1,5 +1,6 @@
 """The demo's generated spectra and redshifts of held-out simulated objects, each from one image, and their scores."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from ..models.foundation import FoundationModel, ScalarPrediction
 from ..models.generated import GeneratedObservations
 from .generation_scores import curves, score_redshifts, score_spectra
 from .settings import GenerationStageSettings
-from .split import part_of
 
 REDSHIFT, IMAGE, SPECTRUM = "scalar/redshift", "image/legacysurvey", "spectrum/desi"
 NUM_TRAIN = 300
@@ -21,11 +21,11 @@ SHARES = np.linspace(0.01, 0.99, 25)
 
 
 def measure_generation(
-    model: FoundationModel, dataset: ObservationDataset, settings: GenerationStageSettings
+    model: FoundationModel, dataset: ObservationDataset, settings: GenerationStageSettings, parts: Mapping[str, str]
 ) -> dict[str, Any]:
     """Scores of redshift distributions and of spectra from an image, in stages and in one pass, and a few to show."""
     have = set(dataset.object_ids(IMAGE)) & set(dataset.object_ids(SPECTRUM)) & set(dataset.object_ids(REDSHIFT))
-    ids = {part: sorted(i for i in have if i.startswith("sim-") and part_of(i) == part) for part in ("train", "test")}
+    ids = {part: sorted(i for i in have if i.startswith("sim-") and parts.get(i) == part) for part in ("train", "test")}
     images, redshifts = dataset.read(IMAGE, ids["test"]), dataset.read(REDSHIFT, ids["test"])
     train = dataset.read(REDSHIFT, ids["train"])
     assert isinstance(redshifts, ScalarObservation)

@@ -4,12 +4,14 @@ import base64
 import html
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data.dataset import ObservationDataset
+from ..data.sky_split import read_parts
 from ..models.foundation import FoundationModel
 from . import figures, generation_figures
 from .ask_server import serve_command
@@ -17,7 +19,6 @@ from .evaluation import IMAGE, SPECTRUM
 from .generation_scores import NUM_BINS
 from .redshift_scores import LEVELS
 from .settings import DemoSettings
-from .split import part_of
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --dim: #888; }
@@ -45,7 +46,7 @@ def write_report(folder: Path, settings: DemoSettings, seconds: dict[str, float]
         _simulated_redshifts(results["simulated_redshifts"]),
         _retrieval(results, dataset),
         _generated(results["generation"]),
-        _reconstructions(results["reconstruction"], model, dataset),
+        _reconstructions(results["reconstruction"], model, dataset, read_parts(folder / "parts")),
         "<h2>Training</h2>" + _figure(figures.loss_curves(folder), "Loss of each training, by step."),
         _answers(answers),
         _use(folder),
@@ -177,7 +178,9 @@ def _generated(results: dict[str, Any]) -> str:
     )
 
 
-def _reconstructions(results: dict[str, Any], model: FoundationModel, dataset: ObservationDataset) -> str:
+def _reconstructions(
+    results: dict[str, Any], model: FoundationModel, dataset: ObservationDataset, parts: Mapping[str, str]
+) -> str:
     rows = [
         [
             name,
@@ -191,7 +194,7 @@ def _reconstructions(results: dict[str, Any], model: FoundationModel, dataset: O
     ]
 
     def held_out(name: str, real: bool, count: int) -> Any:
-        ids = [i for i in dataset.object_ids(name) if part_of(i) == "test" and i.startswith("sim-") != real]
+        ids = [i for i in dataset.object_ids(name) if parts.get(i) == "test" and i.startswith("sim-") != real]
         return dataset.read(name, ids[:count])
 
     simulated_spectrum = held_out(SPECTRUM, False, 1)

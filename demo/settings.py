@@ -9,6 +9,17 @@ from ..training.loop import LoopSettings
 from ..training.tokenizers import PriorSettings
 
 
+class SplitSettings(Settings):
+    """What trains, chooses and tests, by region of the sky (`data/sky_split.py`)."""
+
+    order: int
+    """HEALPix order of the regions."""
+    test: float
+    validation: float
+    """Shares of the regions."""
+    seed: int
+
+
 class TokenizersSettings(Settings):
     """The three tokenizers, and how long the two that learn by gradient do."""
 
@@ -51,6 +62,7 @@ class DemoSettings(Settings):
     """All of the demo; `configs/demo.yaml`."""
 
     sky: SkySettings
+    split: SplitSettings
     tokenizers: TokenizersSettings
     pretrain: PretrainStageSettings
     align: AlignStageSettings

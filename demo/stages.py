@@ -17,7 +17,7 @@ from ..training.tokenize import TokenizeSettings, tokenize
 from ..training.tokenizers import TrainTokenizerSettings, train_tokenizer
 from .real_observations import read_all
 from .settings import DemoSettings
-from .split import write_parts
+from .split import write_demo_parts
 
 REAL_PIECE = "real observations"
 
@@ -31,8 +31,7 @@ def make_data(folder: Path, settings: DemoSettings) -> None:
             with writer.piece(REAL_PIECE):
                 for observation in read_all(settings.sky.image_sizes["image/hsc"]):
                     writer.write(observation)
-    dataset = ObservationDataset(folder / "data")
-    write_parts(folder / "parts", (i for m in dataset.modalities for i in dataset.object_ids(m.name)))
+    write_demo_parts(folder / "parts", ObservationDataset(folder / "data"), settings.split)
 
 
 def train_tokenizers(folder: Path, settings: DemoSettings) -> None:

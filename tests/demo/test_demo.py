@@ -1,6 +1,5 @@
 """The demo: its split and scores, and, slowly, the whole of it at small size, interrupted once."""
 
-import itertools
 import json
 import os
 import re
@@ -13,10 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
-from armillary.demo.real_observations import DESI_GALAXY, read_real_images
+from armillary.data.dataset import ObservationDataset
+from armillary.data.dataset_writer import DatasetWriter
+from armillary.data.sky_split import read_parts
+from armillary.demo.real_observations import DESI_GALAXY, is_shown, read_real_images
 from armillary.demo.redshift_scores import predict_with_trees, score, score_constant
-from armillary.demo.settings import DemoSettings
-from armillary.demo.split import part_of, write_parts
+from armillary.demo.settings import DemoSettings, SplitSettings
+from armillary.demo.split import write_demo_parts
 from armillary.settings import CONFIGS_FOLDER, load_settings
 
 SMALL = [
@@ -40,22 +42,16 @@ SMALL = [
 ]
 
 
-def test_shown_real_objects_are_never_trained_on():
-    images = read_real_images(24)
+def test_shown_real_objects_are_never_trained_on(tmp_path):
+    with DatasetWriter(tmp_path / "data", allow_unplaced=True) as writer:
+        images = read_real_images(24)
+        writer.write(images)
+    everything_trains = SplitSettings(order=5, test=0.0, validation=0.0, seed=0)
 
-    assert part_of(DESI_GALAXY) == "test"
-    assert {part_of(i) for i in images.object_id} == {"test"}
+    write_demo_parts(tmp_path / "parts", ObservationDataset(tmp_path / "data"), everything_trains)
 
-
-def test_parts_are_disjoint_and_hold_every_object_once(tmp_path):
-    ids = [f"object-{i}" for i in range(2000)]
-
-    parts = write_parts(tmp_path, ids)
-
-    assert sorted(itertools.chain(*parts.values())) == sorted(ids)
-    assert 0.07 < len(parts["test"]) / len(ids) < 0.13
-    held_out = (tmp_path / "held-out.txt").read_text().split()
-    assert sorted(held_out) == sorted(parts["test"] + parts["validation"])
+    assert set(read_parts(tmp_path / "parts").values()) == {"test"}
+    assert is_shown(DESI_GALAXY)
 
 
 def test_scores_follow_their_closed_forms():
