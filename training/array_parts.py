@@ -1,7 +1,12 @@
-"""Which part of the work a task of a Slurm array does: the tasks agree without talking to each other."""
+"""Which part of the work a process of a Slurm job does, and on which device: processes agree without talking.
+
+The tasks of an array divide the work, and so do the processes of one `srun`, such as one for each GPU of a node.
+"""
 
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
+
+import torch
 
 
 @runtime_checkable
@@ -20,7 +25,8 @@ class HasParts(Protocol):
 def choose_part(settings: HasParts, environment: Mapping[str, str]) -> tuple[int, int]:
     """Which part of how many this process does: by the settings, else by its place in a Slurm array, else all.
 
-    Raises ValueError if there is no such part, or if an array of some tasks does not say of how many.
+    The processes of one `srun` divide that part again. Raises ValueError if there is no such part, or if an array of
+    some tasks does not say of how many.
     """
     part, num_parts = settings.part, settings.num_parts
     if "SLURM_ARRAY_TASK_ID" in environment:
@@ -38,4 +44,17 @@ def choose_part(settings: HasParts, environment: Mapping[str, str]) -> tuple[int
     part, num_parts = part or 0, num_parts or 1
     if part >= num_parts:
         raise ValueError(f"part must lie in [0, {num_parts - 1}], for num_parts is {num_parts}; found {part}")
+    # Only within a step are there others: a batch script knows of the job's tasks, but is alone.
+    num_processes = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
+    if num_processes > 1:
+        part = part * num_processes + int(environment["SLURM_PROCID"])
+        num_parts *= num_processes
     return part, num_parts
+
+
+def choose_device(device: str, environment: Mapping[str, str]) -> str:
+    """The device of this process: of `cuda`, the GPU by its place on the node where `srun` shows it several."""
+    if device == "cuda" and int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        num_visible = torch.cuda.device_count()
+        return f"cuda:{int(environment['SLURM_LOCALID']) % num_visible}" if num_visible > 1 else device
+    return device

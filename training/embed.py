@@ -1,7 +1,7 @@
 """`armillary embed`: a store of tokens becomes shards of embeddings, one row for each object and modality.
 
-One process does all of it, or the tasks of a Slurm array each do a part of the shards. Killed at any point, the same
-command goes on with the shards that are missing.
+One process does all of it, or the processes of a Slurm job, such as one for each GPU, each do a part of the shards.
+Killed at any point, the same command goes on with the shards that are missing.
 """
 
 import os
@@ -17,7 +17,7 @@ from ..data.token_store import TokenStore
 from ..models.embeddings import write_embedding_shard
 from ..models.foundation import FoundationModel
 from ..settings import Settings
-from .array_parts import choose_part
+from .array_parts import choose_device, choose_part
 from .metrics_log import console
 from .token_sources import check_tokens, read_grid
 
@@ -51,7 +51,7 @@ def embed(settings: EmbedSettings) -> int:
     """
     part, num_parts = choose_part(settings, os.environ)
     store = TokenStore(settings.tokens)
-    model = FoundationModel.load(settings.checkpoint, settings.device)
+    model = FoundationModel.load(settings.checkpoint, choose_device(settings.device, os.environ))
     check_tokens(store, model.tokenizers)
     work = []
     for modality in _chosen(settings, store, model):

@@ -30,7 +30,7 @@ from ..data.token_shards import (
 from ..data.token_store import TokenStore
 from ..settings import Settings
 from ..tokenizers.token_grid import Tokenizer
-from .array_parts import choose_part
+from .array_parts import choose_device, choose_part
 from .metrics_log import console
 from .tokenizers import load_tokenizers, tokenizer_hash
 
@@ -108,7 +108,8 @@ class _Work:
         self.batch_size = settings.batch_size
         self.dataset = dataset
         self.hashes = {kind: tokenizer_hash(tokenizer) for kind, tokenizer in tokenizers.items()}
-        self.tokenizers = {kind: tokenizer.to(settings.device) for kind, tokenizer in tokenizers.items()}
+        device = choose_device(settings.device, os.environ)
+        self.tokenizers = {kind: tokenizer.to(device) for kind, tokenizer in tokenizers.items()}
         self.before = before
         self.advance = advance
         self.num_tokens = {} if before is None else {m.name: before.num_tokens(m.name) for m in before.modalities}

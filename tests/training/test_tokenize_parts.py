@@ -23,7 +23,8 @@ from armillary.data.token_manifest import MANIFEST, missing_shards, verify_store
 from armillary.data.token_shards import TokenStoreError, shard_path
 from armillary.data.token_store import TokenStore
 from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
-from armillary.training.tokenize import TokenizeSettings, choose_part, tokenize
+from armillary.training.array_parts import choose_device, choose_part
+from armillary.training.tokenize import TokenizeSettings, tokenize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,6 +67,22 @@ def test_the_part_is_that_of_the_settings_or_of_the_slurm_array():
         choose_part(alone, some)
     with pytest.raises(ValueError, match=r"part must lie in \[0, 1\], for num_parts is 2; found 2"):
         choose_part(alone.model_copy(update={"num_parts": 2}), SLURM)
+
+
+def test_processes_of_one_srun_divide_the_part_again_and_take_a_gpu_each(monkeypatch):
+    alone = settings("d", "t", "s")
+    # A batch script of a job of four tasks is one process, and does all of it.
+    assert choose_part(alone, {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == (0, 1)
+    of_step = [{"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i % 2)} for i in range(3)]
+    assert [choose_part(alone, one) for one in of_step] == [(0, 3), (1, 3), (2, 3)]
+    assert [choose_part(alone, {**SLURM, **one}) for one in of_step] == [(6, 12), (7, 12), (8, 12)]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device("cuda", one) for one in of_step] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert choose_device("cuda", {}) == "cuda"
+    assert choose_device("cpu", of_step[1]) == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as with --gpus-per-task=1
+    assert choose_device("cuda", of_step[1]) == "cuda"
 
 
 def test_parts_that_run_at_once_write_what_one_process_writes(data, tokenizer_folder, whole, tmp_path):
