@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# faiss-gpu where there is a GPU, faiss-cpu elsewhere: one module, two packages.
-EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+# faiss-gpu where there is a GPU, faiss-cpu elsewhere: one module, two packages. milvus-lite asks for faiss-cpu.
+EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu,milvus-lite)
 
 .PHONY: demo test test-slow test-slurm bench lint setup clean
 
@@ -21,7 +21,14 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not slurm" -q
 
-test-slow: setup
+# A Milvus server from PyPI, 58 MB, in an environment of its own: its tests are left out where it cannot be had.
+MILVUS := $(VENV)/milvus-server
+
+$(MILVUS)/bin/milvus-server: | setup
+	$(PYTHON) -m venv $(MILVUS)
+	-$(MILVUS)/bin/python -m pip install --disable-pip-version-check --quiet milvus==2.3.5
+
+test-slow: setup $(MILVUS)/bin/milvus-server
 	$(BIN)/python -m pytest -m "slow and not slurm" -q
 
 # On a real Slurm of two nodes on this machine, from Debian's packages; installs them where they are missing.
@@ -39,7 +46,7 @@ lint: setup
 	$(BIN)/ruff check .
 	mkdir -p .typecheck && ln -sfn .. .typecheck/armillary
 	cd .typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml --explicit-package-bases --namespace-packages \
-		$(foreach part,__init__.py cli.py settings.py data tokenizers models training serving slurm demo,armillary/$(part))
+		$(foreach part,__init__.py cli.py settings.py data tokenizers models training serving slurm evaluation demo,armillary/$(part))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .typecheck .mypy_cache .ruff_cache .pytest_cache

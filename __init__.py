@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     from .data.dataset import ObservationDataset
     from .data.modalities import modality
     from .data.observations import ImageObservation, ScalarObservation, SpectrumObservation
+    from .models.attentive_probe import AttentiveProbe
     from .models.embeddings import Embeddings
     from .models.foundation import FoundationModel, ScalarPrediction
     from .models.generated import GeneratedObservations
+    from .models.probe_loading import load_probe
     from .models.probes import LinearProbe
+    from .models.token_embeddings import TokenEmbeddings
     from .serving.client import Client
     from .serving.index import EmbeddingIndex
 
     load = FoundationModel.load
 
 _MODULES = {
+    "AttentiveProbe": "models.attentive_probe",
     "Client": "serving.client",
     "EmbeddingIndex": "serving.index",
     "Embeddings": "models.embeddings",
@@ -36,10 +40,13 @@ _MODULES = {
     "ScalarObservation": "data.observations",
     "ScalarPrediction": "models.foundation",
     "SpectrumObservation": "data.observations",
+    "TokenEmbeddings": "models.token_embeddings",
+    "load_probe": "models.probe_loading",
     "modality": "data.modalities",
 }
 
 __all__ = [
+    "AttentiveProbe",
     "Client",
     "EmbeddingIndex",
     "Embeddings",
@@ -51,7 +58,9 @@ __all__ = [
     "ScalarObservation",
     "ScalarPrediction",
     "SpectrumObservation",
+    "TokenEmbeddings",
     "load",
+    "load_probe",
     "modality",
 ]
 

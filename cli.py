@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .serving.index_place import index_place
 from .settings import Settings, SettingsError, find_config, load_settings, to_yaml
 from .training import early_signals
 
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--replay", type=Path, metavar="FOLDER", help="repeat a step that stopped a run, and say why")
     _settings_verb(verbs, "align", "train the contrastive head on a pretrained model", _align)
     _settings_verb(verbs, "embed", "embed a store of tokens", _embed)
+    _settings_verb(verbs, "evaluate", "measure a checkpoint on held-out objects: tables, pictures, a page", _evaluate)
     _data_verbs(verbs)
 
     flight = verbs.add_parser("preflight", help="try the GPUs, network and file system of a job, and name bad nodes")
@@ -98,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     index = verbs.add_parser("index", help="build a search index from embeddings")
     index.add_argument("embeddings", type=Path, help="folder of embedding shards")
-    index.add_argument("index", type=Path, help="index folder to write")
+    index.add_argument("index", type=index_place, help="index folder to write, or http://HOST:19530#NAME of Milvus")
     index.add_argument("--data", type=Path, help="dataset whose scalars become labels for prediction")
     index.add_argument("--held-out", type=Path, help="file of object ids, one in a line, whose labels stay out")
     index.add_argument("--validation", type=Path, help="file of held-out object ids by which predictors are calibrated")
@@ -107,17 +109,47 @@ def _parser() -> argparse.ArgumentParser:
         "--query-modality", action="append", metavar="MODALITY", help="ask with these; default: every image modality"
     )
     index.add_argument("--target-modality", metavar="MODALITY", help="neighbours of this modality; default: of any")
+    index.add_argument("--metadata", action="append", metavar="NAME", help="scalar to filter by, no label; repeatable")
+    index.add_argument("--index-type", metavar="TYPE", help="flat, ivf, ivf_sq8, ivf_rabitq or hnsw; default: by size")
+    index.add_argument("--max-memory-gb", type=float, metavar="GB", help="for search structures; default: half of all")
     index.set_defaults(run=_index)
+
+    adding = verbs.add_parser("index-add", help="add embeddings to an index; those that are there are replaced")
+    adding.add_argument("index", type=index_place, help="index folder, or Milvus's address")
+    adding.add_argument("embeddings", type=Path, help="folder of embedding shards")
+    adding.add_argument("--data", type=Path, help="dataset whose scalars become labels and metadata")
+    adding.add_argument("--held-out", type=Path, help="file of object ids, one in a line, whose labels stay out")
+    adding.set_defaults(run=_index_add)
+
+    removing = verbs.add_parser("index-remove", help="remove objects from an index")
+    removing.add_argument("index", type=index_place, help="index folder, or Milvus's address")
+    removing.add_argument("objects", type=Path, help="file of object ids, one in a line")
+    removing.set_defaults(run=_index_remove)
+
+    information = verbs.add_parser(
+        "index-info", help="print what an index is: counts, types and why, recall, checksums"
+    )
+    information.add_argument("index", type=index_place, help="index folder, or Milvus's address")
+    information.set_defaults(run=_index_info)
 
     serve = verbs.add_parser("serve", help="serve a checkpoint over HTTP")
     serve.add_argument("checkpoint", help="checkpoint folder or Hugging Face Hub id")
-    serve.add_argument("--index", type=Path, help="index folder")
+    serve.add_argument("--index", type=index_place, help="index folder, or http://HOST:19530#NAME of Milvus")
+    serve.add_argument("--probe", action="append", metavar="FOLDER", help="folder or Hub id of a probe; repeatable")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     serve.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     serve.add_argument("--ready-file", type=Path, help="written with the address once requests are answered")
     serve.add_argument("--api-key-file", type=Path, help="file with the key that requests must bear")
     serve.set_defaults(run=_serve)
+
+    diagnose = verbs.add_parser("diagnose", help="plot the spectra of data, embeddings and a probe's loss, and say why")
+    diagnose.add_argument("embeddings", type=Path, help="folder of embedding shards")
+    diagnose.add_argument("--data", type=Path, help="dataset with the property, and with raw numbers to compare")
+    diagnose.add_argument("--property", default="scalar/redshift", help="label of the probe (default scalar/redshift)")
+    diagnose.add_argument("--modality", help="embeddings of this modality; default: the most numerous")
+    diagnose.add_argument("--output", type=Path, required=True, help="folder to write: report.json, report.txt, PNG")
+    diagnose.set_defaults(run=_diagnose)
 
     demo = verbs.add_parser("demo", help="read, simulate, train, index, serve and report: the whole house in minutes")
     demo.add_argument("--folder", type=Path, default=Path("runs/demo"))
@@ -303,6 +335,13 @@ def _embed(options: argparse.Namespace) -> int:
     return _run_with(options, EmbedSettings, embed)
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from .evaluation.evaluate import evaluate
+    from .evaluation.settings import EvaluateSettings
+
+    return _run_with(options, EvaluateSettings, evaluate)
+
+
 def _simulate(options: argparse.Namespace) -> int:
     from .data.simulation.sky import SkySettings
     from .data.simulation.write_sky import write_simulated_dataset
@@ -408,8 +447,41 @@ def _index(options: argparse.Namespace) -> int:
         validation=options.validation,
         query_modalities=tuple(options.query_modality or ()),
         target_modality=options.target_modality,
+        metadata=tuple(options.metadata or ()),
+        index_type=options.index_type,
+        max_memory_gb=options.max_memory_gb,
     )
     print(f"{options.index}: {manifest.index_id}, {manifest.num_rows} rows of {manifest.num_objects} objects")  # noqa: T201
+    return 0
+
+
+def _index_add(options: argparse.Namespace) -> int:
+    from .serving.build_index import add_to_index
+
+    manifest = add_to_index(options.index, options.embeddings, options.data, options.held_out)
+    print(f"{options.index}: {manifest.index_id}, {manifest.num_rows} rows of {manifest.num_objects} objects")  # noqa: T201
+    return 0
+
+
+def _index_remove(options: argparse.Namespace) -> int:
+    from .serving.build_index import remove_from_index
+
+    manifest = remove_from_index(options.index, options.objects)
+    print(f"{options.index}: {manifest.index_id}, {manifest.num_rows} rows of {manifest.num_objects} objects")  # noqa: T201
+    return 0
+
+
+def _index_info(options: argparse.Namespace) -> int:
+    from .serving.index_open import manifest_text
+
+    print(manifest_text(options.index), end="")  # noqa: T201
+    return 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from .training.diagnose import diagnose
+
+    print(diagnose(options.embeddings, options.output, options.data, options.property, options.modality))  # noqa: T201
     return 0
 
 
@@ -424,6 +496,7 @@ def _serve(options: argparse.Namespace) -> int:
         device=options.device,
         ready_file=options.ready_file,
         api_key=None if options.api_key_file is None else read_key(options.api_key_file),
+        probes=options.probe or (),
     )
     return 0
 

@@ -11,6 +11,7 @@ from rich.progress import track
 from ..data.dataset import ObservationDataset
 from ..data.observations import ImageObservation
 from ..data.sky_split import PARTS, read_parts
+from ..evaluation.baselines import magnitudes_and_colours
 from ..models.foundation import FoundationModel
 from ..models.probes import LinearProbe
 from ..serving.index import EmbeddingIndex
@@ -18,7 +19,7 @@ from ..serving.index_files import predictors_of
 from ..serving.labelled_neighbours import labelled_neighbours, predictor_for
 from ..training.metrics_log import console
 from .generation import measure_generation
-from .redshift_scores import LEVELS, magnitudes_and_colours, predict_with_trees, score, score_constant
+from .redshift_scores import LEVELS, predict_with_trees, score, score_constant
 from .settings import DemoSettings
 from .supervised_network import predict_supervised
 
@@ -83,7 +84,7 @@ def simulated_redshifts(
     assert isinstance(images["test"], ImageObservation)
     supervised = predict_supervised(images["train"], train, images["test"], settings.supervised_steps)
 
-    vectors = {part: np.stack([index.vector(i, IMAGE) for i in ids[part]]) for part in ("train", "test")}
+    vectors = {part: index.vectors(ids[part], IMAGE) for part in ("train", "test")}
     predictor = predictor_for(predictors_of(folder / "index", index.manifest), REDSHIFT, [IMAGE])
     found, labels = labelled_neighbours(index, vectors["test"], REDSHIFT, predictor.k)
     zero_shot = predictor.predict(found.similarity, labels)
@@ -115,13 +116,13 @@ def simulated_redshifts(
 def retrieval(folder: Path, parts: Mapping[str, str]) -> dict[str, Any]:
     """How often the other view of the same object is among the K nearest, of all simulated objects' views."""
     index = EmbeddingIndex.load(folder / "index")
-    objects = dict.fromkeys(index.object_id)
+    objects = dict.fromkeys(i for name in index.modalities for i in index.objects_with(name))
     simulated = [i for i in objects if i.startswith("sim-")]
     real = objects.keys() - simulated
     answers: dict[str, Any] = {"gallery": len(simulated)}
     for query, target in ((IMAGE, SPECTRUM), (SPECTRUM, IMAGE), (IMAGE, "image/hsc")):
         ids = [i for i in simulated if parts.get(i) == "test"]
-        queries = np.stack([index.vector(i, query) for i in ids])
+        queries = index.vectors(ids, query)
         found = index.search(queries, 10, target_modality=target, exclude=real)
         hits = found.object_id == np.array(ids, dtype=object)[:, None]
         answers[f"{query} -> {target}"] = {

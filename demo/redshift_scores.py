@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-OUTLIER = 0.05
-"""|dz| / (1 + z) above which a redshift of these nearby galaxies counts as an outlier."""
+from ..evaluation.scores import OUTLIER, r_squared, redshift_scatter
+
 LEVELS = (0.68, 0.95)
 
 
@@ -44,8 +44,8 @@ def score(
     return RedshiftScores(
         name=name,
         num_objects=len(true),
-        r2=float(1 - np.square(predicted - true).sum() / np.square(true - true.mean()).sum()),
-        scatter=float(1.4826 * np.median(np.abs(error - np.median(error)))),
+        r2=float(r_squared(predicted, true)),
+        scatter=float(redshift_scatter(predicted, true)),
         bias=float(error.mean()),
         outliers=float((np.abs(error) > OUTLIER).mean()),
         coverage_68=coverage.get(0.68),
@@ -75,8 +75,3 @@ def predict_with_trees(
         answers.append(trees.fit(train_features, train).predict(features))
     median, low68, high68, low95, high95 = answers
     return median, {0.68: (low68, high68), 0.95: (low95, high95)}
-
-
-def magnitudes_and_colours(magnitudes: Float[np.ndarray, "B M"]) -> Float[np.ndarray, "B S"]:
-    """Magnitudes, and differences of neighbours; NaN where missing."""
-    return np.concatenate([magnitudes, np.diff(magnitudes, axis=1)], 1)

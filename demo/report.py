@@ -1,6 +1,5 @@
 """The demo's report: one HTML file with its pictures inside, that opens anywhere."""
 
-import base64
 import html
 import json
 import platform
@@ -12,6 +11,7 @@ import torch
 
 from ..data.dataset import ObservationDataset
 from ..data.sky_split import read_parts
+from ..evaluation.html_parts import figure, table, write_page
 from ..models.foundation import FoundationModel
 from . import figures, generation_figures
 from .ask_server import serve_command
@@ -19,19 +19,6 @@ from .evaluation import IMAGE, SPECTRUM
 from .generation_scores import NUM_BINS
 from .redshift_scores import LEVELS
 from .settings import DemoSettings
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --dim: #888; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.lead, figcaption, small { color: var(--dim); }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; } img { max-width: 100%; background: white; border-radius: 4px; }
-pre { overflow-x: auto; padding: .8rem; border: 1px solid var(--line); border-radius: 4px; font-size: 13px; }
-.tag { font-size: .75rem; border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .6rem; vertical-align: middle; }
-"""
 
 
 def write_report(folder: Path, settings: DemoSettings, seconds: dict[str, float]) -> Path:
@@ -47,19 +34,12 @@ def write_report(folder: Path, settings: DemoSettings, seconds: dict[str, float]
         _retrieval(results, dataset),
         _generated(results["generation"]),
         _reconstructions(results["reconstruction"], model, dataset, read_parts(folder / "parts")),
-        "<h2>Training</h2>" + _figure(figures.loss_curves(folder), "Loss of each training, by step."),
+        "<h2>Training</h2>" + figure(figures.loss_curves(folder), "Loss of each training, by step."),
         _answers(answers),
         _use(folder),
     ]
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Armillary demo</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
     path = folder / "report.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_page(path, "Armillary demo", parts)
     return path
 
 
@@ -78,8 +58,8 @@ def _introduction(
         "<p>Real objects come from the files in <code>data/real</code> (sources and licences in its README); the others "
         "are <b>simulated</b>, and called so below. All scores are of <b>held-out</b> objects: no training step, "
         "neither of the tokenizers nor of the model, has seen them.</p>"
-        f"<div style='display:flex;gap:3rem;flex-wrap:wrap'>{_table(['modality', 'objects'], rows)}"
-        f"{_table(['stage', 'this run'], times)}</div>"
+        f"<div style='display:flex;gap:3rem;flex-wrap:wrap'>{table(['modality', 'objects'], rows)}"
+        f"{table(['stage', 'this run'], times)}</div>"
     )
 
 
@@ -92,7 +72,7 @@ def _real_redshifts(results: dict[str, Any]) -> str:
         f"of the redshift's token; the trees are trained for this one task, on the same {results['num_train']} galaxies "
         "and magnitudes.</p>"
         + _scores(results["scores"])
-        + _figure(picture, "Predicted (median) against spectroscopic redshift, real held-out galaxies.")
+        + figure(picture, "Predicted (median) against spectroscopic redshift, real held-out galaxies.")
     )
 
 
@@ -106,7 +86,7 @@ def _simulated_redshifts(results: dict[str, Any]) -> str:
         f"the mean redshift of the {results['k']} nearest training objects in the aligned space, which was trained "
         "without any redshift as label; the supervised network learned redshifts from the same images.</p>"
         + _scores(results["scores"])
-        + _figure(picture, "Predicted against true redshift, simulated held-out galaxies.")
+        + figure(picture, "Predicted against true redshift, simulated held-out galaxies.")
     )
 
 
@@ -128,8 +108,8 @@ def _retrieval(results: dict[str, Any], dataset: ObservationDataset) -> str:
         "<h2>Retrieval across modalities <span class='tag'>simulated</span></h2>"
         "<p>How often the other view of the same object is among the nearest, of the views of all "
         f"{results['retrieval']['gallery']:,} simulated objects.</p>"
-        + _table(header, rows)
-        + _figure(
+        + table(header, rows)
+        + figure(
             figures.retrieval_examples(results, dataset),
             "Held-out images (left, framed) and the images of the objects whose DESI spectra lie nearest to them; a "
             "green frame marks the object itself. Simulated.",
@@ -164,13 +144,13 @@ def _generated(results: dict[str, Any]) -> str:
         "1e-17 erg/s/cm2/A; red less blue flux over their sum): less is better, beside that of taking any of the "
         "training objects for this one. Narrow lines that stand out of the noise have tokens of their own, which are "
         "not generated.</p>"
-        + _table(header, rows)
-        + _figure(
+        + table(header, rows)
+        + figure(
             generation_figures.generated_spectra(results["shown"]),
             "Spectra and redshifts predicted from one image each, of the brightest of these galaxies, of that at the upper "
             "quartile and of that in the middle. Simulated, held out.",
         )
-        + _figure(
+        + figure(
             generation_figures.pit_histograms(results),
             "Where the truth lies in the predicted distribution: flat if calibrated, high at the ends if too sure, "
             "leaning if biased. Simulated, held out.",
@@ -203,20 +183,20 @@ def _reconstructions(
     return (
         "<h2>Reconstructions</h2><p>Observation, tokens, and back. Chi2 is per valid pixel: the median of pure noise is "
         "0.45, its mean 1; bright cores of sources raise the mean.</p>"
-        + _table(header, rows)
-        + _figure(
+        + table(header, rows)
+        + figure(
             figures.real_desi_spectrum(model, dataset),
             "A real DESI galaxy: file, observation, tokens, reconstruction. Never trained on; redshift by redrock.",
         )
-        + _figure(
+        + figure(
             figures.spectrum_reconstructions(model, simulated_spectrum, [redshift]),
             "A simulated DESI spectrum, held out.",
         )
-        + _figure(
+        + figure(
             figures.image_reconstructions(model, held_out("image/hsc", True, figures.NUM_SHOWN), "r"),
             "Real HSC images (r band) above, from their tokens below. Never trained on.",
         )
-        + _figure(
+        + figure(
             figures.image_reconstructions(model, held_out(IMAGE, False, figures.NUM_SHOWN), "r"),
             "Simulated Legacy Survey images (r band) above, from their tokens below; held out.",
         )
@@ -238,7 +218,7 @@ def _answers(answers: dict[str, Any]) -> str:
         "<h2>Asked over HTTP</h2><p>The server ran as a process of its own on a free loopback port; the client posted a "
         f"held-out simulated image ({html.escape(answers['object'])}, true redshift {answers['true_redshift']:.3f}) and "
         "the real DESI spectrum. The embedding it returned equals the local model's.</p>"
-        + _table(["asked for", "answer", "68 % interval", "true"], rows)
+        + table(["asked for", "answer", "68 % interval", "true"], rows)
         + "<p>The real galaxy is faint, with strong emission lines, at a redshift that few of the simulated bright ones "
         "reach: its neighbours are a poor guide. Intervals are calibrated for queries by image alone, and the answer "
         f"to this one says so (<code>calibrated: {str(real['calibrated']).lower()}</code>).</p>"
@@ -272,18 +252,6 @@ def _scores(scores: list[dict[str, Any]]) -> str:
         for s in scores
     ]
     return (
-        _table(header, rows)
+        table(header, rows)
         + "<small>Scatter (1.4826 times the median absolute deviation), bias and outliers are of dz / (1 + z).</small>"
     )
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    text = html.escape(caption)
-    return f"<figure><img alt='{text}' src='data:image/png;base64,{data}'><figcaption>{text}</figcaption></figure>"

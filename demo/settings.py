@@ -1,6 +1,7 @@
 """Settings of the demo: small sizes, so that the whole house runs in minutes on two cores."""
 
 from ..data.simulation.sky import SkySettings
+from ..models.alignment_views import Views, parse_views
 from ..settings import Settings
 from ..tokenizers.image import ImageTokenizerSettings
 from ..tokenizers.scalar import ScalarTokenizerSettings
@@ -44,6 +45,9 @@ class PretrainStageSettings(Settings):
 class AlignStageSettings(Settings):
     """Alignment of the demo."""
 
+    views: Views = parse_views(["image", "spectrum"])
+    across_surveys: float = 0.5
+    validate_every: int = 50
     aligned_width: int
     num_blocks: int
     num_tokens: int

@@ -74,7 +74,7 @@ def pretrain_model(folder: Path, settings: DemoSettings) -> None:
 
 
 def align_model(folder: Path, settings: DemoSettings) -> None:
-    """Train the contrastive head."""
+    """Train the contrastive head; objects of validation choose its best state."""
     align(
         AlignSettings.model_validate(
             {
@@ -82,6 +82,7 @@ def align_model(folder: Path, settings: DemoSettings) -> None:
                 "tokens": str(folder / "tokens"),
                 "run": str(folder / "align"),
                 "held_out": str(folder / "parts" / "held-out.txt"),
+                "validation": str(folder / "parts" / "validation.txt"),
                 **settings.align.model_dump(),
             }
         )

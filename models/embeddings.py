@@ -6,9 +6,10 @@ the model and the space of their vectors, so that vectors of two models are neve
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,13 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.object_id)
 
+    def rows(self, places: Sequence[int]) -> "Embeddings":
+        """Some of the objects, by their places."""
+        names = [(self.object_id[place], self.modalities[place]) for place in places]
+        vectors = self.vectors[list(places)]
+        object_id, modalities = tuple(i for i, _ in names), tuple(m for _, m in names)
+        return Embeddings(object_id, vectors, self.space, self.model_id, modalities)
+
     def numpy(self) -> np.ndarray:
         """The vectors as float32 [B, D] on the CPU."""
         return self.vectors.detach().cpu().float().numpy()
@@ -84,6 +92,42 @@ class EmbeddingTable:
 
     def __len__(self) -> int:
         return len(self.object_id)
+
+
+@dataclass(frozen=True)
+class EmbeddingShards:
+    """Shards that are read in turn, so that no more than a block of their vectors is in memory; see `open_shards`."""
+
+    paths: tuple[Path, ...]
+    space: str
+    model_id: str
+    dimension: int
+
+    def rows(self) -> pa.Table:
+        """All rows without their vectors, in order: `object_id`, `ra`, `dec` (degrees, ICRS) and `modality`."""
+        tables = [pq.read_table(path, columns=list(_COLUMNS[:-1])) for path in self.paths]
+        return pa.concat_tables([table.replace_schema_metadata(None) for table in tables], promote_options="default")
+
+    def blocks(self, num_rows: int = 16_384) -> Iterator[Float16[np.ndarray, "B D"]]:
+        """The vectors of all rows as stored, in the order of `rows`, at most `num_rows` at a time."""
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(num_rows, columns=["vector"]):
+                    yield batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dimension)
+
+
+def open_shards(source: str | Path | Iterable[str | Path]) -> EmbeddingShards:
+    """A folder's `*.parquet` shards (in order of name), one shard, or a list of shards; only headers are read.
+
+    Raises EmbeddingsError as `read_embedding_shards` does.
+    """
+    paths = _shard_paths(source)
+    headers = [_read_header(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
+        for name in ("model_id", "space", "dimension"):
+            if header[name] != headers[0][name]:
+                raise EmbeddingsError(f"{path}: {name} is {header[name]!r}, but {headers[0][name]!r} in {paths[0]}")
+    return EmbeddingShards(tuple(paths), headers[0]["space"], headers[0]["model_id"], headers[0]["dimension"])
 
 
 def check_space(space: str) -> None:
@@ -198,19 +242,30 @@ def _write_table(path: Path, table: EmbeddingTable) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _read_table(path: Path) -> EmbeddingTable:
+def _read_header(path: Path) -> dict[str, Any]:
+    """`model_id`, `space` and `dimension` of a shard. Raises EmbeddingsError if the file is none."""
     try:
-        content = pq.read_table(path)
+        schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise EmbeddingsError(f"{path}: cannot be read as Parquet ({error})") from None
-    header = (content.schema.metadata or {}).get(_METADATA_KEY)
-    missing = [name for name in _COLUMNS if name not in content.column_names]
+    header = (schema.metadata or {}).get(_METADATA_KEY)
+    missing = [name for name in _COLUMNS if name not in schema.names]
     if header is None or missing:
         raise EmbeddingsError(
             f"{path}: not an embedding shard; expected columns {list(_COLUMNS)} and a header of model and space, "
             f"missing: {missing or 'the header'}"
         )
-    fields = json.loads(header)
+    fields: dict[str, Any] = json.loads(header)
+    check_space(fields["space"])
+    return fields
+
+
+def _read_table(path: Path) -> EmbeddingTable:
+    fields = _read_header(path)
+    try:
+        content = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise EmbeddingsError(f"{path}: cannot be read as Parquet ({error})") from None
     vectors = content["vector"].combine_chunks()
     return EmbeddingTable(
         object_id=tuple(content["object_id"].to_pylist()),

@@ -27,6 +27,7 @@ from ..tokenizers.scalar import ScalarTokenizer
 from ..tokenizers.spectrum import SpectrumTokenizer
 from ..tokenizers.token_grid import TokenGrid, Tokenizer, empty_positions
 from .alignment import AlignmentHead
+from .alignment_views import view_of
 from .embeddings import Embeddings
 from .generated import GeneratedObservations, blank_observation
 from .generation import ChainSettings, Order, Wanted, generate_tokens
@@ -126,7 +127,7 @@ class FoundationModel:
         """One vector for each object, from whatever modalities it has.
 
         `observations`: any subset of modalities, each a batch of any objects. `aligned`: unit vectors of the
-        contrastive space, the normalised sum over an object's kinds of view; `encoder`: mean of the encoder's vectors.
+        contrastive space, the normalised sum over an object's views; `encoder`: mean of the encoder's vectors.
         Rows follow the first appearance of each object_id. Raises ObservationError if there is nothing to embed.
         """
         if not observations:
@@ -134,11 +135,17 @@ class FoundationModel:
         return self.embed_grids([self.tokenize(observation) for observation in observations], space, batch_size)
 
     @torch.no_grad()
-    def embed_grids(self, grids: Sequence[TokenGrid], space: str = "aligned", batch_size: int = 64) -> Embeddings:
-        """`embed` for observations that are tokens already."""
+    def embed_grids(
+        self,
+        grids: Sequence[TokenGrid],
+        space: str = "aligned",
+        batch_size: int = 64,
+        object_id: Sequence[str] | None = None,
+    ) -> Embeddings:
+        """`embed` for observations that are tokens already; `object_id` says in which order the rows are."""
         if space == "aligned":
             grids = self._viewable(grids)
-        batch, ids = self.join(grids)
+        batch, ids = join_grids(grids, self.transformer.vocabulary_index, object_id)
         self.transformer.eval()
         vectors = torch.cat([self._vectors(part, grids, space) for part in _parts(batch, batch_size)])
         names = [grid.modality.name for grid in grids]
@@ -149,7 +156,6 @@ class FoundationModel:
         modalities = tuple(tuple(n for n, here in zip(names, row, strict=True) if here) for row in present.tolist())
         return Embeddings(ids, vectors.float().cpu(), space, self.model_id, modalities)
 
-    @torch.no_grad()
     def predict_scalar(
         self, observations: Sequence[Observation], target: str, batch_size: int = 64
     ) -> ScalarPrediction:
@@ -160,9 +166,16 @@ class FoundationModel:
         wanted = self.modality(target)
         if wanted.kind != "scalar":
             raise LookupError(f"expected a scalar, found {target}")
-        scalars = self.tokenizers["scalar"]
+        return self.predict_scalar_grids(
+            [self.tokenize(o) for o in observations if o.modality.name != target], target, batch_size
+        )
+
+    @torch.no_grad()
+    def predict_scalar_grids(self, grids: Sequence[TokenGrid], target: str, batch_size: int = 64) -> ScalarPrediction:
+        """`predict_scalar` for observations that are tokens already."""
+        wanted, scalars = self.modality(target), self.tokenizers["scalar"]
         assert isinstance(scalars, ScalarTokenizer)
-        given = [self.tokenize(o) for o in observations if o.modality.name != target]
+        given = [grid for grid in grids if grid.modality.name != target]
         if not given:
             raise ObservationError(f"expected at least one observation other than {target}, found none")
         batch, ids = self.join(given)
@@ -323,10 +336,11 @@ class FoundationModel:
 
     def _viewable(self, grids: Sequence[TokenGrid]) -> list[TokenGrid]:
         views = self._head().settings.views
-        viewable = [grid for grid in grids if grid.modality.kind in views]
+        viewable = [grid for grid in grids if view_of(views, grid.modality) is not None]
         if not viewable:
             found = [grid.modality.name for grid in grids]
-            raise ObservationError(f"the aligned space has views of {list(views)} only, found {found}")
+            members = {view: list(members) for view, members in views.items()}
+            raise ObservationError(f"the aligned space has the views {members} only, found {found}")
         return viewable
 
     def _vectors(self, batch: TokenBatch, grids: Sequence[TokenGrid], space: str) -> Float[Tensor, "B D"]:
@@ -337,11 +351,12 @@ class FoundationModel:
             weights = batch.mask[..., None].float()
             return (encoded * weights).sum(1) / weights.sum(1).clamp(min=1)
         total = torch.zeros(len(batch), self.embedding_size(), device=self.device)
-        for view in self._head().settings.views:
-            slots = [slot for slot, grid in enumerate(grids) if grid.modality.kind == view]
+        head = self._head()
+        for view in head.settings.views:
+            slots = [slot for slot, grid in enumerate(grids) if view_of(head.settings.views, grid.modality) == view]
             if slots:
                 part = batch.only(slots).packed()
-                vectors = self._head()(view, self.transformer.encode(part), part.mask)
+                vectors = head(view, head.encode(view, self.transformer, part), part.mask)
                 total = total + torch.where(part.mask.any(1, keepdim=True), vectors, 0.0)
         return nn.functional.normalize(total, dim=-1)
 

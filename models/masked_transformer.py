@@ -195,24 +195,38 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         """Index of each vocabulary by name."""
         return {name: index for index, name in enumerate(self.config.vocabularies)}
 
-    def encode(self, inputs: TokenBatch, vectors: Float[Tensor, "V D"] | None = None) -> Float[Tensor, "B N D"]:
+    def encode(
+        self,
+        inputs: TokenBatch,
+        vectors: Float[Tensor, "V D"] | None = None,
+        stack: Sequence[nn.Module] | None = None,
+    ) -> Float[Tensor, "B N D"]:
         """Vectors of the input tokens. Positions enter once, before the first block, and are not added again.
 
-        `vectors` are those of all codes, where they are at hand.
+        `vectors` are those of all codes, where they are at hand; `stack` are other blocks, and the norm after them, in
+        place of the encoder's.
         """
         if can_pack(inputs.mask):
             rows = PackedRows(inputs.mask)
             pairs = packed_pairs(rows, rows, self.config.num_heads)
-            return rows.spread(self._encode(inputs.in_one_row(rows.places), vectors, None, pairs))
+            return rows.spread(self._encode(inputs.in_one_row(rows.places), vectors, None, pairs, stack))
         mask = attendable(inputs.mask)
-        return self._encode(inputs, vectors, mask, make_runs(mask) if inputs.valid_first else None)
+        return self._encode(inputs, vectors, mask, make_runs(mask) if inputs.valid_first else None, stack)
 
-    def _encode(self, inputs: TokenBatch, vectors: Tensor | None, mask: Tensor | None, runs: Any) -> Tensor:
+    def _encode(
+        self,
+        inputs: TokenBatch,
+        vectors: Tensor | None,
+        mask: Tensor | None,
+        runs: Any,
+        stack: Sequence[nn.Module] | None,
+    ) -> Tensor:
         vocabularies = inputs.slot_vocabularies[inputs.slots]
         x = self.codes.embed(inputs.codes, vocabularies, vectors) + self._places(inputs)
-        for block in self.encoder:
+        *blocks, norm = (*self.encoder, self.encoder_norm) if stack is None else stack
+        for block in blocks:
             x = self._through(block, x, mask, None, runs)
-        return self.encoder_norm(x)
+        return norm(x)
 
     def decode(
         self,

@@ -1,25 +1,32 @@
 """Zero-shot prediction: the value of an object from the labels of its nearest neighbours in embedding space.
 
 Neighbours are weighted by softmax(similarity / temperature). The value is their weighted mean; the interval reaches to
-their weighted quantiles, stretched by a factor found on held-out objects (split conformal prediction with nested sets:
-Lei et al. 2018, arXiv 1604.04173; Gupta et al. 2022, arXiv 1910.10562). No weight is trained.
+their weighted quantiles, stretched by a factor found on held-out objects (conformal prediction with nested sets: Gupta
+et al. 2022, arXiv 1910.10562; crosswise, Vovk 2015, arXiv 1208.0806). No weight is trained. An object lies outside of
+what is known where its neighbours are farther than those of nearly all held-out objects (`novelty.py`).
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int, Num
 
-LEVELS = (0.68, 0.95)
+from .conformal import LEVELS, conformal_reach, objects_needed
+from .novelty import are_outside, p_values
+
 CANDIDATE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 CANDIDATE_TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 DEFAULT_COUNT = 16
 DEFAULT_TEMPERATURE = 0.1
+CALIBRATION_FOLDS = 5
+NOVELTY_RANK = 8
+"""The similarity of which nearest neighbour says how far an object lies from what is known; at most k."""
+MOST_SIMILARITIES = 999
+"""Of more calibration objects, the similarities of so many are kept, drawn at random."""
 
 FLOOR_SHARE = 1e-3
 """Least half-width of an interval before stretching, in standard deviations of the labels; equal labels give zero."""
@@ -34,7 +41,8 @@ class NeighbourPrediction:
     """Predictions for Q queries from K neighbours, at S levels of confidence.
 
     `value` is the weighted mean of the labels; `lower` and `upper` bound it; `weights` sum to one, zero where a
-    neighbour has no label or is not among the nearest k.
+    neighbour has no label or is not among the nearest k. `novelty` is the share of calibration objects whose neighbours
+    are as far, and `is_outside` whether it is at most 1 %; None where nothing was calibrated, or by too few objects.
     """
 
     value: Float[np.ndarray, " Q"]
@@ -42,6 +50,8 @@ class NeighbourPrediction:
     upper: Float[np.ndarray, "Q S"]
     weights: Float[np.ndarray, "Q K"]
     levels: tuple[float, ...]
+    novelty: Float[np.ndarray, " Q"] | None = None
+    is_outside: Bool[np.ndarray, " Q"] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,8 @@ class NeighbourPredictor:
 
     `factors` stretch the interval of each level; `floor` is the least half-width before stretching, in the label's
     unit. `target_modality` is the modality among which neighbours are sought (None: any). `num_calibration` counts the
-    objects behind the factors; zero means that the intervals are not calibrated.
+    objects behind the factors; zero means that the intervals are not calibrated. `similarities` are those, sorted, of
+    calibration objects to their neighbour of rank `novelty_rank`.
     """
 
     property_name: str
@@ -62,6 +73,8 @@ class NeighbourPredictor:
     num_calibration: int = 0
     target_modality: str | None = None
     model_id: str | None = None
+    novelty_rank: int = NOVELTY_RANK
+    similarities: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.k < 1 or not self.temperature > 0:
@@ -71,8 +84,8 @@ class NeighbourPredictor:
         _check_levels(self.levels)
 
     def predict(self, similarities: Num[np.ndarray, "Q K"], labels: Num[np.ndarray, "Q K"]) -> NeighbourPrediction:
-        """Predict from neighbours; see `predict_from_neighbours`."""
-        return predict_from_neighbours(
+        """Predict from neighbours; see `predict_from_neighbours`. Says too which queries lie outside."""
+        found = predict_from_neighbours(
             similarities,
             labels,
             k=self.k,
@@ -81,6 +94,12 @@ class NeighbourPredictor:
             factors=self.factors,
             floor=self.floor,
         )
+        if not self.similarities:
+            return found
+        # Far is what is little similar: the scores of novelty are the similarities with the sign changed.
+        distances = -_similarity_of_rank(similarities, labels, self.novelty_rank)
+        novelty = p_values(-np.array(self.similarities[::-1]), distances)
+        return replace(found, novelty=novelty, is_outside=are_outside(len(self.similarities), novelty))
 
     def to_json(self) -> str:
         """This predictor as JSON text; `from_json` reads it back to an equal object."""
@@ -93,7 +112,7 @@ class NeighbourPredictor:
         known = {f.name for f in fields(cls)}
         if not isinstance(content, dict) or not known.issuperset(content) or "property_name" not in content:
             raise ValueError(f"not a neighbour predictor: expected a JSON object with the keys {sorted(known)}")
-        for name in ("levels", "factors"):
+        for name in ("levels", "factors", "similarities"):
             if name in content:
                 content[name] = tuple(content[name])
         return cls(**content)
@@ -162,42 +181,61 @@ def choose_neighbours(
 ) -> NeighbourPredictor:
     """Choose k and temperature, and calibrate the intervals, on Q validation objects whose `truth` is known.
 
-    A random half chooses by mean squared error; the other half gives the factors, so that the choice does not flatter
-    them. Queries without truth or without a labelled neighbour are left out; the query itself must not be among its
-    neighbours. Raises NeighbourPredictionError if too few objects remain to calibrate the highest level.
+    The choice is by mean squared error. So that it does not flatter the factors, these rest on errors that each fifth
+    of the objects has under the choice of the other four. Queries without truth or without a labelled neighbour are
+    left out; the query itself must not be among its neighbours. Raises NeighbourPredictionError if too few objects
+    remain to calibrate the highest level.
     """
     usable = np.isfinite(truth.astype(np.float64)) & (~np.isnan(labels.astype(np.float64))).any(1)
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(usable))
-    half = len(rows) // 2
-    choosing, calibrating = rows[:half], rows[half:]
-    needed = math.ceil(max(levels) / (1 - max(levels)))
-    if len(calibrating) < needed or half == 0:
+    needed = objects_needed(max(levels))
+    if len(rows) < 2 * needed:
         raise NeighbourPredictionError(
             f"{property_name}: {len(rows)} validation objects have a truth and a labelled neighbour; at least "
             f"{2 * needed} are needed to calibrate intervals at level {max(levels)}"
         )
-    best = (math.inf, DEFAULT_COUNT, DEFAULT_TEMPERATURE)
-    for k in sorted({min(count, labels.shape[1]) for count in counts}):
-        for temperature in temperatures:
-            value = predict_from_neighbours(
-                similarities[choosing], labels[choosing], k=k, temperature=temperature, levels=levels
-            ).value
-            best = min(best, (float(np.mean((value - truth[choosing]) ** 2)), k, temperature))
-    _, k, temperature = best
-    floor = FLOOR_SHARE * (float(np.std(truth[choosing].astype(np.float64))) or 1.0)
-    plain = predict_from_neighbours(
-        similarities[calibrating], labels[calibrating], k=k, temperature=temperature, levels=levels, floor=floor
+    settings = [
+        (k, temperature)
+        for k in sorted({min(count, labels.shape[1]) for count in counts})
+        for temperature in temperatures
+    ]
+    known = truth[rows].astype(np.float64)
+    errors = np.stack(
+        [
+            predict_from_neighbours(similarities[rows], labels[rows], k=k, temperature=t, levels=levels).value - known
+            for k, t in settings
+        ]
     )
+    k, temperature = settings[int(np.mean(errors**2, axis=1).argmin())]
+    floor = FLOOR_SHARE * (float(np.std(known)) or 1.0)
+    scores = []
+    for part in np.array_split(np.arange(len(rows)), CALIBRATION_FOLDS):
+        others = np.delete(errors, part, axis=1)
+        k_of_others, temperature_of_others = settings[int(np.mean(others**2, axis=1).argmin())]
+        plain = predict_from_neighbours(
+            similarities[rows[part]],
+            labels[rows[part]],
+            k=k_of_others,
+            temperature=temperature_of_others,
+            levels=levels,
+            floor=floor,
+        )
+        scores.append(_stretch_needed(plain, known[part]))
+    in_order = np.sort(np.concatenate(scores), axis=0)
+    rank = min(NOVELTY_RANK, k)
+    of_rank = _similarity_of_rank(similarities[rows], labels[rows], rank)[:MOST_SIMILARITIES]
     return NeighbourPredictor(
         property_name=property_name,
         k=k,
         temperature=temperature,
         levels=tuple(levels),
-        factors=_conformal_factors(plain, truth[calibrating].astype(np.float64)),
+        factors=tuple(conformal_reach(in_order[:, column], level) for column, level in enumerate(levels)),
         floor=floor,
-        num_calibration=len(calibrating),
+        num_calibration=len(rows),
         target_modality=target_modality,
         model_id=model_id,
+        novelty_rank=rank,
+        similarities=tuple(np.sort(of_rank).tolist()),
     )
 
 
@@ -219,13 +257,21 @@ def read_predictors(path: str | Path) -> dict[str, NeighbourPredictor]:
         raise ValueError(f"{path}: not a file of neighbour predictors: {error}") from None
 
 
-def _conformal_factors(plain: NeighbourPrediction, truth: Float[np.ndarray, " Q"]) -> tuple[float, ...]:
-    """The least stretch that covers ceil((n + 1) level) of n calibration objects, for each level."""
+def _stretch_needed(plain: NeighbourPrediction, truth: Float[np.ndarray, " Q"]) -> Float[np.ndarray, "Q S"]:
+    """By how much each interval must be stretched to hold the truth."""
     centre, error = plain.value[:, None], truth[:, None] - plain.value[:, None]
     reach = np.where(error < 0, centre - plain.lower, plain.upper - centre)
-    scores = np.sort(np.abs(error) / reach, axis=0)
-    ranks = [math.ceil((len(truth) + 1) * level) for level in plain.levels]
-    return tuple(float(scores[rank - 1, column]) for column, rank in enumerate(ranks))
+    return np.abs(error) / reach
+
+
+def _similarity_of_rank(
+    similarities: Num[np.ndarray, "Q K"], labels: Num[np.ndarray, "Q K"], rank: int
+) -> Float[np.ndarray, " Q"]:
+    """Similarity of the labelled neighbour of this rank, from 1; of the last one where there are fewer."""
+    labelled = ~np.isnan(labels.astype(np.float64))
+    in_order = -np.sort(np.where(labelled, -similarities.astype(np.float64), np.inf), axis=1)
+    places: Int[np.ndarray, " Q"] = np.minimum(labelled.sum(1), rank) - 1
+    return in_order[np.arange(len(places)), places]
 
 
 def _nearest(

@@ -14,11 +14,10 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from .multirate import CurvatureGroup, Descent, curvature_groups, multirate_descent, step_counts
+from .probe_diagnosis import MAX_STEPS_OF_A_CYCLE
 
 DENSE_SIZE = 4096
 """Largest matrix whose eigenvalues are all worked out; of larger ones Lanczos finds some."""
-MAX_STEPS_OF_A_CYCLE = 2000
-"""Above so many gradients in a cycle, the groups are too wide for several rates to gain anything."""
 Method = Literal["auto", "multirate", "lbfgs", "closed form"]
 
 
@@ -54,9 +53,12 @@ def least_squares(features: Float[np.ndarray, "B D"], labels: Float[np.ndarray, 
     return ProbeLoss(features.shape[1], value, gradient, curvature, minimum)
 
 
-def logistic(features: Float[np.ndarray, "B D"], classes: Int[np.ndarray, " B"], penalty: float) -> ProbeLoss:
-    """Mean cross-entropy of the true classes, 0 to C - 1, plus half `penalty` times the squared norm of the weights,
-    [D, C] flattened. (The bound of its curvature: Boehning 1992, doi 10.1007/BF00048682.)"""
+def logistic(
+    features: Float[np.ndarray, "B D"], classes: Int[np.ndarray, " B"], penalty: float | Float[np.ndarray, " P"]
+) -> ProbeLoss:
+    """Mean cross-entropy of the true classes, 0 to C - 1, plus half `penalty` (one for all, or for each weight) times
+    the squared norm of the weights, [D, C] flattened. (The bound of its curvature: Boehning 1992, doi
+    10.1007/BF00048682.)"""
     count, num_classes = len(classes), int(classes.max()) + 1
     truth = np.eye(num_classes)[classes]
 
@@ -67,7 +69,7 @@ def logistic(features: Float[np.ndarray, "B D"], classes: Int[np.ndarray, " B"],
     def value(weights: np.ndarray) -> float:
         logits = features @ weights.reshape(-1, num_classes)
         losses = logsumexp(logits, axis=1) - logits[np.arange(count), classes]
-        return float(losses.mean() + 0.5 * penalty * weights @ weights)
+        return float(losses.mean() + 0.5 * (penalty * weights) @ weights)
 
     def gradient(weights: np.ndarray) -> np.ndarray:
         return (features.T @ (probabilities(weights) - truth) / count).ravel() + penalty * weights
@@ -92,6 +94,17 @@ def curvature_spectrum(loss: ProbeLoss, weights: Float[np.ndarray, " P"] | None 
         return lanczos(lambda vector: loss.curvature(weights, vector), size, 100)
     matrix = np.stack([loss.curvature(weights, unit) for unit in np.eye(size)])
     return np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1].clip(min=0)
+
+
+def covariance_spectrum(features: Float[np.ndarray, "B D"]) -> Float[np.ndarray, " N"]:
+    """Eigenvalues of the covariance of features, largest first: all that may differ from zero, or where objects and
+    features both exceed DENSE_SIZE, the Ritz values of Lanczos' method."""
+    centred = features - features.mean(0)
+    count, size = centred.shape
+    if min(count, size) > DENSE_SIZE:
+        return lanczos(lambda vector: centred.T @ (centred @ vector) / count, size, 100)
+    matrix = centred.T @ centred if size <= count else centred @ centred.T
+    return np.linalg.eigvalsh(matrix / count)[::-1].clip(min=0)
 
 
 def lanczos(

@@ -5,7 +5,7 @@ uvicorn.run(app)                      # or: serving.server.serve(checkpoint, ind
 """
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -13,10 +13,12 @@ from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import Response
 
 from ..models.neighbour_prediction import NeighbourPredictor
+from ..models.probe_loading import AnyProbe
 from .docs_page import docs_page
 from .documentation import add_body_schemas
-from .index import EmbeddingIndex
+from .index_protocol import SearchIndex
 from .limits import Limits
+from .probe_answers import probes_by_label
 from .problems import ProblemError, answer, install_handlers
 from .routes_about import about_routes
 from .routes_embeddings import embedding_routes
@@ -35,17 +37,19 @@ DOCS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; bas
 
 def create_app(
     model: EmbeddingModel | None,
-    index: EmbeddingIndex | None = None,
+    index: SearchIndex | None = None,
     predictors: Mapping[str, NeighbourPredictor] | None = None,
     limits: Limits | None = None,
     api_key: str | None = None,
+    probes: Sequence[AnyProbe] = (),
 ) -> FastAPI:
-    """The application for one model and, where given, its index and predictors (by `predictor_key`).
+    """The application for one model and, where given, its index, predictors (by `predictor_key`) and probes.
 
     Without a model every route that needs one answers 503; `app.state.service.take(model)` gives it later. With
-    `api_key`, each request must bear it. Raises EmbeddingIndexError if index or predictors belong to another model.
+    `api_key`, each request must bear it. Raises EmbeddingIndexError if index, predictors or probes belong to another
+    model.
     """
-    service = Service(model, index, predictors or {}, limits or Limits())
+    service = Service(model, index, predictors or {}, limits or Limits(), probes_by_label(probes))
     # FastAPI's own pages load scripts from a CDN; ours is whole.
     app = FastAPI(
         title="Armillary",

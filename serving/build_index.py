@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import ObservationDataset
-from ..models.embeddings import read_embedding_shards
+from ..models.embeddings import open_shards
 from ..models.neighbour_prediction import (
     CANDIDATE_COUNTS,
     NeighbourPredictionError,
     NeighbourPredictor,
     choose_neighbours,
 )
-from .index import EmbeddingIndex, EmbeddingIndexError
-from .index_files import Manifest
+from .index_open import build_for, check_is_new, open_index, save_index
+from .index_protocol import EmbeddingIndexError, IndexManifest, SearchIndex
 from .labelled_neighbours import labelled_neighbours, predictor_key
 
 Labels = Mapping[str, Mapping[str, float]]
@@ -30,7 +30,7 @@ CALIBRATED_PROPERTIES = ("scalar/redshift",)
 
 def build_index(
     embeddings: Path,
-    index: Path,
+    index: str | Path,
     data: Path | None = None,
     held_out: Path | None = None,
     calibrate: tuple[str, ...] = CALIBRATED_PROPERTIES,
@@ -38,26 +38,39 @@ def build_index(
     validation: Path | None = None,
     query_modalities: tuple[str, ...] = (),
     target_modality: str | None = None,
-) -> Manifest:
-    """Build an index from a folder of embedding shards, and save it as the new folder `index`.
+    metadata: tuple[str, ...] = (),
+    index_type: str | None = None,
+    max_memory_gb: float | None = None,
+) -> IndexManifest:
+    """Build an index from a folder of embedding shards, and save it as the new folder, or at the address, `index`.
 
     `data` is the dataset whose scalars become labels, of every object that is not in the file `held_out` (object ids,
     one in a line). With `validation`, a file of held-out objects, the properties of `calibrate` get a predictor for
     each of `query_modalities`: the kind of vector that is asked with. By default these are the image modalities of the
     index, and those with too few validation objects are passed over; one that is named must succeed. Neighbours are
-    sought among the rows of `target_modality`, by default of all. Raises EmbeddingIndexError, NeighbourPredictionError.
+    sought among the rows of `target_modality`, by default of all. `metadata` names scalars of the dataset by whose
+    ranges searches may be filtered; unlike labels they are known of all objects. `index_type` and
+    `max_memory_gb` are those of `EmbeddingIndex.build`. Raises EmbeddingIndexError, NeighbourPredictionError.
     """
+    check_is_new(index)
     hidden, validating = _read_ids(held_out), _read_ids(validation)
     _check_ids(hidden, validating, held_out, validation, data)
     numbers: Labels = {} if data is None else ObservationDataset(data).scalars()
-    table = read_embedding_shards(embeddings)
-    known = set(table.object_id)
+    shards = open_shards(embeddings)
+    known = set(shards.rows()["object_id"].to_pylist())
     if hidden and hidden.isdisjoint(known.union(*numbers.values())):
         raise EmbeddingIndexError(
             f"{held_out}: none of its {len(hidden)} objects has an embedding or a label; expected object ids, one in "
             f"a line, such as {min(known)!r}"
         )
-    built = EmbeddingIndex.build(table, _label_columns(numbers, known - hidden))
+    built = build_for(
+        index,
+        shards.paths,
+        _label_columns({name: values for name, values in numbers.items() if name not in metadata}, known - hidden),
+        metadata=_metadata_columns(numbers, metadata, data),
+        index_type=index_type,
+        max_memory_gb=max_memory_gb,
+    )
     predictors: dict[str, NeighbourPredictor] = {}
     if validating:
         for name in calibrate:
@@ -65,11 +78,11 @@ def build_index(
                 raise EmbeddingIndexError(f"{data}: no labels of {name!r} to calibrate; it has {sorted(numbers)}")
             truth = {i: value for i, value in numbers[name].items() if i in validating}
             predictors |= _calibrated(built, name, truth, query_modalities, target_modality)
-    return built.save(index, predictors)
+    return save_index(built, index, predictors)
 
 
 def _calibrated(
-    index: EmbeddingIndex,
+    index: SearchIndex,
     property_name: str,
     truth: Mapping[str, float],
     query_modalities: Sequence[str],
@@ -97,7 +110,7 @@ def _calibrated(
 
 
 def calibrate_predictor(
-    index: EmbeddingIndex,
+    index: SearchIndex,
     property_name: str,
     truth: Mapping[str, float],
     query_modality: str,
@@ -108,8 +121,7 @@ def calibrate_predictor(
     Raises NeighbourPredictionError where too few of them have such a vector, EmbeddingIndexError if the index holds a
     label of one: it would be its own nearest neighbour.
     """
-    has_vector = {str(i) for i in index.object_id[index.modality == query_modality]}
-    ids = sorted(has_vector & truth.keys())
+    ids = sorted(truth.keys() & set(index.objects_with(query_modality)))
     labelled = [i for i in ids if property_name in index.labels_of(i)]
     if labelled:
         raise EmbeddingIndexError(f"validation object {labelled[0]!r} has its label {property_name!r} in the index")
@@ -117,7 +129,7 @@ def calibrate_predictor(
         raise NeighbourPredictionError(
             f"{property_name}: no validation object has the value and an embedding of {query_modality}"
         )
-    vectors = np.stack([index.vector(i, query_modality) for i in ids])
+    vectors = index.vectors(ids, query_modality)
     neighbours, labels = labelled_neighbours(
         index, vectors, property_name, max(CANDIDATE_COUNTS), target_modality=target_modality
     )
@@ -132,6 +144,41 @@ def calibrate_predictor(
         )
     except NeighbourPredictionError as error:
         raise NeighbourPredictionError(f"queries of {query_modality}: {error}") from None
+
+
+def add_to_index(
+    index: str | Path, embeddings: Path, data: Path | None = None, held_out: Path | None = None
+) -> IndexManifest:
+    """Add shards of embeddings to an index, with labels and metadata from a dataset; labels not of held-out objects."""
+    loaded, _ = open_index(index)
+    shards = open_shards(embeddings)
+    numbers: Labels = {} if data is None else ObservationDataset(data).scalars()
+    names = loaded.manifest.metadata
+    given = set(shards.rows()["object_id"].to_pylist())
+    labels = {name: values for name, values in numbers.items() if name not in names}
+    loaded.add(
+        shards.paths,
+        _label_columns(labels, given - _read_ids(held_out)),
+        _metadata_columns(numbers, tuple(name for name in names if name in numbers), data),
+    )
+    return loaded.manifest
+
+
+def remove_from_index(index: str | Path, object_ids: Path) -> IndexManifest:
+    """Remove the objects that a file names, one in a line, from an index."""
+    loaded, _ = open_index(index)
+    loaded.remove(sorted(_read_ids(object_ids)))
+    return loaded.manifest
+
+
+def _metadata_columns(numbers: Labels, names: Sequence[str], data: Path | None) -> dict[str, Any] | None:
+    """These scalars as columns, NaN where one has no value; None if none is asked for."""
+    for name in names:
+        if name not in numbers:
+            raise EmbeddingIndexError(f"{data}: no scalar {name!r} for metadata; it has {sorted(numbers)}")
+    ids = sorted(set().union(*(numbers[name] for name in names)))
+    columns = {name: np.array([numbers[name].get(i, np.nan) for i in ids]) for name in names}
+    return {"object_id": ids, **columns} if ids else None
 
 
 def _label_columns(numbers: Labels, objects: set[str]) -> dict[str, Any] | None:

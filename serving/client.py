@@ -53,11 +53,11 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds that hold the truth with probability `level`."""
+    """Bounds that hold the truth with probability `level`; None where too few objects are known to tell."""
 
     level: float
-    lower: float
-    upper: float
+    lower: float | None
+    upper: float | None
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,13 @@ class Distribution:
 class Prediction:
     """A predicted value; `calibrated` tells whether the intervals were calibrated on held-out objects.
 
-    With method `neighbours` it shows these; with method `model`, the distribution whose median the value is.
+    With method `neighbours` it shows these; with method `model`, the distribution whose median the value is; with
+    `probe`, where the value is a class, `classes` has the probabilities. `is_outside` says that the object is unlike
+    those known, by `novelty`, the share of them that lie as far out; None where that cannot be told.
     """
 
     property: str
-    value: float
+    value: Any
     unit: str | None
     intervals: tuple[Interval, ...]
     calibrated: bool
@@ -85,6 +87,9 @@ class Prediction:
     provenance: dict[str, Any]
     method: str = "neighbours"
     distribution: Distribution | None = None
+    classes: dict[str, Any] | None = None
+    novelty: float | None = None
+    is_outside: bool | None = None
 
 
 QueryLike = str | np.ndarray | Tensor | Observation | Sequence[Observation]
@@ -184,7 +189,7 @@ class Client:
         """The value of a property (`scalar/redshift`) from the labels of the nearest neighbours.
 
         With method `model`, by the masked model: the query is the observations of one object, and the other options
-        do not apply.
+        do not apply. With method `probe`, by the probe of this label that the server was started with.
         """
         body = _query(query, modality, target_modality, cone) | {
             "property": property,
@@ -203,6 +208,9 @@ class Client:
             provenance=answer["provenance"],
             method=answer["method"],
             distribution=_distribution(answer["distribution"]),
+            classes=answer["classes"],
+            novelty=answer["novelty"],
+            is_outside=answer["is_outside"],
         )
 
     def object(self, object_id: str) -> dict[str, Any]:

@@ -1,83 +1,55 @@
-"""The index: stored embeddings of many objects, searched by cosine similarity, filtered by modality, object and place.
+"""The index: stored embeddings of many objects, searched by cosine similarity, filtered by what is known of them.
 
-One row is the unit vector of one (object, modality). Up to FLAT_LIMIT rows every vector is compared (exact); above, the
-vectors are grouped in cells (FAISS's IVF) and the nearest cells are searched. Filters are applied inside the search,
-never to its result: a filtered search returns k rows wherever k rows match. Files: `index_files.py`.
+One row is the unit vector of one (object, modality). The rows of each modality have a FAISS structure of their own,
+chosen by their number (`index_types.py`). Filters are applied inside the search, never to its result: a filtered search
+returns k rows wherever k rows match. A saved index takes additions and removals, each on disk when it returns
+(`index_files.py`), and is memory-mapped, so that processes share it.
 """
 
-import functools
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
-from ..models.embeddings import EmbeddingTable, read_embedding_shards
+from ..models.embeddings import EmbeddingTable, open_shards
 from ..models.neighbour_prediction import NeighbourPredictor
-from . import index_files
+from . import index_changes, index_files
 from .cone import Cone
-from .index_files import EmbeddingIndexError, Manifest
+from .index_building import METRIC, RowSource, TableSource, build_parts, write_rows
+from .index_files import BuildSettings, Manifest
+from .index_labels import label_table
+from .index_protocol import EmbeddingIndexError, Neighbours, Ranges
+from .index_recall import TARGET_RECALL
+from .index_state import IndexState, read_state, write_counts
+from .index_types import FLAT_LIMIT
+from .index_vectors import nearest_of
 
-FLAT_LIMIT = 50_000
-"""Rows up to which every vector is compared; HNSW is no choice, for its recall collapses under selective filters."""
-CELLS_PER_ROOT_ROW = 4
-"""Cells of an IVF index: this times the square root of the rows."""
-PROBED_CELLS = 16
-TRAINING_ROWS_PER_CELL = 64
-UNIT_LENGTH_BLOCK = 65_536
+FEW_EXCLUDED = 32
+"""Rows up to which excluded ones are sought along and dropped, which is cheaper than a filter."""
 
 __all__ = ["EmbeddingIndex", "EmbeddingIndexError", "Neighbours"]
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The K most similar rows for each of Q queries, best first.
-
-    Where fewer than K rows match, the rest hold row -1, similarity -inf, an empty `object_id` and NaN positions.
-    """
-
-    row: Int64[np.ndarray, "Q K"]
-    similarity: Float32[np.ndarray, "Q K"]
-    object_id: np.ndarray
-    modality: np.ndarray
-    ra: Float64[np.ndarray, "Q K"]
-    dec: Float64[np.ndarray, "Q K"]
-
-    def select(self, places: Sequence[int]) -> "Neighbours":
-        """Of each query, the neighbours at these places, in this order."""
-        chosen = np.asarray(places, np.int64)
-        return Neighbours(**{f.name: getattr(self, f.name)[:, chosen] for f in fields(self)})
-
-
 class EmbeddingIndex:
-    """Rows of unit vectors with their objects; made by `build` or `load`, never changed after."""
+    """Rows of unit vectors with their objects; made by `build` or `load`. See `index_protocol.SearchIndex`."""
 
-    def __init__(
-        self,
-        vectors: Any,
-        object_id: np.ndarray,
-        modality: np.ndarray,
-        ra: Float64[np.ndarray, " R"],
-        dec: Float64[np.ndarray, " R"],
-        labels: pa.Table,
-        manifest: Manifest,
-    ) -> None:
-        self._vectors = vectors
-        self.object_id, self.modality, self.ra, self.dec = object_id, modality, ra, dec
-        self.labels = labels
-        """One row for each labelled object: `object_id` and columns of numbers such as `scalar/redshift`."""
-        self.manifest = manifest
-        self._order = np.argsort(object_id, kind="stable")
-        self._sorted_id = object_id[self._order]
-        self._labelled: dict[str, np.ndarray] = {}
+    def __init__(self, state: IndexState, *, is_saved: bool, draft: index_files.Draft | None = None) -> None:
+        self._state = state
+        self._is_saved = is_saved
+        self._draft = draft  # its files are deleted with it
 
     def __len__(self) -> int:
-        return len(self.object_id)
+        return self.manifest.num_rows
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the index is, and how well it finds."""
+        return self._state.manifest
 
     @property
     def model_id(self) -> str:
@@ -89,62 +61,64 @@ class EmbeddingIndex:
         """The modalities of the rows, sorted."""
         return tuple(self.manifest.num_rows_of_modality)
 
+    @property
+    def labels(self) -> pa.Table:
+        """One row for each labelled object: `object_id` and columns of numbers such as `scalar/redshift`."""
+        return self._state.labels.table
+
     @classmethod
     def build(
         cls,
         embeddings: EmbeddingTable | str | Path | Iterable[str | Path],
         labels: pa.Table | Mapping[str, Any] | None = None,
         *,
+        metadata: pa.Table | Mapping[str, Any] | None = None,
         name: str = "objects",
+        index_type: str | None = None,
         flat_limit: int = FLAT_LIMIT,
+        max_memory_gb: float | None = None,
+        target_recall: float = TARGET_RECALL,
+        draft_in: str | Path | None = None,
     ) -> "EmbeddingIndex":
         """Build from embeddings (a table, a folder of shards, or shards) and labels of objects.
 
-        `labels` is a table with `object_id` and columns of numbers named for modalities; NaN or null = unknown. `name`
-        is that of the collection. Raises EmbeddingIndexError on vectors of no direction, rows and labels given twice,
+        Shards are never in memory as a whole. `labels` is a table with `object_id` and columns of numbers named for
+        modalities; NaN or null = unknown. `metadata` is such a table too: what is known of all objects, by whose ranges
+        a search may be filtered; objects that have no embedding are passed over. `name` is that of the collection.
+        `index_type` overrules the choice by size, for which structures may take `max_memory_gb` (default: half of the
+        machine's). `target_recall` is that of the 10 nearest, for queries of the same and of other modalities. The
+        files of the draft lie in a temporary folder of `draft_in` until `save`; where it is saved on the same file
+        system, nothing is copied. Raises EmbeddingIndexError on vectors of no direction, rows and labels given twice,
         and labels of objects that are not there.
         """
-        table = embeddings if isinstance(embeddings, EmbeddingTable) else read_embedding_shards(embeddings)
-        if not len(table):
+        source = _source(embeddings)
+        index_files.import_faiss()
+        settings = BuildSettings(index_type, flat_limit, max_memory_gb, target_recall)
+        draft = index_files.Draft(draft_in)
+        folder = draft.folder / "base-0"
+        written = write_rows(folder, source, metadata)
+        if not written.rows.num_rows:
             raise EmbeddingIndexError("no embeddings to index")
-        object_id, modality = np.array(table.object_id, object), np.array(table.modality, object)
-        _check_rows_differ(table)
-        label_table = _label_table(labels, set(table.object_id))
-        vectors = _unit_length(table)
-        faiss = index_files.import_faiss()
-        num_rows, dimension = vectors.shape
-        if num_rows <= flat_limit:
-            stored: Any = faiss.IndexFlatIP(dimension)
-            kind, reason = "flat", f"{num_rows} rows, at most {flat_limit}: every vector is compared, which is exact"
-        else:
-            cells = max(1, round(CELLS_PER_ROOT_ROW * math.sqrt(num_rows)))
-            stored = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, cells, faiss.METRIC_INNER_PRODUCT)
-            sample = np.random.default_rng(0).permutation(num_rows)[: TRAINING_ROWS_PER_CELL * cells]
-            stored.train(vectors[np.sort(sample)])
-            stored.nprobe = min(PROBED_CELLS, cells)
-            kind = "ivf"
-            reason = (
-                f"{num_rows} rows, above {flat_limit}: {cells} cells, of which {stored.nprobe} are searched; IVF keeps "
-                "its recall under filters, HNSW does not"
-            )
-        stored.add(vectors)
-        if kind == "ivf":
-            stored.make_direct_map()
-        names, counts = np.unique(modality.astype(str), return_counts=True)
+        write_counts(folder, written)
+        table = label_table(labels, written.rows["object_id"].combine_chunks())
+        pq.write_table(table, folder / index_files.LABELS, compression="zstd")
+        parts = build_parts(folder, written, settings)
         manifest = Manifest(
             name=name,
-            model_id=table.model_id,
-            space=table.space,
-            metric="inner product of unit vectors",
-            dimension=dimension,
-            num_rows=num_rows,
-            num_objects=len(set(table.object_id)),
-            num_rows_of_modality={str(n): int(c) for n, c in zip(names, counts, strict=True)},
-            labels=tuple(label_table.column_names[1:]),
-            index_type=kind,
-            reason=reason,
+            model_id=source.model_id,
+            space=source.space,
+            metric=METRIC,
+            dimension=source.dimension,
+            num_rows=written.rows.num_rows,
+            num_objects=pc.count_distinct(written.rows["object_id"]).as_py(),
+            num_rows_of_modality=written.num_rows_of_modality,
+            labels=tuple(table.column_names[1:]),
+            metadata=tuple(n for n in written.rows.column_names if n not in ("object_id", "ra", "dec")),
+            parts=parts,
+            base=folder.name,
+            settings=settings,
         )
-        return cls(stored, object_id, modality, table.ra, table.dec, label_table, manifest)
+        return cls(read_state(folder.parent, manifest), is_saved=False, draft=draft)
 
     def save(self, folder: str | Path, predictors: Mapping[str, NeighbourPredictor] | None = None) -> Manifest:
         """Write the index as a new folder, which appears whole or not at all; returns the manifest with checksums.
@@ -152,29 +126,49 @@ class EmbeddingIndex:
         `predictors` were calibrated with this index, by `predictor_key`; a server of the folder takes them. Raises
         EmbeddingIndexError if the folder exists and is not empty.
         """
-        rows = pa.table(
-            {
-                "object_id": pa.array(self.object_id, pa.string()),
-                "modality": pa.array(self.modality, pa.string()).dictionary_encode(),
-                "ra": self.ra,
-                "dec": self.dec,
-            }
-        )
-        return index_files.write(folder, self._vectors, rows, self.labels, self.manifest, predictors)
+        return index_files.save_new(self._state.folder, folder, self.manifest, predictors)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "EmbeddingIndex":
-        """Read a saved index. Raises EmbeddingIndexError if a file is missing or differs from its checksum."""
-        vectors, rows, labels, manifest = index_files.read(folder)
-        return cls(
-            vectors,
-            np.array(rows["object_id"].to_pylist(), object),
-            np.array(rows["modality"].to_pylist(), object),
-            rows["ra"].to_numpy(),
-            rows["dec"].to_numpy(),
-            labels,
-            manifest,
-        )
+    def load(cls, folder: str | Path, *, verify: bool = True, memory_map: bool = True) -> "EmbeddingIndex":
+        """Open a saved index. Raises EmbeddingIndexError if a file is missing or differs from its checksum.
+
+        `verify=False` leaves out the reading of every file that checksums need. With `memory_map`, structures stay on
+        disk, are read where a search needs them, and are shared by all processes that do so.
+        """
+        return cls(index_changes.read_latest(Path(folder), verify=verify, memory_map=memory_map), is_saved=True)
+
+    def refresh(self) -> bool:
+        """Take over what other processes have changed since; whether there was anything."""
+        latest = index_changes.newer(self._state) if self._is_saved else None
+        if latest is not None:
+            self._state = latest
+        return latest is not None
+
+    def add(
+        self,
+        embeddings: EmbeddingTable | str | Path | Iterable[str | Path],
+        labels: pa.Table | Mapping[str, Any] | None = None,
+        metadata: pa.Table | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add rows to a saved index; an (object, modality) that is there is replaced. On return all is on disk.
+
+        `labels` may be of any object of the index; a number replaces the one that is known. `metadata` has columns that
+        the index has; an object that is there keeps what is not given. Raises EmbeddingIndexError on another model,
+        space or dimension, on a row given twice, and while another process changes the index.
+        """
+        self._change(lambda state: index_changes.add(state, _source(embeddings), labels, metadata))
+
+    def remove(self, object_ids: Iterable[str]) -> None:
+        """Remove all rows and labels of these objects from a saved index. On return they are gone from the folder too.
+
+        Raises LookupError, and removes none, if one is not there.
+        """
+        wanted = list(dict.fromkeys(object_ids))
+        self._change(lambda state: index_changes.remove(state, wanted))
+
+    def compact(self) -> None:
+        """Build the base anew from base and changes: additions join the structures, removals give their space back."""
+        self._change(index_changes.compact)
 
     def require_model(self, model_id: str) -> None:
         """Raises EmbeddingIndexError unless the vectors come from this model."""
@@ -194,212 +188,244 @@ class EmbeddingIndex:
         exclude_each: Sequence[str] | None = None,
         cone: Cone | None = None,
         has_label: str | None = None,
+        survey: str | None = None,
+        where: Ranges | None = None,
         exact: bool = False,
     ) -> Neighbours:
         """The `k` rows most similar to each query, among those that pass every filter.
 
-        `target_modality` keeps rows of one modality, `exclude` drops objects for all queries, `exclude_each` drops one
-        object for each query (itself), `cone` keeps objects on a part of the sky, `has_label` those that have this
-        label. `exact` compares every vector, as small indexes and selective filters do in any case. Queries need not
-        have unit length. Raises LookupError on an unknown modality or label, EmbeddingIndexError on queries of wrong
-        width, without direction, or not finite.
+        `target_modality` keeps rows of one modality, `survey` those of one survey (the part of a modality's name after
+        the slash), `exclude` drops objects for all queries, `exclude_each` drops one object for each query (itself),
+        `cone` keeps objects on a part of the sky, `has_label` those that have this label, `where` those whose metadata
+        lie in these ranges, ends included. `exact` compares every vector, as small indexes and selective filters do in
+        any case. Queries need not have unit length. Raises LookupError on an unknown modality, survey, label or column,
+        EmbeddingIndexError on queries of wrong width, without direction, or not finite.
         """
-        queries = self._unit_queries(vectors)
+        state = self._state
+        queries = _unit_queries(vectors, state.manifest.dimension)
         if k < 1:
             raise EmbeddingIndexError(f"k must be at least 1, found {k}")
-        chosen = self._chosen_rows(target_modality, exclude, cone, has_label)
-        num_chosen = len(self) if chosen is None else int(chosen.sum())
-        # Each excluded object may hold several of the best places, so that many more are sought.
-        own = None if exclude_each is None else [self.rows_of(i) for i in exclude_each]
-        sought = min(num_chosen, k + (0 if own is None else max((len(rows) for rows in own), default=0)))
-        if sought == 0:
-            return self._neighbours(np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32))
-        similarity, row = self._vectors.search(queries, sought, params=self._parameters(chosen, num_chosen, exact))
-        if (row < 0).any():
-            # The probed cells held too few rows that match.
-            similarity, row = self._vectors.search(queries, sought, params=self._parameters(chosen, num_chosen, True))
-        if own is not None:
-            similarity, row = _drop_own(similarity, row, own, min(k, sought))
-        return self._neighbours(row, similarity)
-
-    def rows_of(self, object_id: str) -> Int[np.ndarray, " M"]:
-        """The rows of an object, none if it is not there."""
-        left, right = (np.searchsorted(self._sorted_id, object_id, side) for side in ("left", "right"))
-        return np.sort(self._order[left:right])
+        names = _chosen_modalities(state, target_modality, survey)
+        chosen = _chosen_rows(state, cone, has_label, where)
+        dropped = state.rows.rows_of_any(exclude)
+        own = None if exclude_each is None else _own_rows(state, exclude_each)
+        if len(dropped) > FEW_EXCLUDED:
+            chosen = np.ones(len(state.rows), bool) if chosen is None else chosen.copy()
+            chosen[dropped] = False
+            dropped = dropped[:0]
+        # Excluded rows may hold several of the best places, so that many more are sought.
+        spare = len(dropped) + (0 if own is None else own.shape[1])
+        similarity, row = _search_parts(state, queries, k + spare, names, chosen, exact)
+        if spare:
+            similarity, row = _drop(similarity, row, dropped, own, k)
+        # Columns that hold nothing for any query are left out; what is missing is last in each row.
+        width = min(k, int((row >= 0).sum(1).max(initial=0)))
+        return _neighbours(state, row[:, :width], similarity[:, :width])
 
     def vector(self, object_id: str, modality: str | None = None) -> Float32[np.ndarray, " D"]:
         """The unit vector of an object's `modality`; without one, the normalised mean over its modalities.
 
         Raises LookupError that names the nearest known object, or the modalities that the object has.
         """
-        rows = self.rows_of(object_id)
-        if not len(rows):
-            raise LookupError(
-                f"no object {object_id!r} in the index; the nearest known is {self.nearest_id(object_id)!r}"
-            )
+        state = self._state
+        rows = self._rows_of_known(state, object_id)
         if modality is not None:
-            has = [str(self.modality[row]) for row in rows]
+            has = list(self.modalities_of(object_id))
             if modality not in has:
                 raise LookupError(f"object {object_id!r} has no {modality!r} in the index; it has {has}")
             rows = rows[[has.index(modality)]]
-        mean = np.stack([self._vectors.reconstruct(int(row)) for row in rows]).mean(0)
+        mean = state.unit_vectors(rows).astype(np.float64).mean(0)
         return (mean / np.linalg.norm(mean)).astype(np.float32)
+
+    def vectors(self, object_ids: Sequence[str], modality: str) -> Float32[np.ndarray, "B D"]:
+        """The unit vectors of many objects, in their order. Raises LookupError that names the first that has none."""
+        state = self._state
+        ids = list(object_ids)
+        if modality not in state.rows.modality_names:
+            raise LookupError(f"no modality {modality!r} in the index; it has {list(self.modalities)}")
+        row = state.rows.rows_of_each(ids, modality)
+        if (row < 0).any():
+            self.vector(ids[int((row < 0).argmax())], modality)  # raises, and says why
+        return state.unit_vectors(row)
+
+    def objects_with(self, modality: str) -> list[str]:
+        """The ids of all objects that have a vector of this modality, sorted; empty if there is no such modality."""
+        rows = self._state.rows
+        if modality not in rows.modality_names:
+            return []
+        return sorted(rows.object_ids(rows.rows_with(modality)).to_pylist())
+
+    def modalities_of(self, object_id: str) -> tuple[str, ...]:
+        """The modalities of an object, sorted; empty if it is not there."""
+        rows = self._state.rows
+        return tuple(rows.modality_names[code] for code in rows.modality_codes(rows.rows_of(object_id)))
+
+    def position_of(self, object_id: str) -> tuple[float, float]:
+        """`ra` and `dec` in degrees, ICRS; NaN where unknown. Raises LookupError if the object is not there."""
+        state = self._state
+        rows = self._rows_of_known(state, object_id)
+        known = rows[np.isfinite(state.rows.column("dec", rows))]
+        first = (known if len(known) else rows)[:1]
+        return float(state.rows.column("ra", first)[0]), float(state.rows.column("dec", first)[0])
+
+    def rows_of(self, object_id: str) -> Int64[np.ndarray, " M"]:
+        """The rows of an object, none if it is not there; in order of modality."""
+        return self._state.rows.rows_of(object_id)
 
     def nearest_id(self, object_id: str) -> str:
         """The known id that shares the longest beginning with this one."""
-        place = int(np.searchsorted(self._sorted_id, object_id))
-        beside = [self._sorted_id[i] for i in (place - 1, place) if 0 <= i < len(self._sorted_id)]
-        return max(beside, key=lambda known: _common_length(known, object_id))
+        return self._state.rows.nearest_id(object_id)
 
     def labels_of(self, object_id: str) -> dict[str, float]:
         """The known labels of an object by column; empty where it has none."""
-        row = self._label_rows.get(object_id)
-        values = {} if row is None else {name: self._label_values[name][row] for name in self.manifest.labels}
-        return {name: float(value) for name, value in values.items() if not math.isnan(value)}
+        return self._state.labels.of_object(object_id)
 
     def label_of_rows(self, name: str, row: Int[np.ndarray, "Q K"]) -> Float64[np.ndarray, "Q K"]:
         """The label `name` of the objects in these rows, NaN where unknown and for row -1. Raises LookupError."""
-        if name not in self.manifest.labels:
-            raise LookupError(f"the index has no label {name!r}; it has {list(self.manifest.labels)}")
-        values = self._label_values[name]
-        place = [self._label_rows.get(self.object_id[r], -1) if r >= 0 else -1 for r in row.reshape(-1)]
-        return np.array([values[p] if p >= 0 else np.nan for p in place], np.float64).reshape(row.shape)
+        _check_label(self._state, name)
+        return self._state.labels.of_rows(name, row)
 
-    @functools.cached_property
-    def _label_rows(self) -> dict[str, int]:
-        return {object_id: row for row, object_id in enumerate(self.labels["object_id"].to_pylist())}
+    def _rows_of_known(self, state: IndexState, object_id: str) -> Int64[np.ndarray, " M"]:
+        rows = state.rows.rows_of(object_id)
+        if not len(rows):
+            nearest = state.rows.nearest_id(object_id)
+            raise LookupError(f"no object {object_id!r} in the index; the nearest known is {nearest!r}")
+        return rows
 
-    @functools.cached_property
-    def _label_values(self) -> dict[str, np.ndarray]:
-        return {name: _label_column(self.labels, name) for name in self.manifest.labels}
-
-    def _is_labelled(self, name: str) -> Bool[np.ndarray, " R"]:
-        if name not in self._labelled:
-            self._labelled[name] = ~np.isnan(self.label_of_rows(name, np.arange(len(self))[None])[0])
-        return self._labelled[name]
-
-    @functools.cached_property
-    def _rows_are(self) -> dict[str, np.ndarray]:
-        return {name: np.asarray(self.modality == name, bool) for name in self.modalities}
-
-    def _unit_queries(self, vectors: Float[np.ndarray, "Q D"]) -> Float32[np.ndarray, "Q D"]:
-        if vectors.ndim != 2 or vectors.shape[1] != self.manifest.dimension:
-            raise EmbeddingIndexError(
-                f"query vectors must have shape [queries, {self.manifest.dimension}], found {list(vectors.shape)}"
-            )
-        length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-        wrong = ~(np.isfinite(length) & (length > 0))
-        if wrong.any():
-            raise EmbeddingIndexError(f"query {int(wrong.argmax())} has no direction: its length is {length[wrong][0]}")
-        return np.ascontiguousarray(vectors / length, np.float32)
-
-    def _chosen_rows(
-        self, target_modality: str | None, exclude: Iterable[str], cone: Cone | None, has_label: str | None
-    ) -> Bool[np.ndarray, " R"] | None:
-        if target_modality is not None and target_modality not in self.modalities:
-            raise LookupError(f"no modality {target_modality!r} in the index; it has {list(self.modalities)}")
-        dropped = [self.rows_of(object_id) for object_id in exclude]
-        if target_modality is None and cone is None and has_label is None and not dropped:
-            return None
-        chosen = np.ones(len(self), bool)
-        if target_modality is not None:
-            chosen &= self._rows_are[target_modality]
-        if cone is not None:
-            chosen &= cone.contains(self.ra, self.dec)
-        if has_label is not None:
-            chosen &= self._is_labelled(has_label)
-        for rows in dropped:
-            chosen[rows] = False
-        return chosen
-
-    def _parameters(self, chosen: Bool[np.ndarray, " R"] | None, num_chosen: int, exact: bool) -> Any:
-        faiss = index_files.import_faiss()
-        options: dict[str, Any] = {}
-        if chosen is not None:
-            options["sel"] = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
-        if self.manifest.index_type == "flat":
-            return faiss.SearchParameters(**options)
-        # Few rows match: visiting every cell costs no more than comparing them. Many: the fewer match, the more cells.
-        every = exact or num_chosen <= FLAT_LIMIT
-        probed = math.ceil(self._vectors.nprobe * len(self) / max(num_chosen, 1))
-        return faiss.SearchParametersIVF(
-            nprobe=self._vectors.nlist if every else min(self._vectors.nlist, probed), **options
-        )
-
-    def _neighbours(self, row: Int[np.ndarray, "Q K"], similarity: Float32[np.ndarray, "Q K"]) -> Neighbours:
-        missing = row < 0
-        place = np.where(missing, 0, row)
-        return Neighbours(
-            row=row.astype(np.int64),
-            similarity=np.where(missing, np.float32(-np.inf), similarity),
-            object_id=np.where(missing, "", self.object_id[place]),
-            modality=np.where(missing, "", self.modality[place]),
-            ra=np.where(missing, np.nan, self.ra[place]),
-            dec=np.where(missing, np.nan, self.dec[place]),
-        )
+    def _change(self, change: Any) -> None:
+        if not self._is_saved:
+            raise EmbeddingIndexError("this index is not saved yet: save it, load the folder, and change that")
+        self._state = index_changes.change(self._state, change)
 
 
-def _drop_own(
-    similarity: Float32[np.ndarray, "Q S"],
-    row: Int[np.ndarray, "Q S"],
-    own: Sequence[np.ndarray],
+def _source(embeddings: EmbeddingTable | str | Path | Iterable[str | Path]) -> RowSource:
+    return TableSource(embeddings) if isinstance(embeddings, EmbeddingTable) else open_shards(embeddings)
+
+
+def _unit_queries(vectors: Float[np.ndarray, "Q D"], dimension: int) -> Float32[np.ndarray, "Q D"]:
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise EmbeddingIndexError(f"query vectors must have shape [queries, {dimension}], found {list(vectors.shape)}")
+    length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    wrong = ~(np.isfinite(length) & (length > 0))
+    if wrong.any():
+        raise EmbeddingIndexError(f"query {int(wrong.argmax())} has no direction: its length is {length[wrong][0]}")
+    return np.ascontiguousarray(vectors / length, np.float32)
+
+
+def _chosen_modalities(state: IndexState, target_modality: str | None, survey: str | None) -> list[str]:
+    names = list(state.manifest.num_rows_of_modality)
+    if target_modality is not None and target_modality not in names:
+        raise LookupError(f"no modality {target_modality!r} in the index; it has {names}")
+    if survey is not None:
+        surveys = {name: {one.partition("/")[2] for one in name.split("+")} for name in names}
+        if survey not in set().union(*surveys.values()):
+            known = sorted(set().union(*surveys.values()))
+            raise LookupError(f"no survey {survey!r} in the index; it has {known}")
+        names = [name for name in names if survey in surveys[name]]
+    return [name for name in names if target_modality in (None, name)]
+
+
+def _chosen_rows(
+    state: IndexState, cone: Cone | None, has_label: str | None, where: Ranges | None
+) -> Bool[np.ndarray, " R"] | None:
+    """Which rows pass the filters, None for all."""
+    filters = []
+    if has_label is not None:
+        _check_label(state, has_label)
+        filters.append(state.labels.is_known(has_label))
+    if cone is not None:
+        filters.append(state.rows.in_cone(cone))
+    if where:
+        unknown = sorted(set(where) - set(state.manifest.metadata))
+        if unknown:
+            raise LookupError(f"the index has no metadata {unknown[0]!r}; it has {list(state.manifest.metadata)}")
+        filters.append(state.rows.in_ranges(where))
+    if state.rows.alive is not None:
+        filters.append(state.rows.alive)
+    if not filters:
+        return None
+    return filters[0] if len(filters) == 1 else np.logical_and.reduce(filters)
+
+
+def _check_label(state: IndexState, name: str) -> None:
+    if name not in state.manifest.labels:
+        raise LookupError(f"the index has no label {name!r}; it has {list(state.manifest.labels)}")
+
+
+def _own_rows(state: IndexState, object_ids: Sequence[str]) -> Int64[np.ndarray, "Q M"]:
+    """The rows of each of these objects, -2 in places that one has not."""
+    rows = [state.rows.rows_of_each(list(object_ids), name) for name in state.manifest.num_rows_of_modality]
+    return np.where(np.stack(rows, 1) < 0, -2, np.stack(rows, 1))
+
+
+def _search_parts(
+    state: IndexState,
+    queries: Float32[np.ndarray, "Q D"],
     k: int,
-) -> tuple[Float32[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
-    is_own = np.stack([np.isin(rows, mine) for rows, mine in zip(row, own, strict=True)])
+    names: list[str],
+    chosen: Bool[np.ndarray, " R"] | None,
+    exact: bool,
+) -> tuple[Float32[np.ndarray, "Q K"], Int64[np.ndarray, "Q K"]]:
+    """The `k` best rows over the parts of these modalities and the tail; -1 fills up."""
+    found = []
+    for name in names:
+        part = state.parts.get(name)
+        if part is None:
+            continue
+        mine = None if chosen is None else chosen[part.rows.start : part.rows.stop]
+        count = len(part.rows) if mine is None else int(mine.sum())
+        if count:
+            found.append(part.search(queries, min(k, count), mine, exact=exact))
+    if len(state.tail):
+        tail = state.rows.is_of(names) if chosen is None else state.rows.is_of(names) & chosen[len(state.base) :]
+        place = np.flatnonzero(tail)
+        if len(place):
+            units = state.tail_units if tail.all() else state.tail_units[place]
+            number = np.broadcast_to(place + len(state.base), (len(queries), len(place)))
+            found.append(nearest_of(queries @ units.T, number, min(k, len(place))))
+    if not found:
+        return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    if len(found) == 1:
+        return found[0]
+    return nearest_of(*(np.concatenate(side, 1) for side in zip(*found, strict=True)), k)
+
+
+def _drop(
+    similarity: Float32[np.ndarray, "Q S"],
+    row: Int64[np.ndarray, "Q S"],
+    dropped: Int64[np.ndarray, " E"],
+    own: Int64[np.ndarray, "Q M"] | None,
+    k: int,
+) -> tuple[Float32[np.ndarray, "Q K"], Int64[np.ndarray, "Q K"]]:
+    is_dropped = np.isin(row, dropped)
+    if own is not None:
+        is_dropped |= (row[:, :, None] == own[:, None, :]).any(2)
     # A stable sort brings the others to the front, in their order.
-    order = np.argsort(is_own, axis=1, kind="stable")[:, :k]
-    kept = np.where(is_own, -1, row)
+    order = np.argsort(is_dropped, axis=1, kind="stable")[:, :k]
+    kept = np.where(is_dropped, -1, row)
     return np.take_along_axis(similarity, order, 1), np.take_along_axis(kept, order, 1)
 
 
-def _unit_length(table: EmbeddingTable) -> Float32[np.ndarray, "R D"]:
-    vectors = np.empty(table.vectors.shape, np.float32)
-    for start in range(0, len(table), UNIT_LENGTH_BLOCK):
-        block = table.vectors[start : start + UNIT_LENGTH_BLOCK].astype(np.float32)
-        length = np.linalg.norm(block, axis=1, keepdims=True)
-        wrong = ~(np.isfinite(length) & (length > 0))
-        if wrong.any():
-            row = start + int(wrong.argmax())
-            raise EmbeddingIndexError(
-                f"row {row} (object {table.object_id[row]}, {table.modality[row]}): the vector must be finite and not "
-                f"zero; its length is {length[wrong][0]}"
-            )
-        vectors[start : start + UNIT_LENGTH_BLOCK] = block / length
-    return vectors
-
-
-def _check_rows_differ(table: EmbeddingTable) -> None:
-    seen: set[tuple[str, str]] = set()
-    for pair in zip(table.object_id, table.modality, strict=True):
-        if pair in seen:
-            raise EmbeddingIndexError(f"object {pair[0]} has {pair[1]} twice; an index holds one row for each")
-        seen.add(pair)
-
-
-def _label_table(labels: pa.Table | Mapping[str, Any] | None, known: set[str]) -> pa.Table:
-    if labels is None:
-        return pa.table({"object_id": pa.array([], pa.string())})
-    given = labels if isinstance(labels, pa.Table) else pa.table(dict(labels))
-    if "object_id" not in given.column_names:
-        raise EmbeddingIndexError(f"labels must have a column object_id; found {given.column_names}")
-    object_id = [str(i) for i in given["object_id"].to_pylist()]
-    unknown = [i for i in object_id if i not in known]
-    if unknown:
-        raise EmbeddingIndexError(f"{len(unknown)} labelled objects have no embedding; the first: {unknown[0]!r}")
-    if len(set(object_id)) < len(object_id):
-        raise EmbeddingIndexError("labels: an object_id stands in two rows")
-    columns = {name: _label_column(given, name) for name in given.column_names if name != "object_id"}
-    return pa.table({"object_id": pa.array(object_id, pa.string()), **columns})
-
-
-def _label_column(table: pa.Table, name: str) -> Float64[np.ndarray, " R"]:
-    try:
-        numbers = pc.fill_null(pc.cast(table[name], pa.float64()), math.nan).to_numpy()
-    except pa.ArrowException as error:
-        raise EmbeddingIndexError(f"label {name!r} must be a column of numbers; {error}") from None
-    return np.where(np.isinf(numbers), np.nan, numbers)
-
-
-def _common_length(first: str, second: str) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+def _neighbours(state: IndexState, row: Int64[np.ndarray, "Q K"], similarity: Float32[np.ndarray, "Q K"]) -> Neighbours:
+    flat = row.reshape(-1)
+    missing = flat < 0
+    is_whole = not missing.any()
+    place = flat if is_whole else np.where(missing, 0, flat)
+    names = np.array([*state.rows.modality_names, ""], object)
+    object_id = state.rows.object_ids(place).to_numpy(zero_copy_only=False)
+    modality = names[state.rows.modality_codes(place)]
+    ra, dec = (state.rows.column(name, place) for name in ("ra", "dec"))
+    if not is_whole:
+        object_id[missing] = ""
+        modality[missing] = ""
+        ra, dec = (np.where(missing, np.nan, values) for values in (ra, dec))
+        similarity = np.where(row < 0, np.float32(-np.inf), similarity)
+    shape = row.shape
+    return Neighbours(
+        row=row,
+        similarity=similarity,
+        object_id=object_id.reshape(shape),
+        modality=modality.reshape(shape),
+        ra=ra.reshape(shape),
+        dec=dec.reshape(shape),
+    )

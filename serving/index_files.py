@@ -1,38 +1,84 @@
-"""The index on disk: a folder of vectors, rows, labels and a manifest with the checksum of each.
+"""The index on disk: a folder that one file, its manifest, makes valid.
 
-manifest.json     model, space, metric, counts, and the SHA-256 of the files
-vectors.faiss     unit vectors, in FAISS's format
-rows.parquet      object_id, modality, ra, dec of each vector
-labels.parquet    object_id and numbers
+manifest.json     what the index is; which folders it consists of; the SHA-256 of every file
 predictors.json   calibrated predictors, where the index was built with validation objects
+base-V/           what was built: vectors.npy (float16), inverse_length.npy, rows.arrow, by_id.npy, labels.parquet, and
+                  part-N.faiss for each modality
+change-V/         one addition or removal: the same for its rows, and removed.npy, the rows that it takes out
+
+Folders are written under a hidden name, brought to disk, renamed, and never changed after. A change counts from the
+moment its manifest replaces the old one: whoever is killed before has changed nothing, and what lies about then belongs
+to no manifest and is swept away by the next writer.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ..models.neighbour_prediction import NeighbourPredictor, read_predictors, write_predictors
+from .index_protocol import EmbeddingIndexError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PREDICTORS = "predictors.json"
-_VECTORS, _ROWS, _LABELS, _MANIFEST = "vectors.faiss", "rows.parquet", "labels.parquet", "manifest.json"
+MANIFEST = "manifest.json"
+VECTORS, INVERSE_LENGTH, ROWS, BY_ID, LABELS = (
+    "vectors.npy",
+    "inverse_length.npy",
+    "rows.arrow",
+    "by_id.npy",
+    "labels.parquet",
+)
+REMOVED = "removed.npy"
+_LOCK = ".lock"
+_DRAFT_PREFIX = ".armillary-draft-"
+
+__all__ = ["EmbeddingIndexError", "Manifest", "Part", "import_faiss", "predictors_of"]
 
 
-class EmbeddingIndexError(ValueError):
-    """An index cannot be built, read or searched so; the message says what was expected, what came, and where."""
+@dataclass(frozen=True)
+class Part:
+    """How the rows of one modality in the base are searched.
+
+    `effort` is the number of cells (IVF) or of candidates (HNSW) that are looked at, by the share of rows that pass the
+    filters; `candidates` for each wanted neighbour are compared by their stored vectors, none if it is 0. `recall` was
+    measured when the part was built (`index_recall.py`).
+    """
+
+    modality: str
+    num_rows: int
+    index_type: str
+    reason: str
+    num_cells: int = 0
+    effort: dict[str, int] = field(default_factory=dict)
+    candidates: int = 0
+    recall: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How a base is built, the next one too; see `EmbeddingIndex.build`."""
+
+    index_type: str | None
+    flat_limit: int
+    max_memory_gb: float | None
+    target_recall: float
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index is. `files` maps each file to its SHA-256; empty until the index is saved."""
+    """What an index is. `files` maps each file to its SHA-256; empty until the index is saved.
+
+    `version` grows by one with each change. `num_rows`, `num_objects` and `num_rows_of_modality` count what can be
+    found now; `parts` tell of the base as it was built.
+    """
 
     name: str
     model_id: str
@@ -43,8 +89,12 @@ class Manifest:
     num_objects: int
     num_rows_of_modality: dict[str, int]
     labels: tuple[str, ...]
-    index_type: str
-    reason: str
+    metadata: tuple[str, ...]
+    parts: tuple[Part, ...]
+    base: str
+    settings: BuildSettings
+    changes: tuple[str, ...] = ()
+    version: int = 0
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -55,6 +105,26 @@ class Manifest:
             return f"{self.name}-unsaved"
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         return f"{self.name}-{digest[:12]}"
+
+    @property
+    def index_type(self) -> str:
+        """The type of the part with most rows."""
+        return self._largest.index_type
+
+    @property
+    def reason(self) -> str:
+        """Why the part with most rows is of this type."""
+        return self._largest.reason
+
+    @property
+    def recall(self) -> dict[str, Any]:
+        """The recall of each modality's part, as measured when it was built."""
+        return {part.modality: part.recall for part in self.parts}
+
+    @property
+    def _largest(self) -> Part:
+        nothing = Part("", 0, "flat", "the index was built without rows")
+        return max(self.parts, key=lambda part: part.num_rows, default=nothing)
 
 
 def import_faiss() -> Any:
@@ -69,45 +139,62 @@ def import_faiss() -> Any:
     return faiss
 
 
-def write(
-    folder: str | Path,
-    vectors: Any,
-    rows: pa.Table,
-    labels: pa.Table,
-    manifest: Manifest,
-    predictors: Mapping[str, NeighbourPredictor] | None = None,
+def save_new(
+    draft: Path, folder: str | Path, manifest: Manifest, predictors: Mapping[str, NeighbourPredictor] | None
 ) -> Manifest:
-    """Write all files beside `folder`, then rename; returns the manifest with checksums."""
+    """Make the files of a draft the new folder `folder`, which appears whole or not at all; returns its manifest.
+
+    Files are linked where both lie on one file system, copied elsewhere: they are never changed in either place.
+    """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EmbeddingIndexError(f"{folder}: there is something already; an index is saved into a new folder")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        import_faiss().write_index(vectors, str(partial / _VECTORS))
-        pq.write_table(rows, partial / _ROWS, compression="zstd")
-        pq.write_table(labels, partial / _LABELS, compression="zstd")
+    check_is_new(folder)
+    with Draft(folder.parent) as hidden:
+        partial = hidden / "index"
+        partial.mkdir()
+        for name in (manifest.base, *manifest.changes):
+            shutil.copytree(draft / name, partial / name, copy_function=_link_or_copy)
         if predictors:
             write_predictors(partial / PREDICTORS, predictors)
-        written = sorted(path.name for path in partial.iterdir())
-        manifest = replace(manifest, files={name: _sha256(partial / name) for name in written})
-        (partial / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-        for path in partial.iterdir():
-            _to_disk(path)
+        written = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): sha256(path) for path in written}
+        manifest = replace(manifest, files=files)
+        (partial / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+        to_disk(partial)
         partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _sync(folder.parent)
     return manifest
 
 
-def read(folder: str | Path) -> tuple[Any, pa.Table, pa.Table, Manifest]:
-    """Verify and read all files: vectors, rows, labels, manifest."""
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of an index folder. Raises EmbeddingIndexError if there is none, or one of another format."""
+    path = Path(folder) / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EmbeddingIndexError(f"{path}: cannot be read ({error.strerror}); is this an index?") from None
+    except ValueError as error:
+        raise EmbeddingIndexError(f"{path}: not valid JSON ({error})") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version is not None and version != FORMAT_VERSION:
+        raise EmbeddingIndexError(
+            f"{path}: format_version is {version}; this Armillary reads {FORMAT_VERSION}. Build the index anew from "
+            "its embeddings"
+        )
+    known = {f.name for f in fields(Manifest)}
+    if not isinstance(content, dict) or set(content) != known:
+        raise EmbeddingIndexError(f"{path}: expected the keys {sorted(known)}, found {sorted(content)}")
+    parts = tuple(Part(**part) for part in content["parts"])
+    lists = {name: tuple(content[name]) for name in ("labels", "metadata", "changes")}
+    settings = BuildSettings(**content["settings"])
+    return Manifest(**{**content, **lists, "parts": parts, "settings": settings})
+
+
+def verify(folder: str | Path, manifest: Manifest) -> None:
+    """Read every file once. Raises EmbeddingIndexError if one is missing or differs from its checksum."""
     folder = Path(folder)
-    manifest = _read_manifest(folder / _MANIFEST)
-    for name in sorted({_VECTORS, _ROWS, _LABELS} | ({PREDICTORS} & manifest.files.keys())):
-        expected = manifest.files.get(name)
+    for name, expected in sorted(manifest.files.items()):
         try:
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
         except OSError as error:
             raise EmbeddingIndexError(f"{folder / name}: cannot be read ({error.strerror})") from None
         if found != expected:
@@ -115,41 +202,110 @@ def read(folder: str | Path) -> tuple[Any, pa.Table, pa.Table, Manifest]:
                 f"{folder / name}: its SHA-256 is {found}, but the manifest says {expected}; the file is damaged or "
                 "was changed"
             )
-    vectors = import_faiss().read_index(str(folder / _VECTORS))
-    rows = pq.read_table(folder / _ROWS)
-    for name, count in (("vectors", vectors.ntotal), ("rows", rows.num_rows)):
-        if count != manifest.num_rows:
-            raise EmbeddingIndexError(f"{folder}: the manifest counts {manifest.num_rows} rows, {name} hold {count}")
-    return vectors, rows, pq.read_table(folder / _LABELS), manifest
 
 
-def predictors_of(folder: str | Path, manifest: Manifest) -> dict[str, NeighbourPredictor]:
-    """The predictors that were saved with an index that `read` has verified; none where there are none."""
-    return read_predictors(Path(folder) / PREDICTORS) if PREDICTORS in manifest.files else {}
+def commit(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest: from here on the index is what it says. On return it is on disk."""
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(to_json(manifest), encoding="utf-8")
+    _sync(partial)
+    partial.replace(folder / MANIFEST)
+    _sync(folder)
 
 
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EmbeddingIndexError(f"{path}: cannot be read ({error.strerror}); is this an index?") from None
-    except ValueError as error:
-        raise EmbeddingIndexError(f"{path}: not valid JSON ({error})") from None
-    known = {f.name for f in fields(Manifest)}
-    if not isinstance(content, dict) or set(content) != known:
-        raise EmbeddingIndexError(f"{path}: expected the keys {sorted(known)}, found {sorted(content)}")
-    if content["format_version"] != FORMAT_VERSION:
-        raise EmbeddingIndexError(
-            f"{path}: format_version is {content['format_version']}; this Armillary reads {FORMAT_VERSION}"
-        )
-    return Manifest(**{**content, "labels": tuple(content["labels"])})
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the right to change an index. Raises EmbeddingIndexError if another process (or thread) holds it."""
+    with (folder / _LOCK).open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EmbeddingIndexError(
+                f"{folder}: another process is changing this index; one may at a time. Try again when it has ended"
+            ) from None
+        yield
 
 
-def _sha256(path: Path) -> str:
+def sweep(folder: Path, manifest: Manifest) -> None:
+    """Delete what belongs to no manifest: left by a writer that was killed, or by a base that was replaced."""
+    kept = {manifest.base, *manifest.changes}
+    for path in folder.iterdir():
+        name = path.name.lstrip(".")
+        if path.is_dir() and name.startswith(("base-", "change-")) and path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class Draft:
+    """A hidden folder to write in, which goes with this object; what a killed process left, the next one deletes."""
+
+    def __init__(self, parent: str | Path | None) -> None:
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            for left in Path(parent).glob(f"{_DRAFT_PREFIX}*"):
+                _delete_if_left(left)
+        self._made = tempfile.TemporaryDirectory(prefix=_DRAFT_PREFIX, dir=parent)
+        self.folder = Path(self._made.name)
+        self._lock = (self.folder / _LOCK).open("w", encoding="utf-8")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def __enter__(self) -> Path:
+        return self.folder
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+        self._made.cleanup()
+
+
+def check_is_new(folder: str | Path) -> None:
+    """Raises EmbeddingIndexError if there is something in this folder already."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise EmbeddingIndexError(f"{folder}: there is something already; an index is saved into a new folder")
+
+
+def to_disk(folder: Path) -> None:
+    """Wait until all files and folders below, and this one, are on disk."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, which is read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def predictors_of(folder: str | Path, manifest: Manifest) -> dict[str, NeighbourPredictor]:
+    """The predictors that were saved with an index that was verified; none where there are none."""
+    return read_predictors(Path(folder) / PREDICTORS) if PREDICTORS in manifest.files else {}
+
+
+def to_json(manifest: Manifest) -> str:
+    """The content of the manifest's file."""
+    return json.dumps(asdict(manifest), indent=2) + "\n"
+
+
+def _delete_if_left(draft: Path) -> None:
+    """Delete a draft whose process has ended: the lock that it held is free."""
+    try:
+        with (draft / _LOCK).open("r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError:
+        return  # its process lives, or has only begun
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 
 from ..models.neighbour_prediction import NeighbourPredictor
 from .cone import Cone
-from .index import EmbeddingIndex, Neighbours
+from .index_protocol import Neighbours, SearchIndex
 
 
 def predictor_key(property_name: str, query_modality: str | None = None) -> str:
@@ -37,7 +37,7 @@ def predictor_for(
 
 
 def labelled_neighbours(
-    index: EmbeddingIndex,
+    index: SearchIndex,
     vectors: Float[np.ndarray, "Q D"],
     property_name: str,
     k: int,
@@ -49,7 +49,7 @@ def labelled_neighbours(
 ) -> tuple[Neighbours, Float64[np.ndarray, "Q K"]]:
     """The k nearest objects that have the label, each by its most similar row, and their labels.
 
-    Raises as `EmbeddingIndex.search` does.
+    Raises as `SearchIndex.search` does.
     """
     rows_per_object = 1 if target_modality is not None else len(index.modalities)
     found = index.search(

@@ -1,13 +1,15 @@
-"""`POST /v1/predict`: the value of a property, from labelled neighbours or from the masked model's distribution."""
+"""`POST /v1/predict`: the value of a property, from labelled neighbours, the masked model's distribution or a probe."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from ..data.modalities import MODALITIES
-from ..models.neighbour_prediction import LEVELS, NeighbourPredictionError, NeighbourPredictor
+from ..models.conformal import LEVELS
+from ..models.neighbour_prediction import NeighbourPredictionError, NeighbourPredictor
 from . import bodies
 from .documentation import answers, json_body
 from .labelled_neighbours import labelled_neighbours, predictor_for
+from .probe_answers import from_probe
 from .problems import ProblemError, at, not_found, pointer
 from .schemas import PredictAnswer, PredictRequest
 from .search_queries import (
@@ -32,6 +34,9 @@ _PREDICTION = {
     "k": 1,
     "neighbours": [NEIGHBOUR_EXAMPLE | {"labels": None, "label": 0.21, "weight": 1.0}],
     "distribution": None,
+    "classes": None,
+    "novelty": 0.46,
+    "is_outside": False,
     "provenance": PROVENANCE_EXAMPLE,
 }
 _REQUESTS = {
@@ -39,6 +44,11 @@ _REQUESTS = {
     "redshift of an image, by the model": {
         "property": "scalar/redshift",
         "method": "model",
+        "observations": [{"modality": "image/hsc", "bands": ["g"], "data": [[[1.0, 2.0], [3.0, 4.0]]]}],
+    },
+    "redshift of an image, by a probe": {
+        "property": "scalar/redshift",
+        "method": "probe",
         "observations": [{"modality": "image/hsc", "bands": ["g"], "data": [[[1.0, 2.0], [3.0, 4.0]]]}],
     },
 }
@@ -52,7 +62,7 @@ def predict_routes(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/predict",
-        summary="The value of a property, from the labels of the nearest neighbours or by the masked model",
+        summary="The value of a property, from the labels of the nearest neighbours, by the masked model or by a probe",
         responses=answers(PredictAnswer, _PREDICTION, 404, 409, 413, 415, 422, 503),
         openapi_extra=json_body(PredictRequest, _REQUESTS),
     )
@@ -66,11 +76,19 @@ def predict_routes(service: Service) -> APIRouter:
         is the median, `intervals` are central, `distribution` has the bounds and the probability of each bin (the two
         outer bins, for what lies beyond the range, have no width). They are as the model gives them, not calibrated.
         Observations of the property itself are not used.
+
+        `method` `probe` asks the probe that the server was started with for this label: `intervals` are conformal, and
+        `calibrated` tells whether the probe was fitted on the same modalities; where the label is a class, `classes`
+        has the probabilities. It takes `observations`, or what an index of the probe's space holds.
+
+        `is_outside` says that the object is unlike those known, so that neither value nor interval is to be relied on.
         """
         _, body = await bodies.read_body(request, service.limits)
 
         def work() -> JSONResponse:
             asked = bodies.parse_json(PredictRequest, body)
+            if asked.method == "probe":
+                return from_probe(service, asked)
             return _by_model(service, asked) if asked.method == "model" else _from_neighbours(service, asked)
 
         return await service.in_worker(work)
@@ -128,6 +146,9 @@ def _from_neighbours(service: Service, asked: PredictRequest) -> JSONResponse:
             "k": k,
             "neighbours": neighbours,
             "distribution": None,
+            "classes": None,
+            "novelty": None if predicted.novelty is None else float(predicted.novelty[0]),
+            "is_outside": None if predicted.is_outside is None else bool(predicted.is_outside[0]),
             "provenance": service.provenance(index.manifest.space).model_dump(),
         }
     )
@@ -163,6 +184,9 @@ def _by_model(service: Service, asked: PredictRequest) -> JSONResponse:
                 "high": predicted.high.tolist(),
                 "probability": predicted.probabilities[0].tolist(),
             },
+            "classes": None,
+            "novelty": None,
+            "is_outside": None,
             "provenance": {"model_id": service.model.model_id, "index_id": None, "space": None, "metric": None},
         }
     )

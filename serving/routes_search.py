@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 
 from . import bodies
 from .documentation import answers, json_body
-from .index import EmbeddingIndex, Neighbours
+from .index_protocol import Neighbours, SearchIndex
 from .problems import ProblemError
 from .schemas import ConeBody, ObjectAnswer, SearchAnswer, SearchRequest
 from .search_queries import (
@@ -108,17 +108,17 @@ def search_routes(service: Service) -> APIRouter:
     def object_by_id(object_id: Annotated[str, Path(examples=["39633345008634465"])]) -> JSONResponse:
         """Position (degrees, ICRS), modalities, labels, and links to archives; nothing is fetched from them."""
         index = service.only_collection()
-        rows = index.rows_of(object_id)
-        if not len(rows):
+        modalities = index.modalities_of(object_id)
+        if not modalities:
             detail = f"no object {object_id!r}; the nearest known is {index.nearest_id(object_id)!r}"
             raise ProblemError("not-found", detail)
-        ra, dec = (number_or_null(float(position[rows[0]])) for position in (index.ra, index.dec))
+        ra, dec = (number_or_null(coordinate) for coordinate in index.position_of(object_id))
         return JSONResponse(
             {
                 "object_id": object_id,
                 "ra": ra,
                 "dec": dec,
-                "modalities": [str(index.modality[row]) for row in rows],
+                "modalities": list(modalities),
                 "labels": index.labels_of(object_id),
                 "links": _links(ra, dec),
                 "provenance": service.provenance(index.manifest.space).model_dump(),
@@ -142,7 +142,7 @@ def _search(service: Service, collection: str, asked: SearchRequest) -> JSONResp
     )
 
 
-def _find(index: EmbeddingIndex, vector: np.ndarray, asked: SearchRequest, excluded: list[str]) -> Neighbours:
+def _find(index: SearchIndex, vector: np.ndarray, asked: SearchRequest, excluded: list[str]) -> Neighbours:
     check_target(index, asked.target_modality)
     with wrong_vectors():
         return index.search(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from ..models.neighbour_prediction import LEVELS
+from ..models.conformal import LEVELS
 
 _ARRAY_SCHEMA = {
     "anyOf": [
@@ -150,11 +150,12 @@ class SearchRequest(QueryBody):
 
 
 class PredictRequest(QueryBody):
-    """The value of a property, from the labels of the nearest neighbours, or by the model from `observations`."""
+    """The value of a property, from the labels of the nearest neighbours, by the model, or by a probe."""
 
     property: str
-    """A label of the index, or with method `model` a scalar that the model knows, such as `scalar/redshift`."""
-    method: Literal["neighbours", "model"] = "neighbours"
+    """A label of the index, with method `model` a scalar that the model knows, such as `scalar/redshift`, with method
+    `probe` the label of a probe that is served."""
+    method: Literal["neighbours", "model", "probe"] = "neighbours"
     k: Annotated[int, Field(ge=1)] | None = None
     """Without it, as many as the calibrated predictor takes; with it, the intervals are not calibrated."""
 
@@ -210,11 +211,11 @@ class SearchAnswer(BaseModel):
 
 
 class IntervalBody(BaseModel):
-    """Bounds that hold the truth with probability `level`."""
+    """Bounds that hold the truth with probability `level`; null where too few objects are known to tell."""
 
     level: Annotated[float, Field(examples=list(LEVELS))]
-    lower: float
-    upper: float
+    lower: float | None
+    upper: float | None
 
 
 class WeightedNeighbour(NeighbourBody):
@@ -232,21 +233,41 @@ class DistributionBody(BaseModel):
     probability: list[float]
 
 
+class ClassSetBody(BaseModel):
+    """Classes among which the true one is with probability `level`."""
+
+    level: float
+    classes: list[str]
+
+
+class ClassesBody(BaseModel):
+    """Calibrated probability of each class, and sets of classes."""
+
+    probabilities: dict[str, float]
+    sets: list[ClassSetBody]
+
+
 class PredictAnswer(BaseModel):
     """A predicted value. `calibrated` tells whether the intervals were calibrated on held-out objects.
 
-    `k` is null and `neighbours` is empty with method `model`, which alone has a `distribution`.
+    `novelty` is the share of the objects known that lie as far out as this one, and `is_outside` whether it is so small
+    (at most 1 %) that the value should not be relied on; null where that cannot be told. `k` is null and `neighbours`
+    is empty with methods other than `neighbours`; `distribution` is of method `model`, `classes` of probes whose value
+    is a class.
     """
 
-    method: Literal["neighbours", "model"]
+    method: Literal["neighbours", "model", "probe"]
     property: str
-    value: float
+    value: float | str
     unit: str | None
     intervals: list[IntervalBody]
     calibrated: bool
     k: int | None
     neighbours: list[WeightedNeighbour]
     distribution: DistributionBody | None = None
+    classes: ClassesBody | None = None
+    novelty: float | None = None
+    is_outside: bool | None = None
     provenance: Provenance
 
 

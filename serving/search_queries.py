@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .cone import Cone
-from .index import EmbeddingIndex, EmbeddingIndexError, Neighbours
+from .index_protocol import EmbeddingIndexError, Neighbours, SearchIndex
 from .problems import ProblemError, at, not_found
 from .schemas import QueryBody
 from .service import Service
@@ -41,7 +41,7 @@ def cone_of(asked: QueryBody) -> Cone | None:
     return None if asked.cone is None else Cone(asked.cone.ra, asked.cone.dec, asked.cone.radius_deg)
 
 
-def check_target(index: EmbeddingIndex, target: str | None) -> None:
+def check_target(index: SearchIndex, target: str | None) -> None:
     """Raises ProblemError (404) if the index has no such modality."""
     if target is not None and target not in index.modalities:
         raise not_found("modality of the collection", target, index.modalities)
@@ -59,7 +59,7 @@ def check_k(service: Service, k: int) -> None:
         raise ProblemError("invalid-request", f"/k: {detail}", [at("/k", detail)])
 
 
-def neighbour_body(index: EmbeddingIndex, found: Neighbours, place: int, with_labels: bool) -> dict[str, Any]:
+def neighbour_body(index: SearchIndex, found: Neighbours, place: int, with_labels: bool) -> dict[str, Any]:
     """The neighbour of the first query at this place."""
     object_id = str(found.object_id[0, place])
     return {

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,9 +18,9 @@ from fastapi import FastAPI
 
 from ..models.foundation import FoundationModel
 from ..models.neighbour_prediction import read_predictors
-from . import index_files
+from ..models.probe_loading import load_probe
 from .app import create_app
-from .index import EmbeddingIndex
+from .index_open import open_index
 from .limits import Limits
 
 GRACE_SECONDS = 30
@@ -39,22 +39,21 @@ def serve(
     device: str = "cpu",
     ready_file: str | Path | None = None,
     api_key: str | None = None,
+    probes: Sequence[str | Path] = (),
 ) -> None:
-    """Serve a checkpoint (folder or Hub id) and an index folder over HTTP until SIGTERM or SIGINT.
+    """Serve a checkpoint (folder or Hub id) and an index (a folder, or an address) over HTTP until SIGTERM or SIGINT.
 
     `port` 0 takes a free one; the address is printed, and written as JSON to `ready_file` once requests are answered.
-    `predictors` is a file of `write_predictors`; by default, those that were saved with the index serve. Raises
-    EmbeddingIndexError if index and model differ, ValueError if `host` is not this machine alone and there is no
-    `api_key`.
+    `predictors` is a file of `write_predictors`; by default, those that were saved with the index serve. `probes` are
+    folders or Hub ids. Raises EmbeddingIndexError if index and model differ, ProbeError if a probe and the model do,
+    ValueError if `host` is not this machine alone and there is no `api_key`.
     """
     check_host(host, api_key)
     model = FoundationModel.load(checkpoint, device=device)
-    loaded = None if index is None else EmbeddingIndex.load(index)
-    if predictors is not None:
-        chosen = read_predictors(predictors)
-    else:
-        chosen = {} if index is None or loaded is None else index_files.predictors_of(index, loaded.manifest)
-    run_app(create_app(model, loaded, chosen, limits, api_key), host, port, ready_file=ready_file)
+    loaded, saved = (None, {}) if index is None else open_index(index)
+    chosen = saved if predictors is None else read_predictors(predictors)
+    heads = [load_probe(probe, model.model_id) for probe in probes]
+    run_app(create_app(model, loaded, chosen, limits, api_key, heads), host, port, ready_file=ready_file)
 
 
 def read_key(path: str | Path) -> str:

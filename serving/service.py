@@ -19,8 +19,10 @@ from ..data.observations import Observation, ObservationError, stack
 from ..models.embeddings import SPACES, Embeddings
 from ..models.foundation import ScalarPrediction
 from ..models.neighbour_prediction import NeighbourPredictor
+from ..models.probe_loading import AnyProbe
+from ..models.token_embeddings import TokenEmbeddings
 from . import bodies
-from .index import EmbeddingIndex, EmbeddingIndexError
+from .index_protocol import EmbeddingIndexError, SearchIndex
 from .limits import Limits
 from .problems import ProblemError, at, not_found, pointer
 from .schemas import Provenance, QueryBody, StoredItem
@@ -76,9 +78,10 @@ class Service:
     """The state of a server. `model` is None while it loads. Raises EmbeddingIndexError if model and index differ."""
 
     loaded: EmbeddingModel | None
-    index: EmbeddingIndex | None = None
+    index: SearchIndex | None = None
     predictors: Mapping[str, NeighbourPredictor] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    probes: Mapping[str, AnyProbe] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WORKERS), repr=False)
 
@@ -95,6 +98,12 @@ class Service:
                 raise EmbeddingIndexError(
                     f"the predictor of {name} was calibrated with model {predictor.model_id!r}, but the model to serve "
                     f"is {model.model_id!r}"
+                )
+        for label, probe in self.probes.items():
+            if probe.model_id_ != model.model_id:
+                raise EmbeddingIndexError(
+                    f"the probe of {label} was fitted on model {probe.model_id_!r}, but the model to serve is "
+                    f"{model.model_id!r}"
                 )
         self.loaded = model
 
@@ -137,7 +146,7 @@ class Service:
         if name not in (None, ALIAS, self.model.model_id):
             raise not_found("model", str(name), [self.model.model_id, ALIAS])
 
-    def collection(self, name: str) -> EmbeddingIndex:
+    def collection(self, name: str) -> SearchIndex:
         """The collection of this name. Raises ProblemError (404)."""
         if self.index is None:
             raise ProblemError("not-found", f"no collection {name!r}: this server has no index")
@@ -145,7 +154,7 @@ class Service:
             raise not_found("collection", name, [self.index.manifest.name])
         return self.index
 
-    def only_collection(self) -> EmbeddingIndex:
+    def only_collection(self) -> SearchIndex:
         """The index. Raises ProblemError (404) if the server has none."""
         return self.collection("" if self.index is None else self.index.manifest.name)
 
@@ -214,6 +223,18 @@ class Service:
             )
         return results
 
+    def embed_tokens(self, observations: Sequence[Observation], layers: Sequence[int]) -> TokenEmbeddings:
+        """Vectors of the tokens of the one object of these observations. Raises ProblemError."""
+        if not hasattr(self.model, "embed_tokens"):
+            raise ProblemError("conflict", f"the model {self.model.model_id} gives no vectors of single tokens")
+        try:
+            with self._lock:
+                found: TokenEmbeddings = self.model.embed_tokens(observations, layers)
+                return found
+        except ObservationError as error:
+            where = pointer("observations")
+            raise ProblemError("invalid-observation", f"{where}: {error}", [at(where, str(error))]) from None
+
     def predict_scalar(self, observations: Sequence[Observation], target: str) -> ScalarPrediction:
         """The model's distribution of `target` for the one object of these observations. Raises ProblemError."""
         scalars = [modality.name for modality in self.model.modalities if modality.kind == "scalar"]
@@ -228,7 +249,7 @@ class Service:
             where = pointer("observations")
             raise ProblemError("invalid-observation", f"{where}: {error}", [at(where, str(error))]) from None
 
-    def query(self, body: QueryBody, index: EmbeddingIndex) -> Query:
+    def query(self, body: QueryBody, index: SearchIndex) -> Query:
         """The query of a search or a prediction as a vector. Raises ProblemError."""
         ways = [name for name in ("vector", "object_id", "observations") if getattr(body, name) is not None]
         if len(ways) != 1:
@@ -273,12 +294,12 @@ class Service:
         return EmbeddedItem(vector, item.object_id, _stored_modalities(index, item.object_id, item.modality))
 
 
-def _stored_vector(index: EmbeddingIndex, object_id: str, modality: str | None) -> Float32[np.ndarray, " D"]:
+def _stored_vector(index: SearchIndex, object_id: str, modality: str | None) -> Float32[np.ndarray, " D"]:
     try:
         return index.vector(object_id, modality)
     except LookupError as error:
         raise ProblemError("not-found", str(error)) from None
 
 
-def _stored_modalities(index: EmbeddingIndex, object_id: str, modality: str | None) -> tuple[str, ...]:
-    return (modality,) if modality is not None else tuple(str(m) for m in index.modality[index.rows_of(object_id)])
+def _stored_modalities(index: SearchIndex, object_id: str, modality: str | None) -> tuple[str, ...]:
+    return (modality,) if modality is not None else index.modalities_of(object_id)

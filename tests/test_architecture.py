@@ -20,8 +20,9 @@ BELOW = {
     "training": {"models", "tokenizers", "data", "settings"},
     "serving": {"models", "tokenizers", "data", "settings"},
     "slurm": {"training", "settings"},
-    "demo": {"training", "serving", "models", "tokenizers", "data", "settings"},
-    "cli": {"demo", "slurm", "training", "serving", "models", "tokenizers", "data", "settings"},
+    "evaluation": {"training", "serving", "models", "tokenizers", "data", "settings"},
+    "demo": {"evaluation", "training", "serving", "models", "tokenizers", "data", "settings"},
+    "cli": {"demo", "evaluation", "slurm", "training", "serving", "models", "tokenizers", "data", "settings"},
     "__init__": {"serving", "models", "data"},
 }
 """What each folder or module of the root may import, besides itself."""

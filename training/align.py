@@ -1,29 +1,40 @@
-"""Alignment: a contrastive head on the frozen encoder brings views of the same object together."""
+"""Alignment: contrastive training brings the views of the same object together.
 
-import contextlib
-from collections.abc import Generator
+The objective stands in `align_objective.py`, what it sees of an object in `align_views.py`, the losses and the head in
+`models/`. This file reads the settings and puts a run together.
+"""
+
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int64
 from lightning.fabric import Fabric
-from pydantic import Field
-from torch import Tensor, nn
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from ..data.modalities import Modality
 from ..data.staging import stage_tokens
-from ..data.token_loader import TokenLoader, TokenSamples, TokenSource
-from ..models.alignment import AlignmentHead, AlignmentHeadSettings, info_nce
+from ..data.token_loader import TokenLoader, TokenSource
+from ..data.token_store import TokenStore
+from ..models.alignment import AlignmentHeadSettings, head_for
+from ..models.alignment_encoders import EncoderChoice
+from ..models.alignment_losses import LossName
+from ..models.alignment_views import Views, group_by_view, parse_views
 from ..models.foundation import FoundationModel
-from ..models.hashed_numbers import hashed_uniform
-from ..models.token_batch import TokenBatch
 from ..settings import Settings
-from .loop import Batch, Finished, LoopSettings, leave, make_fabric, train
-from .mask_sampler import places_of, smallest
+from .align_objective import AlignObjective
+from .align_validation import Validation
+from .align_views import make_pairs, rows_of_views
+from .encoded_views import EncodedRow, encode_rows, encoded_bytes
+from .loop import Finished, LoopSettings, leave, make_fabric, train
 from .records import describe_versions
 from .run_record import keep_settings
-from .token_sources import make_loader, open_sources, read_ids, token_batch
+from .token_sources import make_loader, open_sources, read_ids
+
+ENCODED = "encoded"
+"""Folder below the run's, for the frozen encoder's vectors."""
 
 
 class AlignSettings(Settings):
@@ -34,115 +45,169 @@ class AlignSettings(Settings):
     tokens: str
     run: str
     """Run folder; the aligned checkpoint is written to `<run>/checkpoint`."""
-    views: tuple[str, str] = ("image", "spectrum")
-    """The two kinds of view that are brought together."""
-    aligned_width: int = 64
-    num_blocks: int = 1
-    num_tokens: int = Field(default=64, ge=1)
+    views: Views = parse_views(["image", "spectrum"])
+    """What is brought together: a list of kinds (image, spectrum, coefficients, photometry), or names with lists of
+    kinds, modalities and patterns: {image: [image], spectrum: [spectrum/desi], colours: [scalar/sdss_*]}."""
+    pair_weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    """Weights of pairs of views in the loss, by name in the order of the views: {image-spectrum: 2}; others have 1."""
+    across_surveys: NonNegativeFloat = 0.5
+    """Weight of pairs of two surveys of one view, of objects that both have seen; 0 for none."""
+    loss: LossName = "infonce"
+    encoder: EncoderChoice = "frozen"
+    """What of the encoder is trained: nothing, its last blocks, or a new encoder for each view."""
+    num_unfrozen_blocks: PositiveInt = 2
+    """Blocks that `last_blocks` trains."""
+    encoder_learning_rate: PositiveFloat = 0.1
+    """Learning rate of what is trained of the encoder, as a share of loop.learning_rate."""
+    aligned_width: PositiveInt = 64
+    num_blocks: int = Field(default=1, ge=0)
+    """Blocks of a view's pooling."""
+    initial_scale: float = Field(default=10.0, ge=1, le=100)
+    """Inverse temperature to begin with."""
+    num_tokens: PositiveInt = 64
     """Tokens of a view that a step sees, drawn anew each time: an object never looks the same twice."""
+    micro_batch: PositiveInt | None = None
+    """Objects of a process that are encoded at once, where not all find room: the gradient stays the same."""
+    cache_gib: NonNegativeFloat = 4.0
+    """A frozen encoder sees each object once and whole, if the vectors take no more disk than this; 0: never. They are
+    kept in `<run>/encoded` while the run lasts, and steps draw among them."""
     stage_tokens: str | None = None
     """A folder on a disk of each node, to which tokens are copied before they are read (`data/staging.py`); it may hold
     environment variables: $TMPDIR/tokens."""
     held_out: str | None = None
     """A file of object ids, one in a line, that no step may see."""
+    validation: str | None = None
+    """A file of object ids, all of them held out: the state that finds their views best is what the run ends with."""
+    validate_every: PositiveInt = 100
+    """Steps between two validations."""
     loop: LoopSettings = LoopSettings()
 
-
-class AlignObjective(nn.Module):
-    """InfoNCE between two views of each object; each step takes one survey of each view, and some of its tokens."""
-
-    def __init__(self, model: FoundationModel, head: AlignmentHead, loader: TokenLoader, settings: AlignSettings):
-        super().__init__()
-        self.head = head
-        self.loader = loader
-        self.settings = settings
-        self.fingerprint = loader.fingerprint
-        # In a list, so that the frozen transformer is neither trained nor saved with the state of the run.
-        self._frozen = [model.transformer.eval().requires_grad_(False)]
-
-    def batches(self, first_step: int) -> Generator[tuple[int, TokenSamples], None, None]:
-        """Number and samples of each step."""
-        self.loader.cursor = first_step * self.loader.batch_size
-        with contextlib.closing(iter(self.loader)) as stream:
-            yield from enumerate(stream, first_step)
-
-    def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
-        """Summed InfoNCE, the number of pairs, and how often the partner is the nearest of this process's batch."""
-        step, samples = batch.content
-        device, vocabularies = self._frozen[0].device, self._frozen[0].vocabulary_index
-        keys, seed = samples.keys.to(device, non_blocking=True), self.settings.loop.seed
-        vectors = []
-        for index, view in enumerate(self.settings.views):
-            columns = [i for i, modality in enumerate(samples.modalities) if modality.kind == view]
-            tokens = token_batch(samples, columns, vocabularies, self.settings.num_tokens).to(device)
-            drawn = draw_view(tokens, keys, seed, 2 * step + index, self.settings.num_tokens)
-            with torch.no_grad():
-                encoded = self._frozen[0].encode(drawn)
-            vectors.append(self.head(view, encoded, drawn.mask))
-        first, second = vectors
-        count = torch.tensor(float(len(first)), device=device)
-        nearest = (first @ second.T).argmax(1) == torch.arange(len(first), device=device)
-        metrics = {
-            "recall@1": torch.stack([nearest.sum(), count]),
-            "scale": torch.stack([self.head.scale(), count / count]),
-        }
-        loss = info_nce(first, second, self.head.scale())
-        return loss, count, {name: value.detach() for name, value in metrics.items()}
-
-
-def draw_view(tokens: TokenBatch, keys: Int[Tensor, " B"], seed: int, step: int, num_tokens: int) -> TokenBatch:
-    """`num_tokens` tokens of one survey of each object, both drawn at random."""
-    num_slots = len(tokens.slot_vocabularies)
-    slots = torch.arange(num_slots, device=tokens.codes.device)
-    present = ((tokens.slots[:, None] == slots[:, None]) & tokens.mask[:, None]).any(2)
-    chance = torch.where(present, hashed_uniform(keys, num_slots, seed, step, stream=5), 2.0)
-    seen = tokens.mask & (tokens.slots == chance.argmin(1, keepdim=True))
-    order = torch.where(seen, hashed_uniform(keys, places_of(tokens), seed, step, stream=6), torch.inf)
-    return tokens.take(*smallest(order, num_tokens), valid_first=True)
-
-
-def pair_loader(fabric: Fabric, source: TokenSource, settings: AlignSettings) -> TokenLoader:
-    """The loader of objects with both views, in the modalities of the views that any of them has.
-
-    Raises ValueError if there are not two of them.
-    """
-    store, chosen = source.store, source.chosen
-    assert chosen is not None  # open_sources always says
-    of_views = [[m.name for m in store.modalities if m.kind == view] for view in settings.views]
-    for names in of_views:
-        chosen = chosen & np.any([np.zeros(len(store), dtype=bool), *(store.has(name) for name in names)], 0)
-    if chosen.sum() < 2:
-        raise ValueError(f"{store.folder}: expected objects with views of {settings.views}, found {chosen.sum()}")
-    names = [name for of_view in of_views for name in of_view if store.has(name)[chosen].any()]
-    return make_loader(fabric, [TokenSource(store, chosen)], settings.loop, names)
+    @model_validator(mode="after")
+    def _has_two_views(self) -> "AlignSettings":
+        if len(self.views) < 2:
+            raise ValueError(f"views: expected at least two, found {list(self.views)}")
+        if self.loop.accumulate > 1:
+            raise ValueError("loop.accumulate would divide the batch, and the negatives with it; micro_batch does not")
+        return self
 
 
 def align(settings: AlignSettings) -> Finished:
-    """Run (or go on with) alignment; the checkpoint with the head is written to `<run>/checkpoint`."""
+    """Run (or go on with) alignment; the checkpoint with the head is written to `<run>/checkpoint`.
+
+    Raises ValueError where settings, tokens and ids do not fit together.
+    """
     model = FoundationModel.load(settings.checkpoint)
-    sources = open_sources(
-        stage_tokens(settings.tokens, settings.stage_tokens), model.tokenizers, read_ids(settings.held_out)
-    )
+    held_out = read_ids(settings.held_out)
+    validation = read_ids(settings.validation)
+    if validation - held_out:
+        raise ValueError(
+            f"{settings.validation}: {len(validation - held_out)} of its {len(validation)} objects are not held out "
+            f"({settings.held_out or 'held_out is not set'}), so that steps would train on them"
+        )
+    source = open_sources(stage_tokens(settings.tokens, settings.stage_tokens), model.tokenizers, held_out)[0]
+    store = source.store
+    groups = group_by_view(settings.views, store.modalities, str(store.folder))
+    trained = _objects_of_two_views(store, groups, source.chosen)
+    if len(trained) < 2:
+        raise ValueError(
+            f"{store.folder}: expected objects with two views of {list(groups)} that are not held out, "
+            f"found {len(trained)}"
+        )
+    groups = {view: [m for m in group if store.has(m.name)[trained].any()] for view, group in groups.items()}
+    rows = rows_of_views(settings.views, [m for group in groups.values() for m in group])
+    pairs = make_pairs(rows, settings.pair_weights, settings.across_surveys)
+    validated = _objects_of_two_views(store, groups, _are_among(store, validation)) if validation else None
+    if validated is not None and not len(validated):
+        raise ValueError(f"{settings.validation}: no object of {store.folder} with two views of {list(groups)}")
+
     fabric = make_fabric(settings.loop)
-    loader = pair_loader(fabric, sources[0], settings)
     torch.manual_seed(settings.loop.seed)
-    head = AlignmentHead(
+    model.head = head_for(
+        model.transformer,
         AlignmentHeadSettings(
-            input_width=model.transformer.config.width,
             aligned_width=settings.aligned_width,
-            num_heads=model.transformer.config.num_heads,
             num_blocks=settings.num_blocks,
             views=settings.views,
-        )
+            loss=settings.loss,
+            initial_scale=settings.initial_scale,
+            encoder=settings.encoder,
+            num_unfrozen_blocks=settings.num_unfrozen_blocks if settings.encoder == "last_blocks" else 0,
+        ),
     )
     model.transformer.to(fabric.device)
-    objective = AlignObjective(model, head, loader, settings)
+    model.head.to(fabric.device)
     run = Path(settings.run)
     keep_settings(run, settings, fabric.global_rank)
+    seen = trained if validated is None else np.union1d(trained, validated)
+    encoded = _encoded(fabric, model, store, seen, rows, settings)
+    objective = AlignObjective(
+        model,
+        _loader(fabric, store, trained, groups, settings),
+        rows,
+        pairs,
+        num_tokens=settings.num_tokens,
+        seed=settings.loop.seed,
+        micro_batch=settings.micro_batch,
+        encoder_learning_rate=settings.encoder_learning_rate,
+        encoded=encoded,
+        validation=None
+        if validated is None
+        else Validation(model, store, validated, rows, settings.across_surveys > 0, encoded),
+        validate_every=settings.validate_every,
+    )
     finished = train(fabric, objective, settings.loop, run, title="align")
     if fabric.is_global_zero:
         record: dict[str, Any] = {"align": settings.model_dump(mode="json"), "align_metrics": finished.metrics}
-        model.head, model.record = head, {**model.record, **record, **describe_versions()}
+        if finished.best_step is not None:
+            record["align_step"] = finished.best_step
+        model.head.eval()
+        model.record = {**model.record, **record, **describe_versions()}
         model.save(run / "checkpoint")
+        shutil.rmtree(run / ENCODED, ignore_errors=True)
     leave(fabric)
     return finished
+
+
+def _are_among(store: TokenStore, ids: set[str]) -> Any:
+    found = store.find(sorted(ids))
+    among = np.zeros(len(store), dtype=bool)
+    among[found[found >= 0]] = True
+    return among
+
+
+def _objects_of_two_views(
+    store: TokenStore, groups: dict[str, list[Modality]], chosen: Any
+) -> Int64[np.ndarray, " objects"]:
+    """Those of the chosen objects that have at least two views."""
+    num_views = sum(np.any([store.has(m.name) for m in group], 0).astype(int) for group in groups.values())
+    return np.flatnonzero(chosen & (num_views >= 2))
+
+
+def _loader(
+    fabric: Fabric,
+    store: TokenStore,
+    objects: Int64[np.ndarray, " objects"],
+    groups: dict[str, list[Modality]],
+    settings: AlignSettings,
+) -> TokenLoader:
+    chosen = np.zeros(len(store), dtype=bool)
+    chosen[objects] = True
+    names = [m.name for group in groups.values() for m in group]
+    return make_loader(fabric, [TokenSource(store, chosen)], settings.loop, names)
+
+
+def _encoded(
+    fabric: Fabric,
+    model: FoundationModel,
+    store: TokenStore,
+    objects: Int64[np.ndarray, " objects"],
+    rows: dict[str, dict[str, list[Modality]]],
+    settings: AlignSettings,
+) -> dict[str, EncodedRow] | None:
+    """The frozen encoder's vectors of these objects, unless they take too much room or the encoder is trained."""
+    names = [m.name for of_view in rows.values() for of_row in of_view.values() for m in of_row]
+    size = encoded_bytes(store, objects, names, model.transformer.config.width)
+    if settings.encoder != "frozen" or size > settings.cache_gib * 2**30:
+        return None
+    of_all = {row: modalities for of_view in rows.values() for row, modalities in of_view.items()}
+    return encode_rows(fabric, model, store, objects, of_all, Path(settings.run) / ENCODED)

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..tokenizers.pretrained import PretrainedError, read_tensors, write_folder
+from .best_weights import BestWeights
 from .run_record import STATES_FOLDER, RunError, log, saved_steps, warn
 from .sharding import divided_like, whole
 from .step_watch import StepWatch
@@ -38,6 +39,7 @@ class TrainingState:
     """Sum and count of each metric since the last row of the log, in each process [P, 2]."""
     average: WeightAverage | None = None
     watch: StepWatch | None = None
+    best: BestWeights | None = None
 
 
 class StateWriter:
@@ -127,6 +129,9 @@ def _collect(state: TrainingState) -> tuple[list[dict[str, Any]], dict[str, Tens
         tensors.update({f"average.{name}": weight for name, weight in state.average.weights.items()})
     if state.watch is not None:
         tensors["watch"] = state.watch.state
+    if state.best is not None:
+        tensors["best"] = state.best.record
+        tensors.update({f"best.{name}": weight for name, weight in state.best.weights.items()})
     return content["param_groups"], tensors
 
 
@@ -202,6 +207,10 @@ def _fill(
             weight.copy_(averages[name])
     if state.watch is not None and "watch" in tensors:
         state.watch.restore(tensors["watch"])
+    if state.best is not None and "best" in tensors:
+        state.best.record = tensors["best"].clone()
+        for name, weight in state.best.weights.items():
+            weight.copy_(tensors[f"best.{name}"])
     state.optimizer.load_state_dict({"state": per_weight, "param_groups": description["groups"]})
     if rank < len(tensors["random"]):
         torch.set_rng_state(tensors["random"][rank].clone())  # a view would be read from its storage's start

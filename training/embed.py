@@ -1,5 +1,7 @@
 """`armillary embed`: a store of tokens becomes shards of embeddings, one row for each object and modality.
 
+Scalars that are a view of the aligned space together (photometry) make one row, under the name of the view.
+
 One process does all of it, or the processes of a Slurm job, such as one for each GPU, each do a part of the shards.
 Killed at any point, the same command goes on with the shards that are missing.
 """
@@ -9,11 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import NonNegativeInt, PositiveInt
 from rich.progress import track
 
 from ..data.modalities import Modality
 from ..data.token_store import TokenStore
+from ..models.alignment_views import embedded_rows, view_of
 from ..models.embeddings import write_embedding_shard
 from ..models.foundation import FoundationModel
 from ..settings import Settings
@@ -32,7 +36,7 @@ class EmbedSettings(Settings):
     """Folder of shards to write."""
     space: Literal["aligned", "encoder"] = "aligned"
     modalities: tuple[str, ...] = ()
-    """Modalities to embed, each by itself; by default all that the space has a view of."""
+    """Modalities to embed; by default all that the space has a view of."""
     shard_size: int = 2000
     """Objects of one shard."""
     device: str = "cpu"
@@ -54,25 +58,32 @@ def embed(settings: EmbedSettings) -> int:
     model = FoundationModel.load(settings.checkpoint, choose_device(settings.device, os.environ))
     check_tokens(store, model.tokenizers)
     work = []
-    for modality in _chosen(settings, store, model):
-        objects = np.flatnonzero(store.has(modality.name))
+    for name, modalities in _chosen(settings, store, model).items():
+        objects = np.flatnonzero(np.any([store.has(modality.name) for modality in modalities], 0))
         for index in range(0, -(-len(objects) // settings.shard_size)):
-            path = Path(settings.embeddings) / f"{modality.name.replace('/', '-')}-{index:05d}.parquet"
-            work.append((path, modality, objects[index * settings.shard_size : (index + 1) * settings.shard_size]))
+            path = Path(settings.embeddings) / f"{name.replace('/', '-')}-{index:05d}.parquet"
+            shard = objects[index * settings.shard_size : (index + 1) * settings.shard_size]
+            work.append((path, name, modalities, shard))
     # Dealt out before one looks which stand: tasks that start late must divide the same list.
     mine = [shard for shard in work[part::num_parts] if not shard[0].exists()]
     num_written = 0
-    for path, modality, objects in track(mine, description="embed", console=console):
-        grid, rows = read_grid(store, objects, modality)
-        known = grid.mask.any(1).nonzero()[:, 0]
-        if not len(known):
+    for path, name, modalities, objects in track(mine, description="embed", console=console):
+        grids, is_known = [], np.zeros(len(objects), dtype=bool)
+        for modality in modalities:
+            grid, rows = read_grid(store, objects, modality)
+            known = grid.mask.any(1)
+            is_known[rows[known.numpy()]] = True
+            if known.any():
+                grids.append(grid.select(torch.nonzero(known)[:, 0]))
+        if not grids:
             continue
-        embeddings = model.embed_grids([grid.select(known)], settings.space)
-        sky = store.sky(objects[rows[known.numpy()]])
+        ids = store.object_ids(objects[is_known])
+        embeddings = model.embed_grids(grids, settings.space, object_id=ids)
+        sky = store.sky(objects[is_known])
         write_embedding_shard(
             path,
             embeddings.object_id,
-            modality.name,
+            name,
             embeddings.vectors,
             model_id=model.model_id,
             space=settings.space,
@@ -83,14 +94,17 @@ def embed(settings: EmbedSettings) -> int:
     return num_written
 
 
-def _chosen(settings: EmbedSettings, store: TokenStore, model: FoundationModel) -> list[Modality]:
+def _chosen(settings: EmbedSettings, store: TokenStore, model: FoundationModel) -> dict[str, list[Modality]]:
+    """What becomes rows of the shards: their name, and the modalities of each."""
     names = [modality.name for modality in store.modalities]
     unknown = sorted(set(settings.modalities) - set(names))
     if unknown:
         raise ValueError(f"{store.folder}: no tokens of {unknown}; it holds {names}")
-    views = None if settings.space != "aligned" or model.head is None else model.head.settings.views
-    return [
-        modality
-        for modality in store.modalities
-        if (modality.name in settings.modalities if settings.modalities else views is None or modality.kind in views)
-    ]
+    chosen = [m for m in store.modalities if not settings.modalities or m.name in settings.modalities]
+    if settings.space != "aligned" or model.head is None:
+        return {modality.name: [modality] for modality in chosen}
+    views = model.head.settings.views
+    strange = [m.name for m in chosen if settings.modalities and view_of(views, m) is None]
+    if strange:
+        raise ValueError(f"modalities: the aligned space has no view of {strange}; its views are {dict(views)}")
+    return embedded_rows(views, chosen)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from ..models.width_transfer import UNSCALED, WeightScaling
 from ..settings import Settings
+from .best_weights import BestWeights
 from .checkpoints import StateWriter, TrainingState, load_latest_state
 from .flops import peak_flops
 from .metrics_log import MetricsLog, MetricSums, console, last_logged, make_loggers, means, progress_bar
@@ -111,7 +112,9 @@ class Objective(Protocol):
     """What the loop trains: a module with examples.
 
     It may have `split(content, count)`, which divides a batch, `keep(content, folder)`, which stores one for replay and
-    returns what it is of, and `weight_scalings()` (`width_transfer.py`).
+    returns what it is of, and `weight_scalings()` (`width_transfer.py`). With `validate_every` above zero, the run ends
+    with the weights for which `validate(fabric)`, called after so many steps and at the end, returns the highest score;
+    it returns metrics beside the score.
     """
 
     fingerprint: str
@@ -133,10 +136,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Finished:
-    """Result of a run: the last step and the metrics logged last."""
+    """Result of a run: the last step, the metrics logged last, and the step that validation chose, if it did."""
 
     step: int
     metrics: dict[str, float]
+    best_step: int | None = None
 
 
 def make_fabric(settings: LoopSettings, can_divide: bool = False) -> Fabric:
@@ -215,6 +219,9 @@ def _train(
     optimizer = fabric.setup_optimizers(optimizer)
     if settings.average_decay:
         state.average = WeightAverage(objective, settings.average_decay)
+    validate_every: int = getattr(objective, "validate_every", 0)
+    if validate_every:
+        state.best = BestWeights(objective)
     state.watch = StepWatch(fabric.device, settings.on_bad_step, settings.spike_factor)
     start = load_latest_state(fabric, run_folder, state)
     _check_examples(fabric, run_folder, objective.fingerprint, start)
@@ -257,12 +264,13 @@ def _train(
             if asked == FAIL:
                 break
             is_last = done == settings.steps
-            is_logged = done % settings.log_every == 0 or is_last
+            is_validated = bool(validate_every) and (done % validate_every == 0 or is_last)
+            is_logged = done % settings.log_every == 0 or is_last or is_validated
             is_saved = bool(asked) or done % settings.checkpoint_every == 0 or is_last
             if is_logged or is_saved:
                 _face_bad_steps(fabric, objective, state.watch, settings, run_folder, title)
             if is_logged:
-                rows.write(done, sums, weights)
+                rows.write(done, sums, weights, _validated(fabric, objective, state, done) if is_validated else {})
                 sums.clear()
                 record.reached(done)
             advance(done, rows.last)
@@ -279,7 +287,20 @@ def _train(
     record.end("finished")
     if state.average is not None:
         state.average.give_to(objective)
-    return Finished(settings.steps, rows.last)
+    if state.best is None:
+        return Finished(settings.steps, rows.last)
+    state.best.give_to(objective)
+    return Finished(settings.steps, rows.last, state.best.step)
+
+
+def _validated(fabric: Fabric, objective: Any, state: TrainingState, done: int) -> dict[str, float]:
+    """Metrics of validation after `done` steps, of the averaged weights where there are; the best weights are kept."""
+    assert state.best is not None
+    with contextlib.nullcontext() if state.average is None else state.average.lent_to(objective):
+        score, metrics = objective.validate(fabric)
+        # All processes keep the same weights, even where their sums differ in the last bit.
+        state.best.offer(objective, fabric.broadcast(score), done)
+    return metrics
 
 
 def _own_share(fabric: Fabric, unlogged: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -319,9 +340,9 @@ class _Rows:
         yield
         self._waited += time.perf_counter() - began
 
-    def write(self, done: int, sums: MetricSums, weights: Sequence[Tensor]) -> None:
-        """Write the row of the steps up to `done`; waits for the device."""
-        row = means(sums.over_all(self.fabric))
+    def write(self, done: int, sums: MetricSums, weights: Sequence[Tensor], others: Mapping[str, float]) -> None:
+        """Write the row of the steps up to `done`, with `others` beside it; waits for the device."""
+        row = means(sums.over_all(self.fabric)) | others
         row["learning_rate"] = learning_rate(self.settings, done - 1)
         row["weight_norm"] = global_norm([weight.detach() for weight in weights]).item()
         now = time.perf_counter()

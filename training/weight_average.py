@@ -3,6 +3,9 @@
 (Polyak & Juditsky 1992, doi 10.1137/0330046; the warm-up lets the first average forget the initial weights.)
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +26,17 @@ class WeightAverage:
         names = list(self.weights)
         current = dict(module.named_parameters())
         torch._foreach_lerp_([self.weights[n] for n in names], [current[n].detach() for n in names], share)
+
+    @contextlib.contextmanager
+    def lent_to(self, module: nn.Module) -> Iterator[None]:
+        """Within, the module has the averages in place of its weights."""
+        own = {name: weight.detach().clone() for name, weight in module.named_parameters() if name in self.weights}
+        self.give_to(module)
+        yield
+        with torch.no_grad():
+            for name, weight in module.named_parameters():
+                if name in own:
+                    weight.copy_(own[name])
 
     @torch.no_grad()
     def give_to(self, module: nn.Module) -> None:

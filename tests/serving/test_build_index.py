@@ -88,7 +88,7 @@ def test_the_predictor_is_that_of_the_neighbours_by_plain_loops(folder):
         best = {}
         for other in IDS:
             if "scalar/redshift" in index.labels_of(other):
-                vectors = [index.vector(other, str(index.modality[r])) for r in index.rows_of(other)]
+                vectors = [index.vector(other, name) for name in index.modalities_of(other)]
                 best[other] = max(float(vector @ v) for v in vectors)
         for place, other in enumerate(sorted(best, key=best.get, reverse=True)[: similarities.shape[1]]):
             similarities[row, place] = best[other]

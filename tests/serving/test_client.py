@@ -119,7 +119,7 @@ def test_neighbours_by_id_vector_and_measurement_agree(client, index):
 def test_prediction_comes_with_intervals_and_neighbours(client):
     found = client.predict("scalar/redshift", images(120).select([30]), k=5, target_modality="image/hsc")
     assert found.value == pytest.approx(30 / 119, abs=0.05)
-    assert [interval.level for interval in found.intervals] == [0.68, 0.95]
+    assert [interval.level for interval in found.intervals] == [0.68, 0.9, 0.95]
     assert sum(n.weight * n.label for n in found.neighbours) == pytest.approx(found.value)
     assert found.provenance["model_id"] == FakeModel.model_id
 

@@ -103,10 +103,10 @@ def test_each_query_excludes_its_own_object(index):
 
 
 def test_probed_cells_find_most_neighbours_and_the_exact_search_all(monkeypatch):
-    monkeypatch.setattr("armillary.serving.index.FLAT_LIMIT", 100)
+    monkeypatch.setattr("armillary.serving.index_part.EXACT_ROWS", 100)
     given = table(num_objects=4000)
     index = EmbeddingIndex.build(given, flat_limit=100)
-    assert index.manifest.index_type == "ivf"
+    assert index.manifest.index_type == "ivf_sq8"
     asked = given.vectors[:20].astype(np.float32)
     every = np.ones(len(given), bool)
     slow = [slow_search(given, query, 10, every)[0] for query in asked]
@@ -120,7 +120,7 @@ def test_probed_cells_find_most_neighbours_and_the_exact_search_all(monkeypatch)
 
 
 def test_a_filtered_search_of_few_cells_still_returns_k_rows(monkeypatch):
-    monkeypatch.setattr("armillary.serving.index.FLAT_LIMIT", 100)
+    monkeypatch.setattr("armillary.serving.index_part.EXACT_ROWS", 100)
     index = EmbeddingIndex.build(table(num_objects=4000), flat_limit=100)
     found = index.search(queries(), 1500, target_modality="spectrum/desi")
     assert (found.row >= 0).all()
@@ -193,7 +193,7 @@ def test_a_loaded_index_searches_the_same(index, tmp_path):
     assert loaded.manifest == manifest
     assert loaded.manifest.index_id.startswith("objects-")
     assert (loaded.manifest.num_objects, loaded.manifest.num_rows) == (200, 300)
-    assert loaded.manifest.index_type in loaded.manifest.reason.lower() or "exact" in loaded.manifest.reason
+    assert "300 rows" in loaded.manifest.reason or "200 rows" in loaded.manifest.reason
 
 
 def test_equal_content_has_equal_id(tmp_path):
@@ -201,10 +201,12 @@ def test_equal_content_has_equal_id(tmp_path):
     assert ids[0] == ids[1] != ids[2]
 
 
-@pytest.mark.parametrize("name", ["vectors.faiss", "rows.parquet", "labels.parquet"])
+@pytest.mark.parametrize(
+    "name", ["vectors.npy", "inverse_length.npy", "rows.arrow", "by_id.npy", "labels.parquet", "part-0.faiss"]
+)
 def test_a_flipped_byte_is_refused(tmp_path, name):
     EmbeddingIndex.build(table(), labels(table())).save(tmp_path / "index")
-    path = tmp_path / "index" / name
+    path = tmp_path / "index" / "base-0" / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -29,7 +29,7 @@ def test_value_intervals_and_distribution_are_the_models_without_any_index(http)
     assert answer["method"] == "model"
     assert answer["value"] == pytest.approx(float(local.median()[0]))
     assert answer["unit"] == "dimensionless"
-    for interval, level in zip(answer["intervals"], (0.68, 0.95), strict=True):
+    for interval, level in zip(answer["intervals"], (0.68, 0.9, 0.95), strict=True):
         low, high = local.interval(level)
         assert interval == {"level": level, "lower": pytest.approx(float(low)), "upper": pytest.approx(float(high))}
     np.testing.assert_allclose(answer["distribution"]["probability"], local.probabilities[0])

@@ -144,7 +144,7 @@ def test_prediction_comes_from_labelled_neighbours_and_is_calibrated(http, predi
     assert answer["value"] == pytest.approx(truth, abs=0.05)
     assert answer["calibrated"] is True
     assert answer["unit"] == "dimensionless"
-    assert [interval["level"] for interval in answer["intervals"]] == [0.68, 0.95]
+    assert [interval["level"] for interval in answer["intervals"]] == [0.68, 0.9, 0.95]
     for interval in answer["intervals"]:
         assert interval["lower"] <= answer["value"] <= interval["upper"]
     neighbours = answer["neighbours"]

@@ -11,6 +11,8 @@ import torch
 from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
 from armillary.data.simulation.sky import SkySettings, simulate_sky
+from armillary.data.token_store import TokenStore
+from armillary.models.foundation import FoundationModel, new_transformer
 from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings
@@ -63,6 +65,26 @@ def tokens(data, tokenizer_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokens") / "store"
     settings = {"data": str(data), "tokenizers": str(tokenizer_folder), "tokens": str(folder)}
     assert tokenize(TokenizeSettings(**settings, shard_size=10, batch_size=7)) == 3 * 3
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained(tokens, tokenizer_folder, tmp_path_factory):
+    """Checkpoint of an untrained model for the tokens, whose blocks do something all the same."""
+    tokenizers = {
+        "image": ImageTokenizer.from_pretrained(tokenizer_folder / "image"),
+        "spectrum": SpectrumTokenizer.from_pretrained(tokenizer_folder / "spectrum"),
+        "scalar": ScalarTokenizer.from_pretrained(tokenizer_folder / "scalar"),
+    }
+    torch.manual_seed(0)
+    modalities = TokenStore(tokens).modalities
+    transformer = new_transformer("nano", tokenizers, modalities)
+    with torch.no_grad():
+        for name, weight in transformer.named_parameters():
+            if name.endswith(("to_output.weight", "down.weight")):
+                weight.normal_(std=0.05)
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    FoundationModel(tokenizers, transformer, modalities).save(folder)
     return folder
 
 

@@ -1,0 +1,111 @@
+"""A part of an index: the rows of one modality in the base, their search structure, and how hard it must look.
+
+How many cells (or candidates of a graph) are searched was chosen when the part was built, for several shares of rows
+that pass a filter. A search interpolates: the fewer rows pass, the more cells. Where only few pass, all are compared.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from .index_files import Part, import_faiss
+from .index_types import MOST_ON_GPU, search_parameters
+from .index_vectors import StoredVectors, nearest_of
+
+K_OF_EFFORT = 10
+"""Neighbours for which the effort was chosen; for more of them, more is looked at."""
+EXACT_ROWS = 4096
+"""Rows up to which all that pass a filter are compared."""
+EXACT_SHARE = 0.005
+"""Share of a part up to which they are compared too, if they are not more than MOST_EXACT_ROWS."""
+MOST_EXACT_ROWS = 50_000
+
+Found = tuple[Float32[np.ndarray, "Q K"], Int64[np.ndarray, "Q K"]]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchablePart:
+    """`rows` are the numbers of its rows in the index; the structure counts from 0."""
+
+    part: Part
+    structure: Any
+    rows: range
+    vectors: StoredVectors
+    on_gpus: Any = None
+    """A copy of the structure on GPUs, where there are any; filtered searches stay on the CPU."""
+
+    def search(
+        self,
+        queries: Float32[np.ndarray, "Q D"],
+        k: int,
+        chosen: Bool[np.ndarray, " R"] | None = None,
+        *,
+        exact: bool = False,
+        effort: int | None = None,
+        is_completed: bool = True,
+    ) -> Found:
+        """The `k` most similar rows (numbers in the index) for each unit query, among those `chosen` of the part.
+
+        Row -1, similarity -inf fill up where fewer are chosen. `effort` overrules what was found at build time. Queries
+        whose cells hold too few rows are answered exactly, unless `is_completed` is False.
+        """
+        num_chosen = len(self.rows) if chosen is None else int(chosen.sum())
+        kind = self.part.index_type
+        if num_chosen and kind == "flat" and chosen is None:
+            structure = self.structure if self.on_gpus is None or k > MOST_ON_GPU else self.on_gpus
+            similarity, local = structure.search(queries, k)
+            return similarity, self._numbers(local)
+        if exact or kind == "flat" or self.is_few(num_chosen) or (kind == "hnsw" and chosen is not None):
+            return self._exact(queries, k, chosen)
+        effort = self.effort(k, num_chosen) if effort is None else effort
+        similarity, local = self._search_structure(queries, k, chosen, effort)
+        row = self._numbers(local)
+        short = np.flatnonzero((local[:, : min(k, num_chosen)] < 0).any(1)) if is_completed else ()
+        if len(short):
+            similarity[short], row[short] = self._exact(queries[short], k, chosen)
+        return similarity, row
+
+    def effort(self, k: int, num_chosen: int) -> int:
+        """Cells or candidates to look at for `k` neighbours among so many rows that pass."""
+        shares = {float(share): effort for share, effort in self.part.effort.items()}
+        # The best 100 of all lie as far as the best 10 of every tenth row.
+        share = num_chosen / len(self.rows) * min(1.0, K_OF_EFFORT / k)
+        known = sorted(shares)
+        if share >= known[-1] or len(known) == 1:
+            found = shares[known[-1]] * max(1.0, known[-1] / share)
+        elif share < known[0]:
+            found = shares[known[0]] * known[0] / share
+        else:
+            found = math.exp(np.interp(math.log(share), np.log(known), np.log([shares[s] for s in known])))
+        most = self.part.num_cells if self.part.num_cells else len(self.rows)
+        return min(most, math.ceil(found - 1e-9))
+
+    def is_few(self, num_chosen: int) -> bool:
+        """Whether so many rows that pass a filter are all compared."""
+        return num_chosen <= max(EXACT_ROWS, min(MOST_EXACT_ROWS, EXACT_SHARE * len(self.rows)))
+
+    def _search_structure(
+        self, queries: Float32[np.ndarray, "Q D"], k: int, chosen: Bool[np.ndarray, " R"] | None, effort: int
+    ) -> Found:
+        selector = None
+        if chosen is not None:
+            selector = import_faiss().IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+        parameters = search_parameters(self.part.index_type, effort, selector)
+        sought = min(k * max(1, self.part.candidates), len(self.rows))
+        is_for_gpu = self.on_gpus is not None and chosen is None and max(effort, sought) <= MOST_ON_GPU
+        structure = self.on_gpus if is_for_gpu else self.structure
+        if not self.part.candidates:
+            return structure.search(queries, k, params=parameters)
+        _, local = structure.search(queries, sought, params=parameters)
+        similarity = self.vectors.similarity(queries, np.where(local < 0, -1, local + self.rows.start))
+        return nearest_of(similarity, local, k)
+
+    def _exact(self, queries: Float32[np.ndarray, "Q D"], k: int, chosen: Bool[np.ndarray, " R"] | None) -> Found:
+        rows = self.rows if chosen is None else np.flatnonzero(chosen) + self.rows.start
+        return self.vectors.search(queries, rows, k)
+
+    def _numbers(self, local: Int64[np.ndarray, "Q K"]) -> Int64[np.ndarray, "Q K"]:
+        return local if self.rows.start == 0 else np.where(local < 0, -1, local + self.rows.start)
