@@ -157,7 +157,7 @@ class _Work:
         result = found["result"]
         return dict(result)
 
-    def _show(self, title: str, done: float, total: float) -> None:
+    def _show(self, title: str, done: int, total: int) -> None:
         self.progress.update(self._detail, description=f"  {title}", completed=done, total=total, visible=True)
 
     def _retrieval(self, pairs: list[tuple[Subset, Subset]]) -> list[dict[str, Any]]:

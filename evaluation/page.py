@@ -1,6 +1,7 @@
 """The report of an evaluation: one HTML file with its pictures inside, from the plain data of its sections."""
 
 import html
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write_report(output: Path, results: dict[str, Any], objects: EvaluationObjec
     parts = [
         _about(results),
         "<h2>What was judged</h2>" + _judged(results["headlines"]),
-        f"<h2>Labels from each subset of modalities{tag}</h2>" + _accuracy(results, objects),
+        f"<h2>Labels from each subset of modalities{tag}</h2>" + _accuracy(results, objects, pictures),
         f"<h2>How many labels{tag}</h2>" + _curves(results, objects, pictures),
         f"<h2>By magnitude and redshift{tag}</h2>" + _strata(results, pictures),
         f"<h2>Retrieval{tag}</h2>" + _retrieval(results, pictures),
@@ -100,7 +101,7 @@ def _judged(lines: list[dict[str, Any]]) -> str:
     return table(["asked", "found", ""], rows, "texts")
 
 
-def _accuracy(results: dict[str, Any], objects: EvaluationObjects) -> str:
+def _accuracy(results: dict[str, Any], objects: EvaluationObjects, pictures: dict[str, bytes]) -> str:
     parts = []
     for label in objects.settings.labels:
         rows = [
@@ -136,7 +137,9 @@ def _accuracy(results: dict[str, Any], objects: EvaluationObjects) -> str:
         "<p>Zero-shot: the weighted mean of the labels of the nearest training objects; no weight is trained. Probe: "
         "ridge regression on the frozen vectors. The model's own: the median of the distribution that the masked model "
         f"predicts, for {objects.settings.num_distributions:,} test objects at most. Baselines know the magnitudes "
-        f"{html.escape(', '.join(objects.settings.photometry))}.</p>" + "".join(parts)
+        f"{html.escape(', '.join(objects.settings.photometry))}.</p>"
+        + "".join(parts)
+        + figure(pictures["predictions"], f"{_short(objects.settings.labels[0])} of test objects, predicted and true.")
     )
 
 
@@ -325,7 +328,7 @@ def _settings(results: dict[str, Any]) -> str:
     times = results["seconds"]
     rows = [[name, f"{clock:.0f} s", f"{processors:.0f} s"] for name, (clock, processors) in times.items()]
     total, worked = (sum(pair[place] for pair in times.values()) for place in (0, 1))
-    lines = "\n".join(f"{key}: {value}" for key, value in results["about"]["settings"].items())
+    lines = json.dumps(results["about"]["settings"], indent=1)
     return (
         f"<p>{total:.0f} s in all sections by the clock, {worked:.0f} s of processors, when each was measured.</p>"
         f"<details><summary>Times</summary>{table(['section', 'clock', 'processors'], rows)}</details>"

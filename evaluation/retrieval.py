@@ -39,7 +39,7 @@ def measure_retrieval(
     query: Subset,
     target: Subset,
     relevance: GradedRelevance,
-    light: dict[str, dict[str, Float[np.ndarray, "B S"]]] | None,
+    light: dict[str, dict[str, np.ndarray]] | None,
 ) -> dict[str, Any]:
     """Scores of the model in each space both have, and of brightness alone, over a gallery of all test objects.
 
@@ -68,10 +68,10 @@ def measure_retrieval(
     return answer
 
 
-def expected_light(
-    query: dict[str, Float[np.ndarray, "B S"]], target: dict[str, Float[np.ndarray, "B T"]]
-) -> tuple[np.ndarray, np.ndarray]:
+def expected_light(query: dict[str, np.ndarray], target: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Test queries and gallery such that a larger dot product is a smaller distance in light.
+
+    `query` and `target` are features [B, S] and [B, T] of the objects of `train` and `test`.
 
     The squared distance is taken in the whitened residuals of a linear map from query to target light.
     """

@@ -31,7 +31,7 @@ class TrainedNetwork:
     """What a training gave: predictions for the test images, in the label's unit, and its record."""
 
     predicted: Float[np.ndarray, " B"]
-    curve: list[dict[str, float]]
+    curve: list[dict[str, Any]]
     """`step`, mean training loss since the last row, and R2 of the validation objects."""
     best_step: int
     steps: int
@@ -107,7 +107,7 @@ def train_network(
         return (torch.cat(answers) * spread + mean).double().numpy()
 
     every = max(1, steps // settings.num_validations)
-    curve: list[dict[str, float]] = []
+    curve: list[dict[str, Any]] = []
     best, best_step, kept = -np.inf, 0, copy.deepcopy(network.state_dict())
     order, losses = torch.empty(0, dtype=torch.long), []
     for step in range(1, steps + 1):

@@ -109,8 +109,15 @@ class AlignmentHead(nn.Module):
         """The encoder's vectors of tokens of a view."""
         if self.settings.encoder == "last_blocks":
             return self.last_blocks.encode(transformer, tokens)
-        encoder = self.encoders[view] if self.settings.encoder == "scratch" else transformer
-        return encoder.encode(tokens)
+        return (self.own_encoders()[view] if self.settings.encoder == "scratch" else transformer).encode(tokens)
+
+    def own_encoders(self) -> dict[str, MaskedTransformer]:
+        """The encoders from scratch, by view."""
+        found = {}
+        for view, encoder in self.encoders.items():
+            assert isinstance(encoder, MaskedTransformer)
+            found[view] = encoder
+        return found
 
     def forward(self, view: str, vectors: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B A"]:
         """Unit vectors of a view's objects, by the encoder's vectors. Raises KeyError for a view without a pooling."""
@@ -154,6 +161,6 @@ def head_for(transformer: MaskedTransformer, settings: AlignmentHeadSettings) ->
     if settings.encoder == "last_blocks":
         head.last_blocks.start_from(transformer)
     elif settings.encoder == "scratch":
-        for encoder in head.encoders.values():
+        for encoder in head.own_encoders().values():
             encoder.codes.features.copy_(transformer.codes.features)
     return head

@@ -33,6 +33,7 @@ from .generated import GeneratedObservations, blank_observation
 from .generation import ChainSettings, Order, Wanted, generate_tokens
 from .masked_transformer import MaskedTransformer, MaskedTransformerConfig
 from .token_batch import TokenBatch, join_grids
+from .token_embeddings import TOKEN_SPACE, TokenEmbeddings
 
 CHECKPOINT_FORMAT = 1
 TOKENIZER_TYPES: dict[str, type[Any]] = {
@@ -155,6 +156,39 @@ class FoundationModel:
             raise ObservationError(f"object {ids[row]}: every value is missing, so there is nothing to embed")
         modalities = tuple(tuple(n for n, here in zip(names, row, strict=True) if here) for row in present.tolist())
         return Embeddings(ids, vectors.float().cpu(), space, self.model_id, modalities)
+
+    @torch.no_grad()
+    def embed_tokens(
+        self, observations: Sequence[Observation], layers: Sequence[int] = (), batch_size: int = 64
+    ) -> TokenEmbeddings:
+        """The encoder's vector of each token, not pooled: for attentive probes.
+
+        `layers` are blocks after which to look, 0 before the first; the vectors of several stand one after the other.
+        By default those after the last block and its norm. Raises ObservationError as `embed` does, ValueError for a
+        block that the encoder does not have.
+        """
+        blocks = list(self.transformer.encoder)
+        wrong = [layer for layer in layers if not 0 <= layer <= len(blocks)]
+        if wrong:
+            raise ValueError(f"layers must lie between 0 and {len(blocks)}, found {wrong}")
+        if not observations:
+            raise ObservationError("expected at least one observation, found none")
+        grids = [self.tokenize(observation) for observation in observations]
+        batch, ids = self.join(grids)
+        if not batch.mask.any(1).all():
+            row = int((~batch.mask.any(1)).nonzero()[0, 0])
+            raise ObservationError(f"object {ids[row]}: every value is missing, so there is nothing to embed")
+        self.transformer.eval()
+        stacks = [[*blocks[:layer], nn.Identity()] for layer in layers] or [None]
+        vectors = [
+            torch.cat([self.transformer.encode(part, stack=stack).float() for stack in stacks], -1).cpu()
+            for part in (part.to(self.device) for part in _parts(batch, batch_size))
+        ]
+        names = [grid.modality.name for grid in grids]
+        slots = [set(row[valid].tolist()) for row, valid in zip(batch.slots, batch.mask, strict=True)]
+        modalities = tuple(tuple(name for slot, name in enumerate(names) if slot in here) for here in slots)
+        space = f"{TOKEN_SPACE} {'+'.join(map(str, layers))}" if layers else TOKEN_SPACE
+        return TokenEmbeddings(ids, torch.cat(vectors), batch.mask.cpu(), self.model_id, modalities, space)
 
     def predict_scalar(
         self, observations: Sequence[Observation], target: str, batch_size: int = 64

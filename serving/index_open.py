@@ -1,6 +1,7 @@
 """The index at a place, whichever engine keeps it: a folder is FAISS's, an address Milvus's."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -54,7 +55,7 @@ def build_for(place: str | Path, embeddings: Any, labels: Any = None, **options:
 
         if "max_memory_gb" in options:
             raise EmbeddingIndexError(f"{place}: max_memory_gb is of indexes in folders; a Milvus server has its own")
-        return MilvusIndex.build(place, embeddings, labels, **options)
+        return MilvusIndex.build(place, embeddings, labels, progress=_tell, **options)
     folder = Path(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return EmbeddingIndex.build(embeddings, labels, draft_in=folder.parent, **options)
@@ -71,3 +72,8 @@ def save_index(
     if not isinstance(built, MilvusIndex):
         raise TypeError(f"expected an index that build_for made, found {type(built).__name__}")
     return built.publish(predictors)
+
+
+def _tell(num_done: int, num_rows: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{num_done} of {num_rows} rows" + ("\n" if num_done == num_rows else ""))

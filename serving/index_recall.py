@@ -25,6 +25,8 @@ NUM_QUERIES = 400
 SHARES = (1.0, 0.1, 0.01)
 PLATEAU = 0.003
 """Where twice the effort brings less recall than this, codes are too coarse, and candidates must be compared again."""
+NEAR = 0.02
+"""Under a filter, so near to the target that a plateau ends the search for more."""
 CANDIDATES = {"ivf": (0,), "ivf_sq8": (0, 2, 4), "ivf_rabitq": (4, 8, 16, 32), "hnsw": (0,)}
 FIRST_EFFORT = {"ivf": 2, "ivf_sq8": 2, "ivf_rabitq": 2, "hnsw": 16}
 RANDOM_READ = 4
@@ -112,14 +114,12 @@ def tune(part: SearchablePart, trials: list[Trial], target: float) -> Part:
     kind = part.part.index_type
     best: tuple[float, Part] | None = None
     fallback: tuple[float, Part] | None = None
-    reached = 0.0
     # In a graph, a row that is asked with is a node itself, a few steps from its neighbours: easier than other queries.
     sought = (1 + target) / 2 if kind == "hnsw" else target
     for candidates in CANDIDATES[kind]:
         tried = replace(part, part=replace(part.part, candidates=candidates))
         effort, found = _least_effort(tried, _of_share(trials, SHARES[0]), FIRST_EFFORT[kind], sought)
         described = replace(tried.part, effort={str(SHARES[0]): effort})
-        reached = max(reached, found)
         if found >= sought:
             cost = _cost(part, effort, candidates)
             if best is None or cost < best[0]:
@@ -138,7 +138,8 @@ def tune(part: SearchablePart, trials: list[Trial], target: float) -> Part:
         for share in SHARES[1:]:
             if tuned.is_few(int(share * len(part.rows))):
                 break  # such searches compare every row that passes
-            effort, _ = _least_effort(tuned, _of_share(trials, share), effort, min(target, reached))
+            # Filters of users are others than those tried here: a third of what is missing goes on top.
+            effort, _ = _least_effort(tuned, _of_share(trials, share), effort, target + (1 - target) / 3)
             efforts[str(share)] = effort
     described = replace(described, effort=efforts)
     return replace(described, recall=measure(replace(part, part=described), trials, target))
@@ -182,8 +183,8 @@ def _least_effort(part: SearchablePart, trials: list[Trial], first: int, target:
         before, effort = effort, min(2 * effort, most)
         last, found = found, recall(effort)
         # Under a filter, recall may stand still until the cells that hold what passes are reached.
-        is_plain = all(trial.chosen is None for trial in trials)
-        if is_plain and found < target and last > 0.5 and found - last < PLATEAU:
+        enough = 0.5 if all(trial.chosen is None for trial in trials) else target - NEAR
+        if enough < last and found < target and found - last < PLATEAU:
             return effort, found
     if found < target or before == effort:
         return effort, found

@@ -39,6 +39,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _INDEX_BYTES = 512 * 1024**2
 """A server seals a segment at about this size, and makes one structure for each."""
 
+_CONNECT_FAILED = 2
+"""pymilvus's code where a request was not sent, for a server is away or starts again; such a one may be sent anew."""
+_CONNECT_TRIES, _CONNECT_PAUSE = 5, 2.0
+
 Record = dict[str, Any]
 
 
@@ -388,10 +392,15 @@ class _Client:
         call = getattr(self._client, name)
 
         def called(*arguments: Any, **options: Any) -> Any:
-            try:
-                return call(*arguments, **options)
-            except self._failure as error:
-                raise ConnectionError(f"{self._address}: Milvus refused {name} ({_short(error)})") from error
+            for tries_left in reversed(range(_CONNECT_TRIES)):
+                try:
+                    return call(*arguments, **options)
+                except self._failure as error:
+                    if tries_left and getattr(error, "code", None) == _CONNECT_FAILED:
+                        time.sleep(_CONNECT_PAUSE)
+                        continue
+                    raise ConnectionError(f"{self._address}: Milvus refused {name} ({_short(error)})") from error
+            raise AssertionError("unreachable")
 
         return called
 

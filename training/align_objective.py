@@ -24,7 +24,7 @@ from ..models.alignment import AlignmentHead
 from ..models.alignment_losses import info_nce, sigmoid_loss
 from ..models.foundation import FoundationModel
 from ..models.token_batch import TokenBatch
-from ..models.width_transfer import UNSCALED, WeightScaling
+from ..models.width_transfer import WeightScaling
 from .align_validation import SCORE, Validation
 from .align_views import Pair, draw_rows, draw_tokens, draw_vectors, present_rows
 from .encoded_views import EncodedRow, read_rows
@@ -93,9 +93,9 @@ class AlignObjective(nn.Module):
             for name, scaling in self.head.last_blocks.weight_scalings(transformer).items():
                 scalings[f"head.last_blocks.{name}"] = scaling
         elif self.head.settings.encoder == "scratch":
-            for view, encoder in self.head.encoders.items():
-                for name, _ in encoder.named_parameters():
-                    scalings[f"head.encoders.{view}.{name}"] = encoder.weight_scalings().get(name, UNSCALED)
+            for view, encoder in self.head.own_encoders().items():
+                for name, scaling in encoder.weight_scalings().items():
+                    scalings[f"head.encoders.{view}.{name}"] = scaling
         rate = self.encoder_learning_rate
         return {
             name: replace(s, learning_rate=rate * s.learning_rate, muon=None if s.muon is None else rate * s.muon)

@@ -340,7 +340,7 @@ class _Rows:
         yield
         self._waited += time.perf_counter() - began
 
-    def write(self, done: int, sums: MetricSums, weights: Sequence[Tensor], others: Mapping[str, float]) -> None:
+    def write(self, done: int, sums: MetricSums, weights: Sequence[Tensor], others: dict[str, float]) -> None:
         """Write the row of the steps up to `done`, with `others` beside it; waits for the device."""
         row = means(sums.over_all(self.fabric)) | others
         row["learning_rate"] = learning_rate(self.settings, done - 1)

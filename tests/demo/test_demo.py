@@ -80,8 +80,9 @@ def test_constant_has_no_skill_and_trees_find_a_relation():
     assert score("trees", median, target[1000:], intervals).r2 > 0.8
 
 
-def test_shipped_settings_of_the_demo_are_valid():
-    assert load_settings(DemoSettings, CONFIGS_FOLDER / "demo.yaml").sky.num_objects == 3000
+@pytest.mark.parametrize("name, num_objects", [("demo.yaml", 3000), ("recorded.yaml", 24_000)])
+def test_shipped_settings_of_the_demo_are_valid(name, num_objects):
+    assert load_settings(DemoSettings, CONFIGS_FOLDER / name).sky.num_objects == num_objects
 
 
 @pytest.mark.slow

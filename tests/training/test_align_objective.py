@@ -137,12 +137,15 @@ def test_vectors_kept_on_disk_give_the_loss_that_their_tokens_give(objective_for
     assert losses[1] != losses[0]
 
 
-def test_what_is_trained_of_the_encoder_has_a_learning_rate_of_its_own(objective_for):
-    objective = objective_for(encoder="last_blocks", num_unfrozen_blocks=2)
+@pytest.mark.parametrize(
+    "encoder, part",
+    [({"encoder": "last_blocks", "num_unfrozen_blocks": 2}, "last_blocks"), ({"encoder": "scratch"}, "encoders")],
+)
+def test_what_is_trained_of_the_encoder_has_a_learning_rate_of_its_own(objective_for, encoder, part):
+    objective = objective_for(**encoder)
     objective.encoder_learning_rate = 0.25
     scalings = objective.weight_scalings()
-    unfrozen = {name for name, weight in objective.named_parameters() if name.startswith("head.last_blocks")}
-    assert set(scalings) == unfrozen
+    assert set(scalings) == {name for name, _ in objective.named_parameters() if name.startswith(f"head.{part}")}
     assert {scaling.learning_rate for scaling in scalings.values()} == {0.25}
 
 
