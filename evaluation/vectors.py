@@ -114,10 +114,9 @@ class VectorStore:
         return [Subset("+".join(names), tuple(names)) for names in views.values()]
 
     def _stored(self, subset: Subset, space: str, ids: Sequence[str], digest: str) -> Float[np.ndarray, "B D"]:
-        for given_space, modality, vectors in self._given:
-            of_subset = modality.get("+".join(subset.modalities))
-            if given_space == space and of_subset is not None and all(i in of_subset for i in ids):
-                return vectors[[of_subset[i] for i in ids]].astype(np.float32)
+        given = self._from_given(subset, space, ids)
+        if given is not None:
+            return given
         found = []
         for number, start in enumerate(range(0, len(ids), SHARD)):
             part = ids[start : start + SHARD]
@@ -128,6 +127,13 @@ class VectorStore:
             self.advance(subset.name, min(start + SHARD, len(ids)), len(ids))
         return np.concatenate(found)
 
+    def _from_given(self, subset: Subset, space: str, ids: Sequence[str]) -> Float[np.ndarray, "B D"] | None:
+        for given_space, modality, vectors in self._given:
+            of_subset = modality.get("+".join(subset.modalities))
+            if given_space == space and of_subset is not None and all(i in of_subset for i in ids):
+                return vectors[[of_subset[i] for i in ids]].astype(np.float32)
+        return None
+
     def _path(self, subset: Subset, space: str, digest: str, number: int) -> Path:
         return self.folder / f"{space}-{modality_slug(subset.name)}-{digest}-{number:05d}.parquet"
 
@@ -135,6 +141,8 @@ class VectorStore:
         vectors = self._embed(subset, ids, wanted)
         # The wanted one last: where it stands, the other does.
         for space in sorted(vectors, key=lambda space: space == wanted):
+            if space != wanted and self._from_given(subset, space, ids) is not None:
+                continue
             write_embedding_shard(
                 paths[space],
                 ids,

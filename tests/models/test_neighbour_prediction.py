@@ -101,6 +101,18 @@ def test_calibrated_intervals_cover_what_they_claim():
     assert abs(uncalibrated.mean(0) - np.array(predictor.levels)).max() > 0.1
 
 
+def test_few_objects_that_choose_and_calibrate_cover_as_well():
+    """The choice among settings must not flatter the intervals, and their units must be those of the choice."""
+    inside = []
+    for seed in range(30):
+        similarities, labels, truth = simulated(66 + 300, seed=seed)
+        predictor = choose_neighbours("scalar/redshift", similarities[:66], labels[:66], truth[:66])
+        found = predictor.predict(similarities[66:], labels[66:])
+        inside.append((found.lower <= truth[66:, None]) & (truth[66:, None] <= found.upper))
+    # Each draw's coverage scatters by sqrt(.68 * .32 / 66) = 0.057, the mean of thirty by 0.01.
+    np.testing.assert_allclose(np.mean(inside, axis=(0, 1)), (0.68, 0.9, 0.95), atol=0.03)
+
+
 def test_choice_beats_a_single_neighbour_and_equals_brute_force():
     similarities, labels, truth = simulated(400)
     predictor = choose_neighbours("p", similarities, labels, truth, counts=(1, 8, 32), temperatures=(0.01, 1.0))
