@@ -1,15 +1,18 @@
 """A part of an index: the rows of one modality in the base, their search structure, and how hard it must look.
 
 How many cells (or candidates of a graph) are searched was chosen when the part was built, for several shares of rows
-that pass a filter. A search interpolates: the fewer rows pass, the more cells. Where only few pass, all are compared.
+that pass a filter. A search interpolates: the fewer rows pass, the more cells. What passes may also lie together, far
+from the query: then a query goes on to further cells, until it has met as many rows that pass as it would have met
+were they spread evenly. Where only few pass, all are compared.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from .index_files import Part, import_faiss
 from .index_types import MOST_ON_GPU, search_parameters
@@ -22,6 +25,8 @@ EXACT_ROWS = 4096
 EXACT_SHARE = 0.005
 """Share of a part up to which they are compared too, if they are not more than MOST_EXACT_ROWS."""
 MOST_EXACT_ROWS = 50_000
+QUERIES_AT_ONCE = 512
+"""Filtered queries whose cells are ordered at once."""
 
 Found = tuple[Float32[np.ndarray, "Q K"], Int64[np.ndarray, "Q K"]]
 
@@ -90,16 +95,68 @@ class SearchablePart:
     def _search_structure(
         self, queries: Float32[np.ndarray, "Q D"], k: int, chosen: Bool[np.ndarray, " R"] | None, effort: int
     ) -> Found:
-        selector = None
         if chosen is not None:
-            selector = import_faiss().IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
-        parameters = search_parameters(self.part.index_type, effort, selector)
+            blocks = [queries[i : i + QUERIES_AT_ONCE] for i in range(0, len(queries), QUERIES_AT_ONCE)]
+            found = [self._search_filtered(block, k, chosen, effort) for block in blocks]
+            return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
+        parameters = search_parameters(self.part.index_type, effort)
         sought = min(k * max(1, self.part.candidates), len(self.rows))
-        is_for_gpu = self.on_gpus is not None and chosen is None and max(effort, sought) <= MOST_ON_GPU
+        is_for_gpu = self.on_gpus is not None and max(effort, sought) <= MOST_ON_GPU
         structure = self.on_gpus if is_for_gpu else self.structure
+        return self._again(queries, k, structure.search(queries, sought, params=parameters))
+
+    def _search_filtered(
+        self, queries: Float32[np.ndarray, "Q D"], k: int, chosen: Bool[np.ndarray, " R"], effort: int
+    ) -> Found:
+        """Cells by their nearness, of each query as many as hold its share of the rows that pass, `effort` at least."""
+        num_cells = self.part.num_cells
+        num_in_cell = np.bincount(self._cell_of_row[chosen], minlength=num_cells)
+        nearness, cells = self.structure.quantizer.search(queries, num_cells)
+        # So many rows that pass lie in `effort` cells if they are spread evenly.
+        enough = effort / num_cells * num_in_cell.sum()
+        passed = np.cumsum(num_in_cell[cells], axis=1)
+        num_looked_at = np.clip((passed < enough).sum(1) + 1, effort, num_cells)
+        width = int(num_looked_at.max())
+        # FAISS passes over cell -1: what is not needed, and cells in which no row passes.
+        is_needed = (np.arange(width) < num_looked_at[:, None]) & (num_in_cell[cells[:, :width]] > 0)
+        cells = np.ascontiguousarray(np.where(is_needed, cells[:, :width], -1))
+        nearness, queries = np.ascontiguousarray(nearness[:, :width]), np.ascontiguousarray(queries)
+        faiss = import_faiss()
+        selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+        parameters = search_parameters(self.part.index_type, width, selector)
+        sought = min(k * max(1, self.part.candidates), len(self.rows))
+        similarity = np.empty((len(queries), sought), np.float32)
+        local = np.empty((len(queries), sought), np.int64)
+        # FAISS's own wrapper of this call takes no parameters, and so no selector.
+        into = [faiss.swig_ptr(array) for array in (cells, nearness, similarity, local)]
+        self.structure.search_preassigned_c(
+            len(queries), faiss.swig_ptr(queries), sought, *into, False, parameters, None
+        )
+        return self._again(queries, k, (similarity, local))
+
+    @functools.cached_property
+    def _cell_of_row(self) -> Int32[np.ndarray, " R"]:
+        faiss = import_faiss()
+        lists = self.structure.invlists
+        found = np.empty(len(self.rows), np.int32)
+        for cell in range(self.part.num_cells):
+            size = lists.list_size(cell)
+            if size:
+                ids = lists.get_ids(cell)
+                found[faiss.rev_swig_ptr(ids, size)] = cell
+                lists.release_ids(cell, ids)
+        return found
+
+    def _again(
+        self,
+        queries: Float32[np.ndarray, "Q D"],
+        k: int,
+        candidates: tuple[Float32[np.ndarray, "Q S"], Int64[np.ndarray, "Q S"]],
+    ) -> Found:
+        """The best of the candidates by their stored vectors, where codes are too coarse to tell."""
         if not self.part.candidates:
-            return structure.search(queries, k, params=parameters)
-        _, local = structure.search(queries, sought, params=parameters)
+            return candidates
+        local = candidates[1]
         similarity = self.vectors.similarity(queries, np.where(local < 0, -1, local + self.rows.start))
         return nearest_of(similarity, local, k)
 
