@@ -179,9 +179,9 @@ class FoundationModel:
             row = int((~batch.mask.any(1)).nonzero()[0, 0])
             raise ObservationError(f"object {ids[row]}: every value is missing, so there is nothing to embed")
         self.transformer.eval()
-        stacks = [[*blocks[:layer], nn.Identity()] for layer in layers] or [None]
+        stacks: list[list[nn.Module] | None] = [[*blocks[:layer], nn.Identity()] for layer in layers]
         vectors = [
-            torch.cat([self.transformer.encode(part, stack=stack).float() for stack in stacks], -1).cpu()
+            torch.cat([self.transformer.encode(part, stack=stack).float() for stack in stacks or [None]], -1).cpu()
             for part in (part.to(self.device) for part in _parts(batch, batch_size))
         ]
         names = [grid.modality.name for grid in grids]

@@ -387,7 +387,8 @@ def _search_parts(
         return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     if len(found) == 1:
         return found[0]
-    return nearest_of(*(np.concatenate(side, 1) for side in zip(*found, strict=True)), k)
+    similarity, row = (np.concatenate(side, 1) for side in zip(*found, strict=True))
+    return nearest_of(similarity, row, k)
 
 
 def _drop(

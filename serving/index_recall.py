@@ -78,12 +78,12 @@ def make_trials(
     for share in SHARES:
         chosen = None if share == 1 else rng.random(len(rows)) < share
         filters.append((share, None, chosen))
-    for name, values in metadata.items():
+    for column, values in metadata.items():
         known = values[np.isfinite(values)]
         if len(known) > len(rows) / 2:
             for share in SHARES[1:]:
                 low, high = np.quantile(known, [0.5 - share / 2, 0.5 + share / 2])
-                filters.append((share, name, (values >= low) & (values <= high)))
+                filters.append((share, column, (values >= low) & (values <= high)))
     numbers = np.concatenate(list(asked.values()))
     queries = vectors.unit(numbers)
     is_same = np.arange(len(numbers)) < len(own)

@@ -202,7 +202,7 @@ class IndexRows:
         """The id that shares the longest beginning with this one."""
         place = self._bisect(object_id)
         beside = [self._id_at(i) for i in range(place - 1, place + 1) if 0 <= i < len(self.by_id)]
-        if self.alive is not None or not beside:
+        if self.alive is not None:
             beside = [i for i in beside if len(self.rows_of(i))] or [
                 i.as_py() for i in self.object_ids(np.flatnonzero(self.alive))[:1]
             ]

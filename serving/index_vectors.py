@@ -120,7 +120,7 @@ class VectorWriter:
         # Neighbouring rows are written at once: a run ends where the next row is not the next number.
         ends = np.flatnonzero(np.diff(row) != 1) + 1
         for start, stop in zip([0, *ends], [*ends, len(row)], strict=True):
-            content = memoryview(np.ascontiguousarray(values[start:stop], "<f2")).cast("B")
+            content = memoryview(np.ascontiguousarray(values[start:stop], "<f2").tobytes())
             place = self._start + int(row[start]) * self._row_bytes
             while content:
                 written = os.pwrite(self._file.fileno(), content, place)
