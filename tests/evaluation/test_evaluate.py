@@ -216,6 +216,7 @@ def test_a_second_start_measures_nothing_and_another_setting_only_what_it_change
     assert renewed == {"network scalar-redshift 20 0.json", "network scalar-redshift 50 0.json"}
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_where_it_stood(made, done, tmp_path):
     output = tmp_path / "evaluation"
     config = tmp_path / "evaluate.yaml"

@@ -84,13 +84,11 @@ def test_the_predictor_is_that_of_the_neighbours_by_plain_loops(folder):
     queries = [i for i in sorted(VALIDATION) if IDS.index(i) % 10 != 9]
     similarities = np.full((len(queries), max(CANDIDATE_COUNTS)), -np.inf)
     labels = np.full(similarities.shape, np.nan)
+    known = [other for other in IDS if "scalar/redshift" in index.labels_of(other)]
+    vectors = {other: [index.vector(other, name) for name in index.modalities_of(other)] for other in known}
     for row, query in enumerate(queries):
         vector = index.vector(query, "image/hsc")
-        best = {}
-        for other in IDS:
-            if "scalar/redshift" in index.labels_of(other):
-                vectors = [index.vector(other, name) for name in index.modalities_of(other)]
-                best[other] = max(float(vector @ v) for v in vectors)
+        best = {other: max(float(vector @ v) for v in vectors[other]) for other in known}
         for place, other in enumerate(sorted(best, key=best.get, reverse=True)[: similarities.shape[1]]):
             similarities[row, place] = best[other]
             labels[row, place] = index.labels_of(other)["scalar/redshift"]

@@ -212,6 +212,7 @@ def run_killed(what, folder, num_points):
     return told
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_or_the_whole_index(tmp_path):
     told = run_killed("build", tmp_path / "index", 6)
     held = [one["held"] for one in told["seen"]]
@@ -237,6 +238,7 @@ def test_what_was_acknowledged_survives_kills_at_any_moment(tmp_path):
     assert len(folders) == json.loads((tmp_path / "index" / "manifest.json").read_text())["version"]
 
 
+@pytest.mark.slow
 def test_a_killed_compaction_changes_nothing_that_is_found(tmp_path):
     told = run_killed("compact", tmp_path / "index", 6)
     first = told["seen"][0]["held"]

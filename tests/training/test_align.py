@@ -161,6 +161,7 @@ def test_a_modality_that_is_of_no_view_cannot_be_embedded(whole, tokens, tmp_pat
         embed(settings)
 
 
+@pytest.mark.slow
 def test_two_processes_with_small_parts_have_the_gradient_of_one(cli, settings_for, tmp_path):
     """Adam's first moment after one step is a tenth of the gradient of the whole batch."""
     others = {**THREE, "loss": "sigmoid", "encoder": "last_blocks", "num_unfrozen_blocks": 1, "validation": None}
