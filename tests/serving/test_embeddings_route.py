@@ -332,7 +332,8 @@ def test_failed_requests_change_nothing_that_is_stored(http, index_folder):
     import hashlib
 
     def content():
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(index_folder.iterdir())}
+        files = [path for path in sorted(index_folder.rglob("*")) if path.is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     before, vector = content(), http.app.state.service.index.vector("object-3")
     for item, *_ in WRONG_ITEMS:
