@@ -64,21 +64,7 @@ class ZeroShot:
     ) -> "ZeroShot":
         """Choose k and temperature on validation objects. Raises NeighbourPredictionError if they are too few."""
         similarity, labels = gallery.search(validation)
-        # Two numbers that hundreds of objects choose flatter the intervals by less than can be measured.
-        known = np.isfinite(truth)
-        k, temperature = best_setting(similarity[known], labels[known], truth[known])
-        return cls(
-            gallery,
-            choose_neighbours(
-                label,
-                similarity,
-                labels,
-                truth,
-                counts=(k,),
-                temperatures=(temperature,),
-                levels=LEVELS,
-            ),
-        )
+        return cls(gallery, choose_neighbours(label, similarity, labels, truth, levels=LEVELS))
 
     def predict(
         self, queries: Float[np.ndarray, "Q D"], offset: Float[np.ndarray, " D"] | None = None

@@ -20,6 +20,7 @@ from .ridge import RidgeFit, fit_ridge
 
 SOLVERS = ("auto", "closed form", "multirate", "lbfgs")
 MAX_ITERATIONS = 2000
+NOT_CONVERGED = "; it did not converge, and L-BFGS took over"
 FOLD_TOLERANCE = 1e-5
 """Of the gradient's norm, where only penalties are compared."""
 
@@ -53,8 +54,10 @@ def fit_regression(
     eigenvalues = covariance_spectrum(features)
     diagnosis = diagnose_spectrum(eigenvalues + min(penalties), features.shape[1])
     method, why = _choose(solver, diagnosis)
-    fit = _descend(features, labels, penalties, method, folds, eigenvalues)
-    return fit, method, {"why": why, **diagnosis.as_dict()}
+    fit, taken = _descend(features, labels, penalties, method, folds, eigenvalues)
+    if taken != method:
+        why += NOT_CONVERGED
+    return fit, taken, {"why": why, **diagnosis.as_dict()}
 
 
 def fit_logistic(
@@ -80,7 +83,7 @@ def fit_logistic(
         weight = np.repeat([of_row] * features.shape[1] + [0.0], num_classes)
         found, taken = minimise(logistic(with_ones, numbers, weight), "multirate")
         if taken != method:
-            why += "; it did not converge, and L-BFGS took over"
+            why += NOT_CONVERGED
         weights = found.weights.reshape(-1, num_classes).T
         coef, intercept, method = weights[:, :-1], weights[:, -1], taken
     else:
@@ -115,33 +118,36 @@ def _descend(
     method: Method,
     folds: int,
     eigenvalues: np.ndarray,
-) -> RidgeFit:
-    """Ridge regression by descent: the penalty, and residuals of objects left out, by folds."""
+) -> tuple[RidgeFit, Method]:
+    """Ridge regression by descent, and the method that found it: the penalty, and residuals left out, by folds."""
     splits = list(KFold(min(folds, len(labels)), shuffle=True, random_state=0).split(features))
     found: list[tuple[np.ndarray, float, float, np.ndarray]] = []
+    methods: list[Method] = []
     for label in labels.T:
         best: tuple[float, float, np.ndarray] = (np.inf, np.nan, np.empty(0))
         for penalty in sorted(penalties, reverse=True):
             left_out = np.empty(len(label))
             for train, test in splits:
-                weights, offset = _ridge_by(features[train], label[train], penalty, method, FOLD_TOLERANCE)
+                weights, offset, _ = _ridge_by(features[train], label[train], penalty, method, FOLD_TOLERANCE)
                 left_out[test] = label[test] - features[test] @ weights - offset
             error = float(np.mean(left_out**2))
             if error < best[0]:
                 best = (error, penalty, left_out)
-        weights, offset = _ridge_by(features, label, best[1], method, 1e-8)
+        weights, offset, taken = _ridge_by(features, label, best[1], method, 1e-8)
         found.append((weights, offset, best[1], best[2]))
+        methods.append(taken)
     coef, intercept, chosen, residuals = zip(*found, strict=True)
-    return RidgeFit(np.stack(coef), np.array(intercept), np.array(chosen), np.stack(residuals, 1), eigenvalues)
+    fit = RidgeFit(np.stack(coef), np.array(intercept), np.array(chosen), np.stack(residuals, 1), eigenvalues)
+    return fit, next((taken for taken in methods if taken != method), method)
 
 
 def _ridge_by(
     features: Float[np.ndarray, "B D"], label: Float[np.ndarray, " B"], penalty: float, method: Method, tolerance: float
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float, Method]:
     centre, mean = features.mean(0), float(label.mean())
     loss = least_squares(features - centre, label - mean, penalty)
-    weights = minimise(loss, method, tolerance)[0].weights
-    return weights, mean - float(centre @ weights)
+    found, taken = minimise(loss, method, tolerance)
+    return found.weights, mean - float(centre @ found.weights), taken
 
 
 def _choose_logistic_penalty(

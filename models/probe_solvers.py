@@ -144,8 +144,7 @@ def minimise(loss: ProbeLoss, method: Method = "auto", tolerance: float = 1e-8) 
     at zero.
 
     Of a logistic loss curvature changes: multirate descent looks again every few cycles, and L-BFGS takes over where it
-    does not converge. Raises ValueError for `closed form` of a
-    logistic loss, or data that are not finite.
+    does not converge. Raises ValueError for `closed form` of a logistic loss, or data that are not finite.
     """
     start = np.zeros(loss.num_weights)
     first = float(np.linalg.norm(loss.gradient(start)))
