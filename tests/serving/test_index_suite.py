@@ -39,7 +39,7 @@ from armillary.serving.milvus_engine import TOKEN_VARIABLE
 HERE = Path(__file__).parent
 ENGINES = [
     ("faiss", "flat"),
-    ("faiss", "ivf"),
+    pytest.param(("faiss", "ivf"), marks=pytest.mark.slow),  # by default it is in test_index.py and test_index_types.py
     ("lite", None),
     pytest.param(("lite", "ivf_sq8"), marks=pytest.mark.slow),
     *(pytest.param(("server", kind), marks=pytest.mark.slow) for kind in (None, "ivf_sq8", "hnsw")),
