@@ -1,6 +1,6 @@
 """`armillary evaluate`: what a checkpoint is worth on held-out objects, as a report, JSON and pictures.
 
-Every section is kept as it is done (`sections.py`) and embeddings are kept as shards, so the same command goes on where
+Every section is kept as it is done (`ReportParts`) and embeddings are kept as shards, so the same command goes on where
 it was interrupted, and makes only the report anew where nothing changed.
 """
 
@@ -29,7 +29,7 @@ from ..models.foundation import FoundationModel
 from ..training.metrics_log import console
 from ..training.token_sources import check_tokens
 from ..training.tokenizer_report.report import machine
-from ..training.tokenizer_report.report_parts import fingerprint_of, plain, state_of, write_json
+from ..training.tokenizer_report.report_parts import ReportParts, fingerprint_of, plain, state_of, write_json
 from .accuracy import PROBE, ZERO_SHOT, Accuracy
 from .headline import headlines
 from .label_efficiency import SupervisedRival, counts_of, frozen_curves
@@ -38,11 +38,12 @@ from .page import write_report
 from .real_galaxies import measure_real_galaxies
 from .retrieval import directions, light_of, measure_retrieval
 from .retrieval_scores import GradedRelevance
-from .sections import Sections
 from .settings import EvaluateSettings
 from .transfer import measure_transfer, survey_pairs
 from .vectors import VectorStore
 
+FORMAT = 1
+"""Rises when the code measures something else than before under the same name."""
 NOT_MEASURED = {
     "output",
     "embeddings",
@@ -75,9 +76,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     check_tokens(tokens, model.tokenizers)
     output = Path(settings.output)
     vectors = VectorStore(model, tokens, output / "embeddings", settings.embeddings, settings.batch_size)
-    sections = Sections(
+    sections = ReportParts(
         output / "sections",
         {
+            "format": FORMAT,
             "model": model.model_id,
             "parts": fingerprint_of(objects.ids),
             "data": [state_of(dataset, name) for name in sorted(objects.names)],
@@ -105,7 +107,7 @@ def check_parts(folder: str) -> None:
 class _Work:
     """All sections in turn, with a bar for the whole and one for what is being done."""
 
-    def __init__(self, objects: EvaluationObjects, vectors: VectorStore, sections: Sections, progress: Progress):
+    def __init__(self, objects: EvaluationObjects, vectors: VectorStore, sections: ReportParts, progress: Progress):
         self.objects = objects
         self.vectors = vectors
         self.sections = sections
@@ -113,6 +115,8 @@ class _Work:
         self.progress = progress
         self._detail = progress.add_task("", total=None, visible=False)
         self._whole = progress.add_task("evaluate", total=None)
+        self.seconds: dict[str, list[float]] = {}
+        """How long each section took when it was measured, by the clock and of processors."""
         self._rival: SupervisedRival | None = None
         vectors.advance = self._show
 
@@ -138,7 +142,7 @@ class _Work:
         ]
         results["curves"] = self._curves(results["subsets"])
         results["networks"] = [self._network(*network) for network in networks]
-        results["seconds"] = dict(self.sections.seconds)
+        results["seconds"] = dict(self.seconds)
         return results
 
     def _section(self, name: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -153,7 +157,7 @@ class _Work:
         found = self.sections.get(name, depends_on, timed)
         self.progress.advance(self._whole)
         self.progress.update(self._detail, visible=False)
-        self.sections.seconds[name] = found["seconds"]
+        self.seconds[name] = found["seconds"]
         result = found["result"]
         return dict(result)
 

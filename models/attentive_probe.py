@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import KFold, StratifiedKFold
@@ -34,8 +34,7 @@ from .attentive_network import (
 from .conformal import (
     LEVELS,
     ProbePrediction,
-    best_temperature,
-    class_scores,
+    calibrate_classes,
     class_sets,
     conformal_reach,
     stack_levels,
@@ -205,13 +204,7 @@ class AttentiveProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
             )
         splits = StratifiedKFold(self.members, shuffle=True, random_state=self.seed).split(numbers, numbers)
         left_out = self._train(vectors, mask, torch.from_numpy(numbers), splits, cross_entropy, cross_entropy)
-        self.temperature_ = best_temperature(left_out, numbers)
-        log_probabilities = log_softmax(left_out / self.temperature_, axis=1)
-        self.set_scores_ = class_scores(np.exp(log_probabilities), numbers)
-        self.scores_ = {
-            "accuracy": float((left_out.argmax(1) == numbers).mean()),
-            "log_loss": -float(log_probabilities[np.arange(len(numbers)), numbers].mean()),
-        }
+        self.temperature_, self.set_scores_, self.scores_ = calibrate_classes(left_out, numbers)
 
     def _train(
         self, vectors: Tensor, mask: Tensor, labels: Tensor, splits: Any, loss: Any, watched: Any

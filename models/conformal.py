@@ -62,6 +62,19 @@ def objects_needed(level: float) -> int:
     return math.ceil(round(level / (1 - level), 9))
 
 
+def calibrate_classes(
+    left_out: Float[np.ndarray, "B C"], numbers: Int[np.ndarray, " B"]
+) -> tuple[float, Float[np.ndarray, " B"], dict[str, float]]:
+    """Temperature, set scores, and accuracy and log loss, by the class scores of objects that a fit left out."""
+    temperature = best_temperature(left_out, numbers)
+    log_probabilities = log_softmax(left_out / temperature, axis=1)
+    scores = {
+        "accuracy": float((left_out.argmax(1) == numbers).mean()),
+        "log_loss": -float(log_probabilities[np.arange(len(numbers)), numbers].mean()),
+    }
+    return temperature, class_scores(np.exp(log_probabilities), numbers), scores
+
+
 def class_scores(probabilities: Float[np.ndarray, "n C"], classes: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Sorted scores of objects whose classes, 0 to C - 1, are known: 1 - p(true class)."""
     return np.sort(1 - probabilities[np.arange(len(classes)), classes])

@@ -7,6 +7,7 @@ out, and for which model's embeddings it is. Nothing is pickled, so that a probe
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ class ProbeError(ValueError):
     """A probe cannot be used here: other model, other space, other width, or a damaged file."""
 
 
-class SavedProbe:
+class SavedProbe(ABC):
     """What linear and attentive probes share: saving, loading, the Hub, and the refusal of other models' embeddings.
 
     A subclass has `kind`, `_arrays` and `_description` (what makes it) and `_restore` (the reverse).
@@ -49,14 +50,17 @@ class SavedProbe:
     scores_: dict[str, float]
     modalities_: list[str]
 
+    @abstractmethod
     def _arrays(self) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """Numbers, by name."""
 
+    @abstractmethod
     def _description(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What JSON says beside `describe`."""
 
+    @abstractmethod
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        raise NotImplementedError
+        """Take up what a file holds."""
 
     @property
     def unit_(self) -> str | None:

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy.special import log_softmax, softmax
+from jaxtyping import Float
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.metaestimators import available_if
@@ -26,8 +26,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .conformal import (
     LEVELS,
     ProbePrediction,
-    best_temperature,
-    class_scores,
+    calibrate_classes,
     class_sets,
     conformal_reach,
     stack_levels,
@@ -238,17 +237,7 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
         self.solver_, self.diagnosis_ = fit.solver, fit.diagnosis
         self.temperature_, self.set_scores_, self.scores_ = 1.0, np.empty(0), {}
         if fit.left_out is not None:
-            self._calibrate(fit.left_out, numbers)
-
-    def _calibrate(self, left_out: Float[np.ndarray, "B C"], numbers: Int[np.ndarray, " B"]) -> None:
-        """Temperature and set scores, by the class scores of objects that a fold left out."""
-        self.temperature_ = best_temperature(left_out, numbers)
-        log_probabilities = log_softmax(left_out / self.temperature_, axis=1)
-        self.set_scores_ = class_scores(np.exp(log_probabilities), numbers)
-        self.scores_ = {
-            "accuracy": float((left_out.argmax(1) == numbers).mean()),
-            "log_loss": -float(log_probabilities[np.arange(len(numbers)), numbers].mean()),
-        }
+            self.temperature_, self.set_scores_, self.scores_ = calibrate_classes(fit.left_out, numbers)
 
     def _bounds(self, features: Float[np.ndarray, "B D"], level: float) -> tuple[np.ndarray, np.ndarray]:
         values = self._scores_of(features)

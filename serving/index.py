@@ -24,6 +24,7 @@ from .index_building import METRIC, RowSource, TableSource, build_parts, write_r
 from .index_files import BuildSettings, Manifest
 from .index_labels import label_table
 from .index_protocol import EmbeddingIndexError, Neighbours, Ranges
+from .index_queries import check_model, chosen_modalities, unit_queries
 from .index_recall import TARGET_RECALL
 from .index_state import IndexState, read_state, write_counts
 from .index_types import FLAT_LIMIT
@@ -172,11 +173,7 @@ class EmbeddingIndex:
 
     def require_model(self, model_id: str) -> None:
         """Raises EmbeddingIndexError unless the vectors come from this model."""
-        if self.model_id != model_id:
-            raise EmbeddingIndexError(
-                f"the index holds embeddings of model {self.model_id!r}, but the model to serve is {model_id!r}; "
-                "embed the objects with this model and build the index anew"
-            )
+        check_model(self.model_id, model_id)
 
     def search(
         self,
@@ -202,10 +199,10 @@ class EmbeddingIndex:
         EmbeddingIndexError on queries of wrong width, without direction, or not finite.
         """
         state = self._state
-        queries = _unit_queries(vectors, state.manifest.dimension)
+        queries = unit_queries(vectors, state.manifest.dimension)
         if k < 1:
             raise EmbeddingIndexError(f"k must be at least 1, found {k}")
-        names = _chosen_modalities(state, target_modality, survey)
+        names = chosen_modalities(list(state.manifest.num_rows_of_modality), target_modality, survey)
         chosen = _chosen_rows(state, cone, has_label, where)
         dropped = state.rows.rows_of_any(exclude)
         own = None if exclude_each is None else _own_rows(state, exclude_each)
@@ -300,29 +297,6 @@ class EmbeddingIndex:
 
 def _source(embeddings: EmbeddingTable | str | Path | Iterable[str | Path]) -> RowSource:
     return TableSource(embeddings) if isinstance(embeddings, EmbeddingTable) else open_shards(embeddings)
-
-
-def _unit_queries(vectors: Float[np.ndarray, "Q D"], dimension: int) -> Float32[np.ndarray, "Q D"]:
-    if vectors.ndim != 2 or vectors.shape[1] != dimension:
-        raise EmbeddingIndexError(f"query vectors must have shape [queries, {dimension}], found {list(vectors.shape)}")
-    length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    wrong = ~(np.isfinite(length) & (length > 0))
-    if wrong.any():
-        raise EmbeddingIndexError(f"query {int(wrong.argmax())} has no direction: its length is {length[wrong][0]}")
-    return np.ascontiguousarray(vectors / length, np.float32)
-
-
-def _chosen_modalities(state: IndexState, target_modality: str | None, survey: str | None) -> list[str]:
-    names = list(state.manifest.num_rows_of_modality)
-    if target_modality is not None and target_modality not in names:
-        raise LookupError(f"no modality {target_modality!r} in the index; it has {names}")
-    if survey is not None:
-        surveys = {name: {one.partition("/")[2] for one in name.split("+")} for name in names}
-        if survey not in set().union(*surveys.values()):
-            known = sorted(set().union(*surveys.values()))
-            raise LookupError(f"no survey {survey!r} in the index; it has {known}")
-        names = [name for name in names if survey in surveys[name]]
-    return [name for name in names if target_modality in (None, name)]
 
 
 def _chosen_rows(

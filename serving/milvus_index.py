@@ -20,6 +20,7 @@ from ..models.neighbour_prediction import NeighbourPredictor
 from . import milvus_build, milvus_changes
 from .cone import Cone
 from .index_protocol import EmbeddingIndexError, Neighbours, Ranges
+from .index_queries import check_model, chosen_modalities, unit_queries
 from .index_types import FLAT_LIMIT
 from .milvus_engine import MilvusAddress, MilvusEngine, quoted
 from .milvus_manifest import CHANGING, READY, MilvusManifest, predictor_records
@@ -153,11 +154,7 @@ class MilvusIndex:
 
     def require_model(self, model_id: str) -> None:
         """Raises EmbeddingIndexError unless the vectors come from this model."""
-        if self.model_id != model_id:
-            raise EmbeddingIndexError(
-                f"the index holds embeddings of model {self.model_id!r}, but the model to serve is {model_id!r}; "
-                "embed the objects with this model and build the index anew"
-            )
+        check_model(self.model_id, model_id)
 
     def add(
         self,
@@ -203,12 +200,14 @@ class MilvusIndex:
         `exact` compares every vector. On another type than flat all rows that pass are read for it, which takes long.
         """
         manifest = self._manifest
-        queries = _unit_queries(vectors, manifest.dimension)
+        queries = unit_queries(vectors, manifest.dimension)
         if k < 1:
             raise EmbeddingIndexError(f"k must be at least 1, found {k}")
         fields = number_fields(manifest.labels, manifest.metadata)
         expression = filter_expression(
-            self._chosen_modalities(target_modality, survey),
+            None
+            if target_modality is None and survey is None
+            else chosen_modalities(self.modalities, target_modality, survey),
             [row_id(name, modality) for name in dict.fromkeys(exclude) for modality in self.modalities],
             cone,
             [] if has_label is None else [fields[f"label:{self._checked_label(has_label)}"]],
@@ -304,20 +303,6 @@ class MilvusIndex:
             )
         return _read(self._engine)
 
-    def _chosen_modalities(self, target_modality: str | None, survey: str | None) -> list[str] | None:
-        names = list(self.modalities)
-        if target_modality is not None and target_modality not in names:
-            raise LookupError(f"no modality {target_modality!r} in the index; it has {names}")
-        if survey is not None:
-            surveys = {name: {one.partition("/")[2] for one in name.split("+")} for name in names}
-            known = sorted(set().union(*surveys.values()))
-            if survey not in known:
-                raise LookupError(f"no survey {survey!r} in the index; it has {known}")
-            names = [name for name in names if survey in surveys[name]]
-        elif target_modality is None:
-            return None
-        return [name for name in names if target_modality in (None, name)]
-
     def _checked_label(self, name: str) -> str:
         if name not in self._manifest.labels:
             raise LookupError(f"the index has no label {name!r}; it has {list(self._manifest.labels)}")
@@ -365,16 +350,6 @@ def _check_free(engine: MilvusEngine, replace_old: bool) -> None:
         raise EmbeddingIndexError(
             f"{engine.address}: there is something already; take another name, drop it, or ask to replace it"
         )
-
-
-def _unit_queries(vectors: Float[np.ndarray, "Q D"], dimension: int) -> Float32[np.ndarray, "Q D"]:
-    if vectors.ndim != 2 or vectors.shape[1] != dimension:
-        raise EmbeddingIndexError(f"query vectors must have shape [queries, {dimension}], found {list(vectors.shape)}")
-    length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    wrong = ~(np.isfinite(length) & (length > 0))
-    if wrong.any():
-        raise EmbeddingIndexError(f"query {int(wrong.argmax())} has no direction: its length is {length[wrong][0]}")
-    return np.ascontiguousarray(vectors / length, np.float32)
 
 
 def _without_own(found: Found, own: Sequence[Sequence[int]], k: int) -> Found:

@@ -32,7 +32,7 @@ from .pixel_measures import PixelMeasures
 from .pixel_summary import summarise
 from .principal_components import PrincipalComponents
 from .real_files import measure_real, real_observations
-from .report_parts import ReportParts, plain, state_of, write_json
+from .report_parts import ReportParts, hash_of_code, plain, state_of, write_json
 from .settings import HeldOutInstrument, TokenizerReportSettings
 from .simulated_truth import SimulatedTruth
 from .training_record import read_training_record
@@ -77,7 +77,7 @@ class _Work:
         self.tokenizers = self._load(settings.tokenizers)
         self.truth = SimulatedTruth.of_dataset(settings.data)
         self.held_out = read_held_out(settings.held_out)
-        self.parts = ReportParts(Path(settings.report) / "parts")
+        self.parts = ReportParts(Path(settings.report) / "parts", hash_of_code())
         self.modalities, self.left_out = self._choose_modalities()
         names = [m.name for m in self.dataset.modalities]
         self.redshifts = self.dataset.scalars([REDSHIFT])[REDSHIFT] if REDSHIFT in names else {}

@@ -20,15 +20,16 @@ SHOWS = ("page.py", "markdown_cells.py", "charts.py", "example_pictures.py")
 
 
 class ReportParts:
-    """The folder of parts."""
+    """The folder of parts. `depends_on` is what all of them depend on, as plain data."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, depends_on: Any = None):
         self.folder = folder
+        self.depends_on = depends_on
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, name: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The part called `name`: as it stands, or measured now and written. `depends_on` is plain data."""
-        fingerprint = fingerprint_of([hash_of_code(), depends_on])
+        fingerprint = fingerprint_of([self.depends_on, depends_on])
         path = self.folder / f"{name.replace('/', '-')}.json"
         try:
             standing = json.loads(path.read_text(encoding="utf-8"))
