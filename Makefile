@@ -46,7 +46,7 @@ lint: setup
 	$(BIN)/ruff check .
 	mkdir -p .typecheck && ln -sfn .. .typecheck/armillary
 	cd .typecheck && ../$(BIN)/mypy --config-file ../pyproject.toml --explicit-package-bases --namespace-packages \
-		$(foreach part,__init__.py cli.py settings.py data tokenizers models training serving slurm evaluation demo,armillary/$(part))
+		$(foreach part,__init__.py cli.py settings.py data tokenizers models training serving slurm evaluation demo commands,armillary/$(part))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .typecheck .mypy_cache .ruff_cache .pytest_cache

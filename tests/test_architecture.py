@@ -22,7 +22,19 @@ BELOW = {
     "slurm": {"training", "settings"},
     "evaluation": {"training", "serving", "models", "tokenizers", "data", "settings"},
     "demo": {"evaluation", "training", "serving", "models", "tokenizers", "data", "settings"},
-    "cli": {"demo", "evaluation", "slurm", "training", "serving", "models", "tokenizers", "data", "settings"},
+    "commands": {"evaluation", "slurm", "training", "serving", "models", "tokenizers", "data", "settings"},
+    "cli": {
+        "commands",
+        "demo",
+        "evaluation",
+        "slurm",
+        "training",
+        "serving",
+        "models",
+        "tokenizers",
+        "data",
+        "settings",
+    },
     "__init__": {"serving", "models", "data"},
 }
 """What each folder or module of the root may import, besides itself."""
