@@ -25,8 +25,6 @@ NUM_QUERIES = 400
 SHARES = (1.0, 0.1, 0.01)
 PLATEAU = 0.003
 """Where twice the effort brings less recall than this, codes are too coarse, and candidates must be compared again."""
-NEAR = 0.02
-"""Under a filter, so near to the target that a plateau ends the search for more."""
 CANDIDATES = {"ivf": (0,), "ivf_sq8": (0, 2, 4), "ivf_rabitq": (4, 8, 16, 32), "hnsw": (0,)}
 FIRST_EFFORT = {"ivf": 2, "ivf_sq8": 2, "ivf_rabitq": 2, "hnsw": 16}
 RANDOM_READ = 4
@@ -182,9 +180,7 @@ def _least_effort(part: SearchablePart, trials: list[Trial], first: int, target:
     while found < target and effort < most:
         before, effort = effort, min(2 * effort, most)
         last, found = found, recall(effort)
-        # Under a filter, recall may stand still until the cells that hold what passes are reached.
-        enough = 0.5 if all(trial.chosen is None for trial in trials) else target - NEAR
-        if enough < last and found < target and found - last < PLATEAU:
+        if last > 0.5 and found < target and found - last < PLATEAU:
             return effort, found
     if found < target or before == effort:
         return effort, found
