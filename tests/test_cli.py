@@ -13,6 +13,7 @@ from armillary.data.real_files import real_file
 from armillary.data.simulation.sky import SkySettings
 from armillary.data.token_manifest import finish_store
 from armillary.data.token_shards import write_object_shard, write_token_shard
+from armillary.evaluation.settings import EvaluateSettings
 from armillary.settings import CONFIGS_FOLDER, SettingsError, load_settings
 from armillary.training.align import AlignSettings
 from armillary.training.embed import EmbedSettings
@@ -27,6 +28,7 @@ VERBS = {
     "pretrain": (PretrainSettings, "pretrain"),
     "align": (AlignSettings, "align"),
     "embed": (EmbedSettings, "embed"),
+    "evaluate": (EvaluateSettings, "evaluate"),
     "tokenize": (TokenizeSettings, "tokenize.yaml"),
     "tokenizer-report": (TokenizerReportSettings, "tokenizer_report.yaml"),
     "data simulate": (SkySettings, "data"),
