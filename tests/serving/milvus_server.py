@@ -13,7 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(os.environ.get("MILVUS_SERVER", ROOT / ".venv" / "milvus-server" / "bin" / "milvus-server"))
 RELAY = Path(__file__).with_name("milvus_relay.py")
-UNSHARE = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+# Whoever is killed with the tests leaves no server behind.
+DYING_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
+UNSHARE = [*DYING_WITH_US, "unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 INSIDE_PORT = 19530
 START_SECONDS = 120
 
@@ -45,7 +47,7 @@ class MilvusServer:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self._relay = subprocess.Popen([sys.executable, RELAY, str(port), self._socket])
+        self._relay = subprocess.Popen([*DYING_WITH_US, sys.executable, RELAY, str(port), self._socket])
         self._server = None
 
     def __enter__(self):
