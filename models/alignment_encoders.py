@@ -21,6 +21,7 @@ SIZES = (
     "num_heads",
     "vocabularies",
     "code_feature_sizes",
+    "code_number_sizes",
     "base_width",
     "base_encoder_blocks",
 )

@@ -413,11 +413,12 @@ def new_transformer(
 
     `base_size` is the size at which its learning rate was found.
     """
-    features = {}
+    features, numbers = {}, {}
     for modality in modalities:
         features[modality.vocabulary] = tokenizers[modality.kind].code_features(modality)
-    transformer = MaskedTransformer(MaskedTransformerConfig.of_size(size, features, base_size))
-    transformer.codes.set_features(features)
+        numbers[modality.vocabulary] = tokenizers[modality.kind].code_numbers(modality)
+    transformer = MaskedTransformer(MaskedTransformerConfig.of_size(size, features, base_size, numbers))
+    transformer.codes.set_features(features, numbers)
     return transformer
 
 

@@ -47,6 +47,7 @@ SIZES = {
 ROLES: dict[str, Role] = {
     "codes.rows": "row",
     "codes.factors": "table",
+    "codes.readings": "table",
     "position.project.weight": "input",
     "instrument.layers.0.weight": "input",
     "vocabulary.weight": "embedding",
@@ -57,6 +58,8 @@ ROLES: dict[str, Role] = {
 
 class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
     """Sizes of a masked transformer, and its vocabularies: name -> number of codes, in the table's order.
+
+    `code_number_sizes`: how many numbers are read of the codes of each (`CodeTable.read_vectors`).
 
     `base_width`, `base_encoder_blocks` and `base_decoder_blocks` are the sizes at which learning rates were found
     (`width_transfer.py`), by default the model's own.
@@ -72,6 +75,7 @@ class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
         num_heads: int = 4,
         vocabularies: Mapping[str, int] | None = None,
         code_feature_sizes: Mapping[str, int] | None = None,
+        code_number_sizes: Mapping[str, int] | None = None,
         base_width: int | None = None,
         base_encoder_blocks: int | None = None,
         base_decoder_blocks: int | None = None,
@@ -87,13 +91,18 @@ class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
         # Sorted, for JSON sorts them too, and the order is that of the table's rows.
         self.vocabularies = dict(sorted((vocabularies or {}).items()))
         self.code_feature_sizes = dict(sorted((code_feature_sizes or {}).items()))
+        self.code_number_sizes = dict(sorted((code_number_sizes or {}).items()))
         super().__init__(**others)
 
     @classmethod
     def of_size(
-        cls, size: str, code_features: Mapping[str, Tensor], base_size: str | None = None
+        cls,
+        size: str,
+        code_features: Mapping[str, Tensor],
+        base_size: str | None = None,
+        code_numbers: Mapping[str, Tensor] | None = None,
     ) -> "MaskedTransformerConfig":
-        """The config of a named size, for vocabularies with these code features.
+        """The config of a named size, for vocabularies with these code features and numbers.
 
         `base_size` is the size at which its learning rate was found. Raises ValueError for an unknown size.
         """
@@ -109,6 +118,7 @@ class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
             num_heads,
             vocabularies={name: len(features) for name, features in code_features.items()},
             code_feature_sizes={name: features.shape[1] for name, features in code_features.items()},
+            code_number_sizes={name: numbers.shape[1] for name, numbers in (code_numbers or {}).items()},
             base_width=base_width,
             base_encoder_blocks=base_encoder_blocks,
             base_decoder_blocks=base_decoder_blocks,
@@ -123,6 +133,7 @@ class MaskedTransformerConfig(PreTrainedConfig):  # type: ignore[misc]
             max(1, self.num_heads * self.base_width // self.width),
             vocabularies=self.vocabularies,
             code_feature_sizes=self.code_feature_sizes,
+            code_number_sizes=self.code_number_sizes,
         )
 
 
@@ -150,7 +161,9 @@ class MaskedTransformer(PreTrainedModel):  # type: ignore[misc]
         output_scale = math.sqrt(config.base_width / width)
         of_encoder = config.base_encoder_blocks / config.encoder_blocks
         of_decoder = config.base_decoder_blocks / config.decoder_blocks
-        self.codes = CodeTable(config.vocabularies, config.code_feature_sizes, width, output_scale)
+        self.codes = CodeTable(
+            config.vocabularies, config.code_feature_sizes, width, output_scale, config.code_number_sizes
+        )
         self.position = PositionEmbedding(width)
         self.vocabulary = nn.Embedding(len(config.vocabularies), width)
         self.instrument = NumbersEmbedding(len(INSTRUMENT_FEATURES), width)

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from ..settings import Settings, validate_settings
 from .level_allocation import allocate_levels, level_positions
 from .pretrained import load_weights, read_config, resolve_folder, save_module
 from .quantile_sketch import QuantileSketch
-from .quantizers import FiniteScalarQuantizer, rank_features
+from .quantizers import FiniteScalarQuantizer, even_bins, number_features, rank_features
 from .spectral_shapes import ShapeMoments, SpectralShapes, is_complete
 from .token_grid import TokenGrid, check_codes, check_kind, detailed_positions
 from .token_places import TokenPlaces
@@ -140,6 +141,11 @@ class CoefficientsTokenizer(nn.Module):
             cosines = [rank_features(n, min(n, MOST_COSINES)) for n in quantizer.levels.tolist()]
             features.append(torch.cat([table[digits[:, i]] for i, table in enumerate(cosines)], 1))
         return torch.block_diag(*features)
+
+    def code_numbers(self, modality: Modality) -> Float[Tensor, "V S"]:
+        """The amplitude, as its logarithm."""
+        numbers = number_features(even_bins(AMPLITUDE_RANGE, self.settings.num_amplitudes) - 4)
+        return F.pad(numbers, (0, 0, 0, self.vocabulary_size(modality) - len(numbers)))
 
     @torch.no_grad()
     def encode(self, observation: CoefficientsObservation) -> TokenGrid:

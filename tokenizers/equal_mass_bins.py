@@ -41,6 +41,12 @@ class EqualMassBins:
         centers = torch.cat([self.edges[:1], self.centers, _next_below(self.edges[-1:])])
         return centers[codes], torch.cat([unknown, self.spreads, unknown])[codes]
 
+    def standardised(self) -> Float64[Tensor, " V"]:
+        """The value of each code in standard deviations from the mean, bins counting alike, as they hold equal mass."""
+        inner = self.centers
+        deviation = inner.std(correction=0).clamp(min=torch.finfo(torch.float32).tiny)
+        return (self.decode(torch.arange(self.num_codes))[0] - inner.mean()) / deviation
+
     def bounds(self, minimum: float, maximum: float) -> tuple[Float64[Tensor, " V"], Float64[Tensor, " V"]]:
         """Lower and upper bound of each code; the outer codes reach to the least and the largest value possible.
 

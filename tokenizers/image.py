@@ -25,6 +25,7 @@ from ..data.instruments import ImagingInstrument
 from ..data.modalities import Modality
 from ..data.observations import ImageObservation, ObservationError
 from ..settings import Settings, validate_settings
+from .brightness import RANGE as BRIGHTNESS_RANGE
 from .brightness import brightness_codes, brightness_of_codes, measure_brightness
 from .digit_planes import DigitPlanes
 from .light_basis import LightBasis
@@ -46,7 +47,7 @@ from .point_sources import (
     sources_of,
 )
 from .pretrained import device_of, load_weights, read_config, resolve_folder, save_module
-from .quantizers import rank_features
+from .quantizers import even_bins, number_features, rank_features
 from .token_grid import DETAIL, LOG_WAVELENGTH, Reconstruction, TokenGrid, check_kind, empty_positions
 from .token_places import TokenPlaces, code_ranges
 
@@ -147,6 +148,14 @@ class ImageTokenizer(nn.Module):
         details = F.one_hot(digits, self.settings.base).flatten(1).float()
         ranks = [rank_features(self.settings.num_patch_brightnesses), rank_features(self.settings.num_brightnesses)]
         return torch.block_diag(details, *ranks, source_features())
+
+    def code_numbers(self, modality: Modality) -> Float[Tensor, "V S"]:
+        """The brightness of a patch, and that of a band, compressed by arcsinh."""
+        of_patches = even_bins(PATCH_RANGE, self.settings.num_patch_brightnesses) / 3
+        of_bands = even_bins(BRIGHTNESS_RANGE, self.settings.num_brightnesses) / 2 - 2
+        numbers = torch.block_diag(number_features(of_patches), number_features(of_bands))
+        after = self.vocabulary_size(modality) - self.planes.vocabulary_size - len(numbers)
+        return F.pad(numbers, (0, 0, self.planes.vocabulary_size, after))
 
     @torch.no_grad()
     def encode(self, observation: ImageObservation) -> TokenGrid:

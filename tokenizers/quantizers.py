@@ -12,8 +12,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
+
+FARTHEST = 8.0
+"""No number that is read is farther from zero: a value out of the range that was seen stays one of order one."""
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -81,6 +84,18 @@ class FiniteScalarQuantizer(nn.Module):
 
 def _outer(first: Tensor, second: Tensor) -> Tensor:
     return (first[:, :, None] * second[:, None, :]).flatten(1)
+
+
+def even_bins(limits: tuple[float, float], num_codes: int) -> Float64[Tensor, " V"]:
+    """The middles of even bins between limits."""
+    low, high = limits
+    return low + (high - low) * (torch.arange(num_codes, dtype=torch.float64) + 0.5) / num_codes
+
+
+def number_features(values: Float[Tensor, " V"]) -> Float[Tensor, "V 2"]:
+    """One and the number that each code stands for, at most FARTHEST from zero."""
+    numbers = values.float().clamp(-FARTHEST, FARTHEST)
+    return torch.stack([torch.ones_like(numbers), numbers], 1)
 
 
 def rank_features(num_codes: int, num_cosines: int = 16) -> Float[Tensor, "V S"]:

@@ -21,7 +21,7 @@ from ..settings import Settings, validate_settings
 from .equal_mass_bins import BinTable, EqualMassBins, equal_mass_bins
 from .pretrained import load_weights, read_config, resolve_folder, save_module
 from .quantile_sketch import QuantileSketch
-from .quantizers import rank_features
+from .quantizers import number_features, rank_features
 from .token_grid import TokenGrid, check_codes, check_kind, detailed_positions
 
 MODEL_TYPE = "armillary-scalar-tokenizer"
@@ -125,6 +125,12 @@ class ScalarTokenizer(nn.Module):
         errors = self._error_bins(modality)
         of_values = rank_features(self._value_bins(modality).num_codes)
         return of_values if errors is None else torch.block_diag(of_values, rank_features(errors.num_codes))
+
+    def code_numbers(self, modality: Modality) -> Float[Tensor, "V S"]:
+        """The middle of each bin, and of each bin of errors, in standard deviations of what was seen from its mean."""
+        errors = self._error_bins(modality)
+        of_values = number_features(self._value_bins(modality).standardised())
+        return of_values if errors is None else torch.block_diag(of_values, number_features(errors.standardised()))
 
     def encode(self, observation: ScalarObservation) -> TokenGrid:
         """One token for each object, masked where the value is missing.

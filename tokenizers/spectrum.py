@@ -29,6 +29,7 @@ from .spectrum_amplitude import (
     NUM_RATIOS,
     amplitude_codes,
     amplitude_features,
+    amplitude_numbers,
     amplitude_of_codes,
     measure_amplitude,
     ratio_of_codes,
@@ -126,6 +127,12 @@ class SpectrumTokenizer(nn.Module):
         windows = torch.cat([shapes.repeat(len(MISSING_SHARES), 1), missing], 1)
         amplitudes, lines = amplitude_features(self.settings.num_amplitudes), line_features(self._cell)
         return torch.block_diag(windows, amplitudes, lines)
+
+    def code_numbers(self, modality: Modality) -> Float[Tensor, "V S"]:
+        """The amplitude, as its logarithm, and the bin of the signal-to-noise ratio."""
+        numbers = amplitude_numbers(self.settings.num_amplitudes)
+        num_windows = len(MISSING_SHARES) * self.quantizer.vocabulary_size
+        return F.pad(numbers, (0, 0, num_windows, self.vocabulary_size(modality) - num_windows - len(numbers)))
 
     @torch.no_grad()
     def encode(self, observation: SpectrumObservation) -> TokenGrid:

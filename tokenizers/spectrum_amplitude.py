@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .quantizers import rank_features
+from .quantizers import even_bins, number_features, rank_features
 from .spectrum_windows import WindowedSpectrum, WindowGrid
 
 AMPLITUDE_RANGE = (-4.0, 6.0)
@@ -53,6 +53,12 @@ def amplitude_of_codes(codes: Int[Tensor, " B"], num_amplitudes: int) -> Float[T
 def ratio_of_codes(codes: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """The signal-to-noise ratio's bin as a number of order one, rising by a half from bin to bin."""
     return (codes % NUM_RATIOS - 0.5 * len(SIGNAL_TO_NOISE)) / 2
+
+
+def amplitude_numbers(num_amplitudes: int) -> Float[Tensor, "V 3"]:
+    """What is read of codes: one, log10 of the amplitude, and the signal-to-noise ratio as `ratio_of_codes` has it."""
+    amplitudes = number_features(even_bins(AMPLITUDE_RANGE, num_amplitudes)).repeat_interleave(NUM_RATIOS, 0)
+    return torch.cat([amplitudes, ratio_of_codes(torch.arange(len(amplitudes)))[:, None]], 1)
 
 
 def amplitude_features(num_amplitudes: int) -> Float[Tensor, "V S"]:

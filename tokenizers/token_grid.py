@@ -86,6 +86,10 @@ class Tokenizer(Protocol):
     def code_features(self, modality: Modality) -> Float[Tensor, "V S"]:
         """Numbers that say what codes have in common."""
 
+    def code_numbers(self, modality: Modality) -> Float[Tensor, "V S"]:
+        """What the encoder reads of codes that stand for a number: one and the number, of order one, in columns for
+        each sort of number; zeros for codes that stand for none."""
+
     def encode(self, observation: Any) -> TokenGrid:
         """Tokens of an observation, which is not changed; the same observation always gives the same tokens."""
 

@@ -42,6 +42,7 @@ def small_transformer(width: int, blocks: int, base: tuple[int, int] | None, see
     """A transformer for `made_up_tokens`, `blocks` in each stack; `base` is its base width and blocks, or its own."""
     torch.manual_seed(seed)
     features = {name: torch.cat([_rank(size), torch.ones(size, 1)], 1) for name, size in VOCABULARIES.items()}
+    numbers = {"a": torch.zeros(VOCABULARIES["a"], 0), "b": 2 * features["b"] - 1}
     base_width, base_blocks = base or (None, None)
     config = MaskedTransformerConfig(
         blocks,
@@ -50,12 +51,13 @@ def small_transformer(width: int, blocks: int, base: tuple[int, int] | None, see
         max(1, width // HEAD_WIDTH),
         vocabularies=VOCABULARIES,
         code_feature_sizes={name: values.shape[1] for name, values in features.items()},
+        code_number_sizes={name: values.shape[1] for name, values in numbers.items()},
         base_width=base_width,
         base_encoder_blocks=base_blocks,
         base_decoder_blocks=base_blocks,
     )
     transformer = MaskedTransformer(config)
-    transformer.codes.set_features(features)
+    transformer.codes.set_features(features, numbers)
     return transformer
 
 

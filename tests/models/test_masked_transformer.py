@@ -52,6 +52,24 @@ def random_tokens(num_objects, counts, seed=0, num_features=11):
     )
 
 
+NUMBERS = {
+    "wide": torch.cat([torch.zeros(30, 2), torch.stack([torch.ones(10), torch.arange(10.0)], 1)]),
+    "narrow": torch.zeros(4, 0),
+    "middle": torch.zeros(12, 0),
+}
+"""The last ten codes of "wide" stand for the numbers 0 to 9."""
+
+
+def reads_numbers(**others):
+    model = small(code_number_sizes={name: numbers.shape[1] for name, numbers in NUMBERS.items()}, **others)
+    features = model.codes.features.clone()
+    model.codes.set_features({name: torch.zeros(size, 0) for name, size in VOCABULARIES.items()}, NUMBERS)
+    assert torch.equal(model.codes.features, features)
+    with torch.no_grad():
+        model.codes.rows.normal_()
+    return model
+
+
 def with_mask(tokens, share=0.6, seed=9):
     mask = torch.rand(tokens.mask.shape, generator=torch.Generator().manual_seed(seed)) < share
     mask[:, 0] = True
@@ -167,6 +185,45 @@ def test_an_absent_modality_changes_nothing(transformer, grids):
     )
     losses = transformer(together, both).token_losses[0], transformer(alone, query).token_losses[0]
     assert torch.allclose(*losses, atol=1e-5)
+
+
+def test_numbers_are_read_as_numbers_and_other_codes_as_themselves():
+    model = reads_numbers()
+    wide = model.vocabulary_index["wide"]
+    read = model.codes.embed(torch.arange(40)[None], torch.full((1, 40), wide))[0]
+    steps = read[30:].diff(dim=0)
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps))
+    assert steps[0].norm() > 0.5
+    torch.testing.assert_close(read[:30], model.codes.vectors(wide)[:30] * 32**0.5)
+    middle = model.vocabulary_index["middle"]
+    others = model.codes.embed(torch.arange(12)[None], torch.full((1, 12), middle))[0]
+    torch.testing.assert_close(others, model.codes.vectors(middle) * 32**0.5)
+
+
+def test_what_is_read_of_a_number_leaves_how_it_is_predicted_alone():
+    model, plain = reads_numbers(), small()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    hidden = torch.randn(3, 32)
+    wide = model.vocabulary_index["wide"]
+    torch.testing.assert_close(model.codes.logits(hidden, wide), plain.codes.logits(hidden, wide))
+    model.encode(random_tokens(4, (0, 0, 30))).square().sum().backward()
+    rows = model.codes.rows.grad[model.codes.offsets[wide] :]
+    assert (rows[30:40] == 0).all()
+    assert (rows[:30] != 0).any()
+
+
+def test_a_model_that_reads_numbers_comes_back_from_disk_and_one_from_before_still_does_not(tmp_path):
+    tokens = random_tokens(2, (3, 2, 6))
+    for name, model in (("new", reads_numbers()), ("old", small())):
+        model.save_pretrained(tmp_path / name)
+        if name == "old":
+            path = tmp_path / name / "config.json"
+            config = json.loads(path.read_text())
+            del config["code_number_sizes"]
+            path.write_text(json.dumps(config))
+        again = MaskedTransformer.from_pretrained(tmp_path / name)
+        assert (again.codes.readings is None) == (name == "old")
+        assert torch.equal(again.encode(tokens), model.encode(tokens))
 
 
 def test_the_codes_of_targets_are_not_seen():

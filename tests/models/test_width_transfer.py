@@ -10,6 +10,7 @@ from armillary.models.masked_transformer import MaskedTransformer, MaskedTransfo
 from armillary.models.width_transfer import UNSCALED, WeightScaling, weight_scaling
 
 FEATURES = {"a": torch.rand(40, 3), "b": torch.rand(20, 5)}
+NUMBERS = {"a": torch.rand(40, 2), "b": torch.zeros(20, 0)}
 
 
 def config(width, blocks, base=None):
@@ -20,6 +21,7 @@ def config(width, blocks, base=None):
         width // 16,
         vocabularies={name: len(features) for name, features in FEATURES.items()},
         code_feature_sizes={name: features.shape[1] for name, features in FEATURES.items()},
+        code_number_sizes={name: numbers.shape[1] for name, numbers in NUMBERS.items()},
         base_width=base and base[0],
         base_encoder_blocks=base and base[1],
     )
@@ -77,7 +79,7 @@ def test_weights_are_drawn_as_their_scaling_says():
 
 def test_a_model_keeps_its_base_size_when_saved(tmp_path):
     model = MaskedTransformer(config(32, 4, base=(16, 2)))
-    model.codes.set_features(FEATURES)
+    model.codes.set_features(FEATURES, NUMBERS)
     model.save_pretrained(tmp_path)
     again = MaskedTransformer.from_pretrained(tmp_path)
     assert again.weight_scalings() == model.weight_scalings()

@@ -1,5 +1,6 @@
 """What every tokenizer promises. The first half holds the defects that were reproduced in AION-1's codecs."""
 
+import math
 from dataclasses import fields, replace
 
 import numpy as np
@@ -228,6 +229,28 @@ def test_valid_codes_lie_in_the_vocabulary_and_features_describe_each(tokenizers
     features = tokenizer.code_features(sky[name].modality)
     assert features.shape[0] == size
     assert len(features.unique(dim=0)) == size
+    numbers = tokenizer.code_numbers(sky[name].modality)
+    assert numbers.shape[0] == size
+    assert numbers.isfinite().all()
+    assert numbers.any()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("image/hsc", math.log(4) / 2), ("spectrum/desi", math.log10(4))])
+def test_the_numbers_that_are_read_of_codes_rise_with_the_light(tokenizers, sky, name, expected):
+    observation = sky[name]
+    brighter = replace_pixels(observation, observation.mask, 4 * observation.flux, observation.inverse_variance / 16)
+    tokenizer = tokenizers[observation.modality.kind]
+    numbers = tokenizer.code_numbers(observation.modality)
+    assert len(numbers) == tokenizer.vocabulary_size(observation.modality)
+    first, second = (numbers[tokenizer.encode(given).codes] for given in (observation, brighter))
+    # The last column but one of a spectrum's, the last of an image's: of the amplitude, and of the bands.
+    column = 1 if name.startswith("spectrum") else 3
+    has = (first[..., column - 1] == 1) & (second[..., column - 1] == 1)
+    rise = (second - first)[has][:, column]
+    assert has.any(1).all()
+    # arcsinh is no logarithm for light near the noise.
+    assert rise.median().item() == pytest.approx(expected, abs=0.05)
+    assert (rise > 0).all()
 
 
 @pytest.mark.parametrize("name", ["image/legacysurvey", "image/hsc", "spectrum/desi", "spectrum/sdss"])

@@ -167,6 +167,20 @@ def test_a_sample_that_has_no_quantiles_is_refused(sample, problem):
         ScalarTokenizer().fit({REDSHIFT: np.array(sample)})
 
 
+def test_the_number_that_is_read_of_a_code_is_its_value_in_standard_deviations(fitted, with_errors):
+    numbers = fitted.code_numbers(modality(REDSHIFT))
+    values = fitted.decode(fitted.encode(observe(SAMPLE))).values.numpy()
+    codes = fitted.encode(observe(SAMPLE)).codes[:, 0]
+    slope, offset = np.polyfit(values, numbers[codes, 1].numpy(), 1)
+    np.testing.assert_allclose(numbers[codes, 1], slope * values + offset, atol=1e-5)
+    assert slope == pytest.approx(1 / SAMPLE.std(), rel=0.1)
+    assert -offset / slope == pytest.approx(SAMPLE.mean(), rel=0.1)
+    assert (numbers[:, 0] == 1).all()
+    of_both = with_errors[0].code_numbers(modality(REDSHIFT))
+    assert of_both.shape == (with_errors[0].vocabulary_size(modality(REDSHIFT)), 4)
+    assert (of_both[:, [0, 2]].sum(1) == 1).all()
+
+
 def test_a_value_that_is_not_finite_is_an_error_that_names_the_object():
     with pytest.raises(ObservationError, match="scalar/redshift, object galaxy-7: value must lie in"):
         ScalarObservation(modality(REDSHIFT), ["galaxy-6", "galaxy-7"], [0.1, np.nan])
