@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .models.embeddings import Embeddings
     from .models.foundation import FoundationModel, ScalarPrediction
     from .models.generated import GeneratedObservations
+    from .models.kernel_probe import KernelProbe
     from .models.probe_loading import load_probe
     from .models.probes import LinearProbe
     from .models.token_embeddings import TokenEmbeddings
@@ -35,6 +36,7 @@ _MODULES = {
     "FoundationModel": "models.foundation",
     "GeneratedObservations": "models.generated",
     "ImageObservation": "data.observations",
+    "KernelProbe": "models.kernel_probe",
     "LinearProbe": "models.probes",
     "ObservationDataset": "data.dataset",
     "ScalarObservation": "data.observations",
@@ -53,6 +55,7 @@ __all__ = [
     "FoundationModel",
     "GeneratedObservations",
     "ImageObservation",
+    "KernelProbe",
     "LinearProbe",
     "ObservationDataset",
     "ScalarObservation",

@@ -2,9 +2,9 @@
 
 Each predictor learns from the training galaxies alone; which of several probes is best, the validation galaxies say;
 the test galaxies are asked once. Probes see the frozen encoder's vectors of the eight magnitudes: their mean, all of
-them side by side, and by attention, of the last layer and of several. Trees see magnitudes and colours. Baselines: the
-median, and ridge regression on the magnitudes. `ratio_to_reference`: scatter of the trees over that of the chosen
-probe.
+them side by side (linearly, and by a kernel), and by attention, of the last layer and of others. Trees see magnitudes
+and colours. Baselines: the median, and ridge regression on the magnitudes. `ratio_to_reference`: scatter of the trees
+over that of the chosen probe.
 
     python benchmarks/real_photometry.py CHECKPOINT DATA --parts FOLDER [--quick] [--layers 0 2 4]
 """
@@ -22,6 +22,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from armillary.data.dataset import ObservationDataset
 from armillary.models.attentive_probe import AttentiveProbe
 from armillary.models.foundation import FoundationModel
+from armillary.models.kernel_probe import KernelProbe
 from armillary.models.probes import LinearProbe
 from armillary.models.token_embeddings import TokenEmbeddings
 
@@ -67,11 +68,6 @@ def trees_of(train: np.ndarray, labels: np.ndarray) -> HistGradientBoostingRegre
     return trees.fit(train, labels)
 
 
-def side_by_side(tokens: TokenEmbeddings) -> np.ndarray:
-    """All token vectors of an object as one, zero where a token is missing."""
-    return (tokens.vectors * tokens.mask[..., None]).flatten(1).double().numpy()
-
-
 def probes_of(
     tokens: dict[str, dict[str, TokenEmbeddings]], settings: dict[str, Any]
 ) -> dict[str, tuple[Any, Callable[[str], Any]]]:
@@ -79,7 +75,9 @@ def probes_of(
     found: dict[str, tuple[Any, Callable[[str], Any]]] = {}
     for name, given in tokens.items():
         found[f"linear probe, mean, {name}"] = (LinearProbe(), lambda part, of=given: of[part].pooled().numpy())
-        found[f"linear probe, side by side, {name}"] = (LinearProbe(), lambda part, of=given: side_by_side(of[part]))
+        beside = {part: of_part.side_by_side() for part, of_part in given.items()}
+        found[f"linear probe, side by side, {name}"] = (LinearProbe(), lambda part, of=beside: of[part])
+        found[f"kernel probe, side by side, {name}"] = (KernelProbe(), lambda part, of=beside: of[part])
         found[f"attentive probe, {name}"] = (AttentiveProbe(**settings), lambda part, of=given: of[part])
     return found
 

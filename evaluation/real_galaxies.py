@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..models.attentive_probe import AttentiveProbe
+from ..models.kernel_probe import KernelProbe
 from ..models.probes import LinearProbe
 from .accuracy import CONSTANT, LINE, OWN, PROBE, TREES, ZERO_SHOT, own_prediction
 from .baselines import (
@@ -22,6 +23,7 @@ from .vectors import VectorStore
 from .zero_shot import Gallery, ZeroShot
 
 ATTENTIVE = "attentive probe"
+KERNEL = "kernel probe"
 
 
 def measure_real_galaxies(objects: EvaluationObjects, vectors: VectorStore) -> dict[str, Any]:
@@ -84,6 +86,8 @@ def _predictions(
     found[PROBE] = predict_with_probe(LinearProbe().fit(encoded["train"], truth["train"]), encoded["test"])
     tokens = {part: vectors.token_vectors(subset, ids[part]) for part in ("train", "test")}
     found[ATTENTIVE] = predict_with_probe(AttentiveProbe().fit(tokens["train"], truth["train"]), tokens["test"])
+    beside = {part: of_part.side_by_side().numpy() for part, of_part in tokens.items()}
+    found[KERNEL] = predict_with_probe(KernelProbe().fit(beside["train"], truth["train"]), beside["test"])
     if REDSHIFT in {m.name for m in vectors.model.modalities}:
         found[OWN] = own_prediction(vectors.model, vectors, subset, ids["test"], REDSHIFT)
     return found

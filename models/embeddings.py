@@ -20,6 +20,9 @@ from torch import Tensor
 SPACES = ("encoder", "aligned")
 """`encoder`: pooled states of the encoder. `aligned`: unit vectors of the contrastive space, comparable by cosine."""
 
+TOKEN_SPACE = "encoder tokens"
+"""The vectors of tokens, not pooled; what follows in a space's name says which (`token_embeddings.py`)."""
+
 _METADATA_KEY = b"armillary"
 _COLUMNS = ("object_id", "ra", "dec", "modality", "vector")
 
@@ -32,7 +35,8 @@ class EmbeddingsError(ValueError):
 class Embeddings:
     """Vectors of B objects, float32, from one model and in one space.
 
-    `space` is `encoder` or `aligned` (unit length). `modalities` names, for each object, those its vector came from.
+    `space` is `encoder` or `aligned` (unit length), or says of which tokens the vectors stand side by side.
+    `modalities` names, for each object, those its vector came from.
     Raises EmbeddingsError where the fields disagree in length.
     """
 
@@ -43,7 +47,8 @@ class Embeddings:
     modalities: tuple[tuple[str, ...], ...]
 
     def __post_init__(self) -> None:
-        check_space(self.space)
+        if not self.space.startswith(TOKEN_SPACE):
+            check_space(self.space)
         lengths = {"vectors": self.vectors.shape[0], "modalities": len(self.modalities)}
         for name, length in lengths.items():
             if length != len(self.object_id):

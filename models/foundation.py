@@ -188,7 +188,8 @@ class FoundationModel:
         slots = [set(row[valid].tolist()) for row, valid in zip(batch.slots, batch.mask, strict=True)]
         modalities = tuple(tuple(name for slot, name in enumerate(names) if slot in here) for here in slots)
         space = f"{TOKEN_SPACE} {'+'.join(map(str, layers))}" if layers else TOKEN_SPACE
-        return TokenEmbeddings(ids, torch.cat(vectors), batch.mask.cpu(), self.model_id, modalities, space)
+        columns = tuple(names[slot] for slot in batch.slots[0].tolist())
+        return TokenEmbeddings(ids, torch.cat(vectors), batch.mask.cpu(), self.model_id, modalities, space, columns)
 
     def predict_scalar(
         self, observations: Sequence[Observation], target: str, batch_size: int = 64

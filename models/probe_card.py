@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_CLASSES = {"linear": "LinearProbe", "attentive": "AttentiveProbe"}
+from .token_embeddings import TOKEN_SPACE, layers_of, modalities_of
 
 
 def probe_card(description: Mapping[str, Any]) -> str:
@@ -23,8 +23,6 @@ def probe_card(description: Mapping[str, Any]) -> str:
     if task == "classification":
         rows["classes"] = ", ".join(map(str, description.get("classes", [])))
     errors = "conformal intervals" if task == "regression" else "conformal sets of classes, calibrated probabilities"
-    use = "embed_tokens" if description["kind"] == "attentive" else "embed"
-    space = "" if use == "embed_tokens" or not description["space"] else f', space="{description["space"]}"'
     return "\n".join(
         [
             "---",
@@ -49,8 +47,18 @@ def probe_card(description: Mapping[str, Any]) -> str:
             "import armillary",
             'model = armillary.load("the checkpoint above")',
             'probe = armillary.load_probe("this folder or Hub id", model.model_id)',
-            f"found = probe.predict_full(model.{use}(observations{space}))",
+            f"found = probe.predict_full(model.{_call(description['space'])})",
             "```",
             "",
         ]
     )
+
+
+def _call(space: str | None) -> str:
+    """What of a model gives vectors of a space."""
+    if space is None:
+        return "embed(observations)"
+    if not space.startswith(TOKEN_SPACE):
+        return f'embed(observations, space="{space}")'
+    layers = f", layers={layers_of(space)}" if layers_of(space) else ""
+    return f"embed_tokens(observations{layers}){'.side_by_side()' if modalities_of(space) else ''}"

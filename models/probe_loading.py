@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from .attentive_probe import AttentiveProbe
+from .kernel_probe import KernelProbe
 from .probe_files import ProbeError, probe_folder, read_probe, restore
 from .probes import LinearProbe
 
 AnyProbe = LinearProbe | AttentiveProbe
+"""A kernel probe is a linear one, of other features."""
 
 
 def load_probe(folder_or_hub_id: str | Path, model_id: str | None = None) -> AnyProbe:
@@ -16,8 +18,7 @@ def load_probe(folder_or_hub_id: str | Path, model_id: str | None = None) -> Any
     """
     folder = probe_folder(folder_or_hub_id)
     description, arrays = read_probe(folder)
-    if description["kind"] == LinearProbe.kind:
-        return restore(LinearProbe, folder, description, arrays, model_id)
-    if description["kind"] == AttentiveProbe.kind:
-        return restore(AttentiveProbe, folder, description, arrays, model_id)
-    raise ProbeError(f"{folder}: expected a linear or attentive probe, found {description['kind']!r}")
+    kinds: dict[str, type[AnyProbe]] = {kind.kind: kind for kind in (LinearProbe, KernelProbe, AttentiveProbe)}
+    if description["kind"] not in kinds:
+        raise ProbeError(f"{folder}: expected a probe of a kind in {list(kinds)}, found {description['kind']!r}")
+    return restore(kinds[description["kind"]], folder, description, arrays, model_id)

@@ -124,6 +124,12 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
         self.space_ = X.space if isinstance(X, Embeddings) else None
         self.modalities_ = sorted({"+".join(names) for names in X.modalities}) if isinstance(X, Embeddings) else []
         self.num_train_ = len(features)
+        if not regression:
+            check_classification_targets(labels)
+            if len(np.unique(labels)) < 2:
+                raise ValueError(f"classification needs at least two classes, found one class: {labels[0]!r}")
+        self._novelty = NoveltyModel.fit(features)
+        features = self._learn_map(features, labels)
         centre = features.mean(0)
         scale = float(np.sqrt(np.mean((features - centre) ** 2))) or 1.0
         standardised = (features - centre) / scale
@@ -134,7 +140,6 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
         self.coef_ = self.coef_ / scale
         self.intercept_ = self.intercept_ - self.coef_ @ centre
         self._scales = [None if local is None else local.rescaled(centre, scale) for local in self._scales]
-        self._novelty = NoveltyModel.fit(features)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -168,8 +173,8 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
 
     def novelty(self, X: Any) -> np.ndarray | None:
         """For each object the share [B] of training objects that lie as far out; None for files of an old format."""
-        features = self._features(X)
-        return None if self._novelty is None else self._novelty.p_values(features)
+        given = self._given(X)
+        return None if self._novelty is None else self._novelty.p_values(given)
 
     def is_outside(self, X: Any) -> np.ndarray | None:
         """Whether each object [B] lies outside of the training objects (1 % of objects like them do); see `novelty`."""
@@ -227,10 +232,7 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
             self.scores_ = {"r2": float(1 - np.square(residuals).sum() / spread), **self.scores_}
 
     def _fit_classification(self, features: Float[np.ndarray, "B D"], labels: np.ndarray) -> None:
-        check_classification_targets(labels)
         self.classes_, numbers = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"classification needs at least two classes, found one class: {self.classes_[0]!r}")
         self._scales, self._is_single = [], True
         fit = fit_logistic(features, numbers, self.penalties, self.solver, self.folds)
         self.coef_, self.intercept_, self.penalty_ = fit.coef, fit.intercept, fit.penalty
@@ -246,7 +248,17 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
         reach = width * np.stack(local, axis=1)
         return values - reach, values + reach
 
-    def _features(self, X: Any) -> Float[np.ndarray, "B D"]:
+    def _learn_map(self, given: Float[np.ndarray, "B D"], labels: np.ndarray) -> Float[np.ndarray, "B R"]:
+        """Learn what `_map` does, and do it: the features that the probe is linear in."""
+        return given
+
+    def _map(self, given: Float[np.ndarray, "B D"]) -> Float[np.ndarray, "B R"]:
+        return given
+
+    def _features(self, X: Any) -> Float[np.ndarray, "B R"]:
+        return self._map(self._given(X))
+
+    def _given(self, X: Any) -> Float[np.ndarray, "B D"]:
         check_is_fitted(self)
         if isinstance(X, Embeddings):
             self._check_origin(X.model_id, X.space)

@@ -7,10 +7,10 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from ..models.attentive_probe import AttentiveProbe
 from ..models.conformal import ProbePrediction
 from ..models.probe_files import ProbeError
 from ..models.probe_loading import AnyProbe
+from ..models.token_embeddings import TOKEN_SPACE, layers_of, modalities_of
 from . import bodies
 from .problems import ProblemError, at, not_found, pointer
 from .schemas import PredictRequest
@@ -64,9 +64,9 @@ def from_probe(service: Service, asked: PredictRequest) -> JSONResponse:
 
 def _given(service: Service, asked: PredictRequest, probe: AnyProbe) -> tuple[Any, tuple[str, ...]]:
     """What the probe predicts from, of one object, and the modalities that it came from."""
-    if isinstance(probe, AttentiveProbe):
-        return _tokens(service, asked, probe)
     space = probe.space_ or ""
+    if space.startswith(TOKEN_SPACE):
+        return _tokens(service, asked, space)
     if asked.observations is None:
         index = service.only_collection()
         if index.manifest.space != space:
@@ -86,15 +86,23 @@ def _given(service: Service, asked: PredictRequest, probe: AnyProbe) -> tuple[An
     return vector[None], modalities
 
 
-def _tokens(service: Service, asked: PredictRequest, probe: AttentiveProbe) -> tuple[Any, tuple[str, ...]]:
+def _tokens(service: Service, asked: PredictRequest, space: str) -> tuple[Any, tuple[str, ...]]:
     if asked.observations is None:
-        detail = "an attentive probe reads the tokens of observations; found none"
+        detail = "this probe reads the tokens of observations; found none"
         raise ProblemError("invalid-request", f"/observations: {detail}", [at("/observations", detail)])
     observations = bodies.observations_of(
         {"observations": asked.observations}, (), service.known_modalities(), service.limits
     )
-    tokens = service.embed_tokens([replace(o, object_id=("0",)) for o in observations], probe.layers_)
-    return tokens, tokens.modalities[0]
+    side_by_side = modalities_of(space)
+    if side_by_side:
+        place = {name: number for number, name in enumerate(side_by_side)}
+        found = [o.modality.name for o in observations]
+        if sorted(found) != sorted(side_by_side):
+            detail = f"expected one observation of each of {list(side_by_side)}, found {found}"
+            raise ProblemError("invalid-observation", f"/observations: {detail}", [at("/observations", detail)])
+        observations = sorted(observations, key=lambda o: place[o.modality.name])
+    tokens = service.embed_tokens([replace(o, object_id=("0",)) for o in observations], layers_of(space))
+    return tokens.side_by_side() if side_by_side else tokens, tokens.modalities[0]
 
 
 def _errors(found: ProbePrediction, probe: AnyProbe) -> dict[str, Any]:

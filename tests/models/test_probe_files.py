@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from armillary.models import probe_files
 from armillary.models.embeddings import Embeddings
+from armillary.models.probe_card import probe_card
 from armillary.models.probe_files import ProbeError
 from armillary.models.probe_loading import load_probe
 from armillary.models.probes import LinearProbe
@@ -135,3 +136,18 @@ def test_several_labels_at_once_equal_each_alone(tmp_path):
 def test_labels_by_object_id_need_embeddings_that_have_some():
     with pytest.raises(ValueError, match="found an array"):
         LinearProbe().fit(np.ones((3, 2)), {"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("space", "call"),
+    [
+        ("aligned", 'model.embed(observations, space="aligned")'),
+        ("encoder tokens", "model.embed_tokens(observations)"),
+        (
+            "encoder tokens 0+4 of scalar/sdss_u+scalar/sdss_g",
+            "model.embed_tokens(observations, layers=(0, 4)).side_by_side()",
+        ),
+    ],
+)
+def test_the_card_says_how_the_vectors_are_made(probe, space, call):
+    assert f"probe.predict_full({call})\n" in probe_card(probe.describe() | {"space": space})

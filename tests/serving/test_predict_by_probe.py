@@ -8,6 +8,7 @@ from http_bodies import assert_problem, typed_image, typed_spectrum
 from starlette.testclient import TestClient
 
 from armillary.models.attentive_probe import AttentiveProbe
+from armillary.models.kernel_probe import KernelProbe
 from armillary.models.neighbour_prediction import choose_neighbours
 from armillary.models.probe_files import ProbeError
 from armillary.models.probes import LinearProbe
@@ -118,6 +119,34 @@ def test_attentive_probes_read_tokens_of_the_layers_they_were_fitted_on(training
     )
     with TestClient(create_app(FakeModel(), probes=[probe])) as http:
         assert_problem(predict(http, typed_image(given, 5)), 409, "conflict")
+
+
+def test_probes_of_tokens_side_by_side_want_each_of_their_modalities_in_any_order(training):
+    given, labels = training
+
+    class WithTokens(FakeModel):
+        def embed_tokens(self, observations, layers=()):
+            each = [self.embed([observation], "encoder") for observation in observations]
+            vectors = torch.stack([found.vectors for found in each], 1)
+            mask = torch.ones(vectors.shape[:2], dtype=torch.bool)
+            names = tuple(observation.modality.name for observation in observations)
+            ids = each[0].object_id
+            return TokenEmbeddings(
+                ids, vectors, mask, self.model_id, (names,) * len(ids), "encoder tokens", columns=names
+            )
+
+    both = [given, spectra(COUNT)]
+    tokens = WithTokens().embed_tokens(both).side_by_side()
+    probe = KernelProbe(label=REDSHIFT, length_scales=(1.0,)).fit(tokens, labels)
+    image, spectrum = typed_image(given, 5), typed_spectrum(both[1], 5)
+    with TestClient(create_app(WithTokens(), probes=[probe])) as http:
+        answers = [predict(http, image, spectrum), predict(http, spectrum, image)]
+        assert_problem(
+            predict(http, image), 422, "invalid-observation", "/observations", says="one observation of each"
+        )
+    for answer in answers:
+        assert answer.json()["value"] == pytest.approx(float(probe.predict(tokens)[5]), abs=1e-4)
+        assert answer.json()["calibrated"] is True
 
 
 def test_stored_objects_serve_where_index_and_probe_share_their_space(model, index, http, training):
