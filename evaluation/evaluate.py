@@ -59,6 +59,8 @@ NOT_MEASURED = {
     "num_test",
 }
 """Settings that change nothing in most sections, or are told to those that they change."""
+OF_MODEL = {"checkpoint", "tokens"}
+"""Settings that change nothing in the sections of baselines and networks."""
 
 
 def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
@@ -76,16 +78,14 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     check_tokens(tokens, model.tokenizers)
     output = Path(settings.output)
     vectors = VectorStore(model, tokens, output / "embeddings", settings.embeddings, settings.batch_size)
-    sections = ReportParts(
-        output / "sections",
-        {
-            "format": FORMAT,
-            "model": model.model_id,
-            "parts": fingerprint_of(objects.ids),
-            "data": [state_of(dataset, name) for name in sorted(objects.names)],
-            "settings": settings.model_dump(mode="json", exclude=NOT_MEASURED),
-        },
-    )
+    of_data = {
+        "format": FORMAT,
+        "parts": fingerprint_of(objects.ids),
+        "data": [state_of(dataset, name) for name in sorted(objects.names)],
+        "settings": settings.model_dump(mode="json", exclude=NOT_MEASURED | OF_MODEL),
+    }
+    of_model = of_data | {"model": model.model_id, "tokens": tokens.digest}
+    sections = {True: ReportParts(output / "sections", of_model), False: ReportParts(output / "sections", of_data)}
     with _progress() as progress:
         results = _Work(objects, vectors, sections, progress).measure()
     results |= {"headlines": headlines(results, objects), "about": _about(settings, objects, model, start)}
@@ -105,9 +105,14 @@ def check_parts(folder: str) -> None:
 
 
 class _Work:
-    """All sections in turn, with a bar for the whole and one for what is being done."""
+    """All sections in turn, with a bar for the whole and one for what is being done.
 
-    def __init__(self, objects: EvaluationObjects, vectors: VectorStore, sections: ReportParts, progress: Progress):
+    `sections`: those of the model, and those that another model leaves as they are.
+    """
+
+    def __init__(
+        self, objects: EvaluationObjects, vectors: VectorStore, sections: dict[bool, ReportParts], progress: Progress
+    ):
         self.objects = objects
         self.vectors = vectors
         self.sections = sections
@@ -128,7 +133,10 @@ class _Work:
         networks = list(self._networks())
         total = 1 + len(objects.subsets) + len(networks) + 2 + len(objects.surveys) + len(pairs) + len(transfers)
         self.progress.update(self._whole, total=total)
-        results: dict[str, Any] = {"baselines": self._section("baselines", None, accuracy.baselines), "subsets": {}}
+        results: dict[str, Any] = {
+            "baselines": self._section("baselines", None, accuracy.baselines, of_model=False),
+            "subsets": {},
+        }
         spectra = [subset.name for subset in objects.subsets if subset.name.startswith("spectrum")]
         for subset in objects.subsets:
             results["subsets"][subset.name] = self._section(
@@ -145,7 +153,9 @@ class _Work:
         results["seconds"] = dict(self.seconds)
         return results
 
-    def _section(self, name: str, depends_on: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _section(
+        self, name: str, depends_on: Any, measure: Callable[[], dict[str, Any]], of_model: bool = True
+    ) -> dict[str, Any]:
         self.progress.update(self._whole, description=name)
 
         def timed() -> dict[str, Any]:
@@ -154,7 +164,7 @@ class _Work:
             seconds = [round(time.monotonic() - start, 1), round(time.process_time() - cpu, 1)]
             return {"result": result, "seconds": seconds}
 
-        found = self.sections.get(name, depends_on, timed)
+        found = self.sections[of_model].get(name, depends_on, timed)
         self.progress.advance(self._whole)
         self.progress.update(self._detail, visible=False)
         self.seconds[name] = found["seconds"]
@@ -177,7 +187,7 @@ class _Work:
 
         light = {}
         for name in objects.surveys:
-            found = self._section(f"light {name}", None, partial(light_section, name))
+            found = self._section(f"light {name}", None, partial(light_section, name), of_model=False)
             light[name] = {part: np.array(values) for part, values in found.items()}
         relevance = GradedRelevance(np.stack([objects.label(label, "test") for label in settings.labels], 1))
         return [
@@ -236,6 +246,7 @@ class _Work:
             f"network {label} {count} {seed}",
             depends_on,
             lambda: {"label": label, **rival.measure(label, count, seed, advance)},
+            of_model=False,
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -202,8 +203,9 @@ def test_vectors_are_those_of_the_model(done, made):
         assert table.vectors.astype(np.float32) == pytest.approx(expected.numpy(), abs=2e-3)
 
 
-def test_a_second_start_measures_nothing_and_another_setting_only_what_it_changes(done, made, monkeypatch):
-    output, results = done
+def test_a_second_start_measures_nothing_and_another_setting_only_what_it_changes(done, made, tmp_path, monkeypatch):
+    results = done[1]
+    output = shutil.copytree(done[0], tmp_path / "evaluation")
     before = {p: p.stat().st_mtime_ns for p in (output / "sections").iterdir()}
     changed = {**made["supervised"], "learning_rate": 1e-3}
 
@@ -214,6 +216,19 @@ def test_a_second_start_measures_nothing_and_another_setting_only_what_it_change
     evaluate(EvaluateSettings.model_validate({**made, "output": str(output), "supervised": changed}))
     renewed = {p.name for p in before if p.stat().st_mtime_ns != before[p]}
     assert renewed == {"network scalar-redshift 20 0.json", "network scalar-redshift 50 0.json"}
+
+
+def test_another_model_leaves_baselines_and_networks_as_they_are(done, made, tmp_path):
+    shutil.copytree(done[0], tmp_path / "out")
+    model = FoundationModel.load(made["checkpoint"])
+    with torch.no_grad():
+        model.transformer.encoder_norm.weight.mul_(torch.linspace(0.5, 1.5, 16))
+    model.save(tmp_path / "other")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "sections").iterdir()}
+    few = {"subsets": ["image/legacysurvey"], "surveys": ["image/legacysurvey"], "output": str(tmp_path / "out")}
+    evaluate(EvaluateSettings.model_validate({**made, **few, "checkpoint": str(tmp_path / "other")}))
+    renewed = {p.name for p in before if p.stat().st_mtime_ns != before[p]}
+    assert renewed == {"subset image-legacysurvey.json", "curves scalar-redshift.json", "real galaxies.json"}
 
 
 @pytest.mark.slow
