@@ -80,19 +80,9 @@ class VectorStore:
         grids = [read_grid(self.tokens, rows, stored[name])[0] for name in subset.modalities]
         return [grid for grid in grids if len(grid.object_id)]
 
-    @torch.no_grad()
     def token_vectors(self, subset: Subset, ids: Sequence[str]) -> TokenEmbeddings:
-        """The encoder's vectors of each token of these objects, for attentive probes; they are not kept."""
-        batch, rows = self.model.join(self.grids(subset, ids))
-        order = {object_id: row for row, object_id in enumerate(rows)}
-        batch = batch.rows(torch.tensor([order[i] for i in ids])).packed()
-        self.model.transformer.eval()
-        parts = [
-            self.model.transformer.encode(batch.rows(slice(start, start + self.batch_size)).to(self.model.device)).cpu()
-            for start in range(0, len(ids), self.batch_size)
-        ]
-        modalities = (subset.modalities,) * len(ids)
-        return TokenEmbeddings(tuple(ids), torch.cat(parts).float(), batch.mask, self.model.model_id, modalities)
+        """The encoder's vectors of each token of these objects, for probes of tokens; they are not kept."""
+        return self.model.embed_token_grids(self.grids(subset, ids), (), self.batch_size, ids)
 
     def _view(self, name: str) -> str | None:
         if self.model.head is None:

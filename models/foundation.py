@@ -157,7 +157,6 @@ class FoundationModel:
         modalities = tuple(tuple(n for n, here in zip(names, row, strict=True) if here) for row in present.tolist())
         return Embeddings(ids, vectors.float().cpu(), space, self.model_id, modalities)
 
-    @torch.no_grad()
     def embed_tokens(
         self, observations: Sequence[Observation], layers: Sequence[int] = (), batch_size: int = 64
     ) -> TokenEmbeddings:
@@ -167,14 +166,24 @@ class FoundationModel:
         By default those after the last block and its norm. Raises ObservationError as `embed` does, ValueError for a
         block that the encoder does not have.
         """
+        if not observations:
+            raise ObservationError("expected at least one observation, found none")
+        return self.embed_token_grids([self.tokenize(o) for o in observations], layers, batch_size)
+
+    @torch.no_grad()
+    def embed_token_grids(
+        self,
+        grids: Sequence[TokenGrid],
+        layers: Sequence[int] = (),
+        batch_size: int = 64,
+        object_id: Sequence[str] | None = None,
+    ) -> TokenEmbeddings:
+        """`embed_tokens` for observations that are tokens already; `object_id` says in which order the rows are."""
         blocks = list(self.transformer.encoder)
         wrong = [layer for layer in layers if not 0 <= layer <= len(blocks)]
         if wrong:
             raise ValueError(f"layers must lie between 0 and {len(blocks)}, found {wrong}")
-        if not observations:
-            raise ObservationError("expected at least one observation, found none")
-        grids = [self.tokenize(observation) for observation in observations]
-        batch, ids = self.join(grids)
+        batch, ids = join_grids(grids, self.transformer.vocabulary_index, object_id)
         if not batch.mask.any(1).all():
             row = int((~batch.mask.any(1)).nonzero()[0, 0])
             raise ObservationError(f"object {ids[row]}: every value is missing, so there is nothing to embed")

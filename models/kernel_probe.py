@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from sklearn.metrics.pairwise import euclidean_distances
 
 from .probe_fits import fit_logistic, fit_regression
-from .probes import PENALTIES, LinearProbe
+from .probes import PENALTIES, LinearProbe, standardise
 
 LENGTH_SCALES = (0.3, 0.5, 1.0, 2.0, 4.0)
 LEAST_EIGENVALUE = 1e-10
@@ -92,8 +92,7 @@ class KernelProbe(LinearProbe):
 
     def _error(self, features: Float[np.ndarray, "B R"], labels: np.ndarray) -> float:
         """Of objects left out: the mean squared error in variances of the label, or the log loss."""
-        scale = float(np.sqrt(np.mean((features - features.mean(0)) ** 2))) or 1.0
-        standardised = (features - features.mean(0)) / scale
+        standardised, _, _ = standardise(features)
         if self.task == "regression":
             columns = labels.reshape(len(labels), -1).astype(np.float64)
             fit, _, _ = fit_regression(standardised, columns, self.penalties, self.solver, self.folds)

@@ -130,9 +130,7 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"classification needs at least two classes, found one class: {labels[0]!r}")
         self._novelty = NoveltyModel.fit(features)
         features = self._learn_map(features, labels)
-        centre = features.mean(0)
-        scale = float(np.sqrt(np.mean((features - centre) ** 2))) or 1.0
-        standardised = (features - centre) / scale
+        standardised, centre, scale = standardise(features)
         if regression:
             self._fit_regression(standardised, labels.astype(np.float64))
         else:
@@ -302,6 +300,13 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
             self.classes_ = np.array(description["classes"])
             self.temperature_ = description.get("temperature", 1.0)
             self.set_scores_ = arrays.get("set_scores", np.empty(0))
+
+
+def standardise(features: Float[np.ndarray, "B D"]) -> tuple[np.ndarray, np.ndarray, float]:
+    """Features centred and of unit mean variance, the centre [D] and the scale."""
+    centre = features.mean(0)
+    scale = float(np.sqrt(np.mean((features - centre) ** 2))) or 1.0
+    return (features - centre) / scale, centre, scale
 
 
 def labelled(X: Any, y: Any) -> tuple[Any, Any]:

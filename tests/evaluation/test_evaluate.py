@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,6 +50,10 @@ def made(tmp_path_factory):
         quasar_fraction=0.0,
     )
     observations = [o for shard in simulate_sky(sky) for o in shard]
+    for observation in [o for o in observations if o.modality.name in ("scalar/redshift", *BANDS)]:
+        # They stand for real galaxies, the last of which has no magnitude in g.
+        twin = replace(observation, object_id=tuple(i.replace("sim-", "real-") for i in observation.object_id))
+        observations.append(twin.select(range(len(twin) - 1)) if observation.modality.name == BANDS[0] else twin)
     write_dataset(folder / "data", observations)
     dataset = ObservationDataset(folder / "data")
     torch.manual_seed(0)
@@ -93,7 +98,9 @@ def made(tmp_path_factory):
     (folder / "parts").mkdir()
     start = 0
     for part, count in COUNTS.items():
-        (folder / "parts" / f"{part}.txt").write_text("".join(f"{i}\n" for i in ids[start : start + count]))
+        members = ids[start : start + count]
+        twins = [i.replace("sim-", "real-") for i in members]
+        (folder / "parts" / f"{part}.txt").write_text("".join(f"{i}\n" for i in (*members, *twins)))
         start += count
     return {
         "checkpoint": str(folder / "checkpoint"),
@@ -102,6 +109,7 @@ def made(tmp_path_factory):
         "parts": str(folder / "parts"),
         "labels": list(LABELS),
         "subsets": ["photometry", "image/legacysurvey", "spectrum/desi", "image/legacysurvey+photometry"],
+        "real_photometry": list(BANDS),
         "label_counts": [10, 20],
         "seeds": 2,
         "num_bootstrap": 20,
@@ -143,7 +151,7 @@ def test_the_report_has_every_section_and_fetches_nothing(done):
         "spectrum/desi",
         "image/legacysurvey+photometry",
     }
-    assert stored["real"]["num_objects"] == {"train": 0, "validation": 0, "test": 0}
+    assert stored["real"]["num_objects"] == COUNTS
     assert sorted(p.name for p in (output / "images").iterdir())
 
 
@@ -201,6 +209,16 @@ def test_vectors_are_those_of_the_model(done, made):
         table = read_embedding_shards(path)
         expected = model.embed([dataset.read("spectrum/desi", list(table.object_id))], space)
         assert table.vectors.astype(np.float32) == pytest.approx(expected.numpy(), abs=2e-3)
+
+
+def test_real_galaxies_are_told_by_every_probe_beside_trees(done):
+    real = done[1]["real"]
+    assert real["num_objects"] == COUNTS
+    own = {"zero-shot", "linear probe", "attentive probe", "kernel probe", "model's distribution"}
+    assert own <= set(real["methods"])
+    assert set(real["scatter_less_trees"]) == own
+    assert real["methods"]["kernel probe"]["r2"] > real["methods"]["constant"]["r2"]
+    assert len(real["true"]) == COUNTS["test"]
 
 
 def test_a_second_start_measures_nothing_and_another_setting_only_what_it_changes(done, made, tmp_path, monkeypatch):
