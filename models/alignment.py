@@ -162,5 +162,5 @@ def head_for(transformer: MaskedTransformer, settings: AlignmentHeadSettings) ->
         head.last_blocks.start_from(transformer)
     elif settings.encoder == "scratch":
         for encoder in head.own_encoders().values():
-            encoder.codes.copy_numbers_of(transformer.codes)
+            encoder.codes.copy_features_of(transformer.codes)
     return head

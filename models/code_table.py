@@ -69,7 +69,7 @@ class CodeTable(nn.Module):
             if self.readings is not None and numbers is not None:
                 self.numbers[offset : offset + size, : numbers[name].shape[1]] = numbers[name]
 
-    def copy_numbers_of(self, other: "CodeTable") -> None:
+    def copy_features_of(self, other: "CodeTable") -> None:
         """Take over the features and numbers of a table of the same sizes."""
         self.features.copy_(other.features)
         if self.readings is not None:
