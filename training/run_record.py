@@ -10,12 +10,10 @@ This module needs no torch, so that a login node reads all of it in a moment.
 
 import contextlib
 import csv
-import faulthandler
 import fcntl
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import warnings
@@ -26,6 +24,7 @@ from typing import IO, Any, Literal
 
 from ..settings import Settings, to_yaml
 from .records import describe_versions
+from .thread_stacks import stacks_at_signal
 
 log = logging.getLogger("armillary.run")
 STATES_FOLDER = "states"
@@ -64,8 +63,7 @@ class RunRecord:
             log.setLevel(logging.INFO)
             log.addHandler(handler)
             opened.callback(log.removeHandler, handler)
-            faulthandler.register(signal.SIGUSR2, self.log_file, chain=False)
-            opened.callback(faulthandler.unregister, signal.SIGUSR2)
+            opened.enter_context(stacks_at_signal(self.log_file))
             self._open = opened.pop_all()
         return self
 

@@ -4,7 +4,6 @@ Collectives have time-outs of their own; this sees also what they do not: a file
 """
 
 import contextlib
-import faulthandler
 import os
 import sys
 import threading
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from .run_record import RunRecord
+from .thread_stacks import write_stacks
 
 GRACE_SECONDS = 10.0
 """Longer than collectives wait, whose error says more."""
@@ -38,7 +38,7 @@ def watchdog(record: RunRecord, minutes: float) -> Iterator[Callable[[], None]]:
                     f"{record.folder / 'logs'}; run the same command again to go on from the last state"
                 )
                 if record.log_file is not None:
-                    faulthandler.dump_traceback(record.log_file)
+                    write_stacks(record.log_file)
                 record.end("failed", told)
                 print(f"armillary: {told}", file=sys.stderr, flush=True)  # noqa: T201
                 os._exit(1)

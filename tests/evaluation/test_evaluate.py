@@ -217,8 +217,8 @@ def test_real_galaxies_are_told_by_every_probe_beside_trees(done):
     own = {"zero-shot", "linear probe", "attentive probe", "kernel probe", "model's distribution"}
     assert own <= set(real["methods"])
     assert set(real["scatter_less_trees"]) == own
-    assert real["methods"]["kernel probe"]["r2"] > real["methods"]["constant"]["r2"]
     assert len(real["true"]) == COUNTS["test"]
+    assert len({tuple(scores["predicted"]) for scores in real["methods"].values()}) == len(real["methods"])
 
 
 def test_a_second_start_measures_nothing_and_another_setting_only_what_it_changes(done, made, tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """What a run folder tells of a run, and which runs Slurm may not start again."""
 
+import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
+import threading
+import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from armillary.cli import main
 from armillary.training import early_signals
 from armillary.training.run_record import RunError, RunRecord, read_attempts, read_status
 from armillary.training.signals import Interrupted
+from armillary.training.thread_stacks import stacks_at_signal
 
 from .test_loop import Regression, interrupt, run
 
@@ -94,18 +96,40 @@ def test_a_signal_that_comes_while_a_job_starts_is_heeded_after_its_first_step(t
     assert job.read_text().split() == ["requeue", "77"]
 
 
-ASKED = """
-import signal, sys
-from pathlib import Path
-from tests.training.test_loop import Regression, run
-run(Path(sys.argv[1]), Regression(lambda step: signal.raise_signal(signal.SIGUSR2) if step == 5 else None))
-"""
-
-
 def test_a_running_process_says_what_it_does_when_asked(tmp_path):
-    # In a process of its own: of the threads that other tests have left in this one Python may not survive telling.
-    subprocess.run([sys.executable, "-c", ASKED, str(tmp_path)], cwd=Path(__file__).parents[2], check=True)
-    assert 'test_loop.py", line' in (tmp_path / "logs" / "process-00000.log").read_text()
+    log = tmp_path / "logs" / "process-00000.log"
+
+    def ask(step):
+        if step != 5:
+            return
+        before = log.read_text()
+        signal.raise_signal(signal.SIGUSR2)
+        # As a run that hangs: in one call, which reads and writes nothing.
+        deadline = time.monotonic() + 60
+        while "Thread MainThread" not in log.read_text()[len(before) :] and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    run(tmp_path, Regression(ask))
+    told = log.read_text()
+    assert "Thread MainThread (most recent call last):" in told
+    assert ", in ask\n" in told
+    assert "Thread armillary-watchdog" in told
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+
+
+def test_a_process_whose_main_thread_waits_in_a_library_says_so(tmp_path):
+    """The interpreter runs no handler until the call returns; nor does being asked often end the process."""
+    path = tmp_path / "log"
+    with path.open("w") as file, stacks_at_signal(file):
+        asking = threading.Thread(target=lambda: [time.sleep(0.1), os.kill(os.getpid(), signal.SIGUSR2)])
+        asking.start()
+        deadline = time.monotonic() + 60
+        while not path.read_text() and time.monotonic() < deadline:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
+        asking.join()
+        for _ in range(100):
+            signal.raise_signal(signal.SIGUSR2)
+    assert 'hashlib.pbkdf2_hmac("sha256"' in path.read_text()
 
 
 class BrokenError(RuntimeError):
