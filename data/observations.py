@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from .instruments import CoefficientSpectrograph, ImagingInstrument, Spectrograph, band_features
@@ -28,6 +28,8 @@ class ObservationError(ValueError):
     """A measurement is not usable. The message says what was expected, what came, and for which object."""
 
 
+NUM_TURNS = 8
+"""In how many ways a square image may lie: galaxies have no upright, and no side from which they must be seen."""
 ArrayLike = Tensor | np.ndarray | Sequence[Any]
 """What users may hand in: torch, numpy (of any byte order, read-only too) or nested lists."""
 
@@ -200,6 +202,19 @@ class ImageObservation(_Observation):
         assert isinstance(self.modality.card, ImagingInstrument)
         return self.modality.card
 
+    def turned(self, number: int) -> "ImageObservation":
+        """The images in another of the eight ways in which they may lie: turned counter-clockwise `number` times by 90
+        degrees, and from 4 on mirrored left to right after that. Raises ValueError for a number not from 0 to 7."""
+        height, width = self.flux.shape[2:]
+        row, column = self.center[:, 0], self.center[:, 1]
+        for _ in range(number % 4):
+            row, column = width - 1 - column, row
+            height, width = width, height
+        if number >= 4:
+            column = width - 1 - column
+        pixels = {name: turn_pixels(getattr(self, name), number) for name in ("flux", "inverse_variance", "mask")}
+        return self._unchecked(**pixels, center=torch.stack([row, column], 1))
+
     def noise(self) -> Float[Tensor, "B C"]:
         """Typical standard deviation of a sky pixel, nanomaggies, from depth and PSF."""
         return pixel_noise(self.depth, self.psf_fwhm, self.card.pixel_scale)
@@ -214,6 +229,14 @@ class ImageObservation(_Observation):
             for fwhms, depths in zip(self.psf_fwhm.tolist(), self.depth.tolist(), strict=True)
         ]
         return torch.from_numpy(np.array(rows))
+
+
+def turn_pixels(pixels: Shaped[Tensor, "B C H W"], number: int) -> Shaped[Tensor, "B C h w"]:
+    """Pixels as `ImageObservation.turned` has them."""
+    if not 0 <= number < NUM_TURNS:
+        raise ValueError(f"images lie in {NUM_TURNS} ways, from 0; found {number}")
+    found = torch.rot90(pixels, number % 4, (2, 3))
+    return found.flip(3) if number >= 4 else found
 
 
 @dataclass(frozen=True, eq=False, init=False)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.dataset import ObservationDataset
-from ..data.observations import ImageObservation
+from ..data.observations import NUM_TURNS, ImageObservation, turn_pixels
 from .resnet import ResNet18
 from .scores import r_squared
 from .settings import SupervisedSettings
@@ -137,12 +137,11 @@ def train_network(
 
 def turned(images: Float[Tensor, "B C H W"], generator: torch.Generator) -> Float[Tensor, "B C H W"]:
     """Each image turned by a multiple of 90 degrees and mirrored or not, at random: galaxies have no upright."""
-    choice = torch.randint(8, (len(images),), generator=generator)
+    choice = torch.randint(NUM_TURNS, (len(images),), generator=generator)
     turned = images.clone()
-    for number in range(1, 8):
+    for number in range(1, NUM_TURNS):
         here = choice == number
-        part = torch.rot90(images[here], number % 4, (2, 3))
-        turned[here] = part.flip(3) if number >= 4 else part
+        turned[here] = turn_pixels(images[here], number)
     return turned
 
 

@@ -15,9 +15,11 @@ from lightning.fabric import Fabric
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from ..data.modalities import Modality
+from ..data.observations import NUM_TURNS
 from ..data.staging import stage_tokens
 from ..data.token_loader import TokenLoader, TokenSource
 from ..data.token_store import TokenStore
+from ..data.turned_tokens import open_turned
 from ..models.alignment import AlignmentHeadSettings, head_for
 from ..models.alignment_encoders import EncoderChoice
 from ..models.alignment_losses import LossName
@@ -71,6 +73,9 @@ class AlignSettings(Settings):
     cache_gib: NonNegativeFloat = 4.0
     """A frozen encoder sees each object once and whole, if the vectors take no more disk than this; 0: never. They are
     kept in `<run>/encoded` while the run lasts, and steps draw among them."""
+    turns: int = Field(default=1, ge=1, le=NUM_TURNS)
+    """Images are seen in so many ways that they may lie, one drawn for each step; tokenize with as many. Where the
+    frozen encoder's vectors are kept alone: each way takes the images' share of `cache_gib`."""
     stage_tokens: str | None = None
     """A folder on a disk of each node, to which tokens are copied before they are read (`data/staging.py`); it may hold
     environment variables: $TMPDIR/tokens."""
@@ -139,7 +144,8 @@ def align(settings: AlignSettings) -> Finished:
     run = Path(settings.run)
     keep_settings(run, settings, fabric.global_rank)
     seen = trained if validated is None else np.union1d(trained, validated)
-    encoded = _encoded(fabric, model, store, seen, rows, settings)
+    kept = _encoded(fabric, model, store, seen, rows, settings)
+    encoded, turned = (kept[0], kept[1:]) if kept else (None, [])
     objective = AlignObjective(
         model,
         _loader(fabric, store, trained, groups, settings),
@@ -150,6 +156,7 @@ def align(settings: AlignSettings) -> Finished:
         micro_batch=settings.micro_batch,
         encoder_learning_rate=settings.encoder_learning_rate,
         encoded=encoded,
+        turned=turned,
         validation=None
         if validated is None
         else Validation(model, store, validated, rows, settings.across_surveys > 0, encoded),
@@ -203,11 +210,26 @@ def _encoded(
     objects: Int64[np.ndarray, " objects"],
     rows: dict[str, dict[str, list[Modality]]],
     settings: AlignSettings,
-) -> dict[str, EncodedRow] | None:
-    """The frozen encoder's vectors of these objects, unless they take too much room or the encoder is trained."""
-    names = [m.name for of_view in rows.values() for of_row in of_view.values() for m in of_row]
-    size = encoded_bytes(store, objects, names, model.transformer.config.width)
-    if settings.encoder != "frozen" or size > settings.cache_gib * 2**30:
-        return None
+) -> list[dict[str, EncodedRow]]:
+    """The frozen encoder's vectors of these objects, of images also as they are turned; none unless they are to be
+    kept. Raises ValueError if they are not, and images are to be turned."""
     of_all = {row: modalities for of_view in rows.values() for row, modalities in of_view.items()}
-    return encode_rows(fabric, model, store, objects, of_all, Path(settings.run) / ENCODED)
+    names = [m.name for modalities in of_all.values() for m in modalities]
+    turned = open_turned(store, settings.turns)
+    size = encoded_bytes(store, objects, names, model.transformer.config.width)
+    of_turned = [[m.name for m in of_store.modalities if m.kind == "image" and m.name in names] for of_store in turned]
+    for of_store, images in zip(turned, of_turned, strict=True):
+        size += encoded_bytes(of_store, objects, images, model.transformer.config.width)
+    if settings.encoder != "frozen" or size > settings.cache_gib * 2**30:
+        if turned:
+            raise ValueError(
+                f"turns: {settings.turns} asks for encoder: frozen and cache_gib of at least {size / 2**30:.1f}, found "
+                f"{settings.encoder} and {settings.cache_gib}"
+            )
+        return []
+    folder = Path(settings.run) / ENCODED
+    encoded = [encode_rows(fabric, model, store, objects, of_all, folder)]
+    for number, (of_store, images) in enumerate(zip(turned, of_turned, strict=True), 1):
+        chosen = {name: of_all[name] for name in images}
+        encoded.append(encode_rows(fabric, model, of_store, objects, chosen, folder / f"turned-{number}"))
+    return encoded

@@ -23,10 +23,11 @@ from ..data.token_loader import TokenLoader, TokenSamples
 from ..models.alignment import AlignmentHead
 from ..models.alignment_losses import info_nce, sigmoid_loss
 from ..models.foundation import FoundationModel
+from ..models.hashed_numbers import hashed_uniform
 from ..models.token_batch import TokenBatch
 from ..models.width_transfer import WeightScaling
 from .align_validation import SCORE, Validation
-from .align_views import Pair, draw_rows, draw_tokens, draw_vectors, present_rows
+from .align_views import TURN, Pair, draw_rows, draw_tokens, draw_vectors, present_rows
 from .encoded_views import EncodedRow, read_rows
 from .loop import Batch
 from .token_sources import to_device, token_batch
@@ -40,8 +41,9 @@ Side = tuple[Float[Tensor, "B A"], Bool[Tensor, " B"]]
 class AlignObjective(nn.Module):
     """Contrastive loss of pairs of views. `rows`: by view, the modalities of each row.
 
-    `encoded` are the frozen encoder's vectors, which are then drawn in place of tokens. `validation` scores the head;
-    the loop then keeps the best one.
+    `encoded` are the frozen encoder's vectors, which are then drawn in place of tokens, and `turned` those of the rows
+    of images in other ways that they may lie, one of which a step sees. `validation` scores the head; the loop then
+    keeps the best one.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class AlignObjective(nn.Module):
         micro_batch: int | None = None,
         encoder_learning_rate: float = 1.0,
         encoded: Mapping[str, EncodedRow] | None = None,
+        turned: Sequence[Mapping[str, EncodedRow]] = (),
         validation: Validation | None = None,
         validate_every: int = 0,
     ):
@@ -70,7 +73,7 @@ class AlignObjective(nn.Module):
         self.rows, self.pairs = rows, pairs
         self.num_tokens, self.seed, self.micro_batch = num_tokens, seed, micro_batch
         self.encoder_learning_rate = encoder_learning_rate
-        self.encoded = encoded
+        self.encoded, self.turned = encoded, turned
         self.validation, self.validate_every = validation, validate_every if validation is not None else 0
         self.sides = sorted({side for pair in pairs for side in (pair.first, pair.second)})
         self._place = {name: column for column, name in enumerate(m.name for m in loader.modalities)}
@@ -201,14 +204,17 @@ class AlignObjective(nn.Module):
         """Sides of a view by drawing among the encoder's vectors."""
         assert self.encoded is not None
         device = self._model[0].device
-        encoded = [self.encoded[name] for name in self.rows[view]]
+        names = list(self.rows[view])
+        ways = [self.encoded, *self.turned] if any(set(names) & way.keys() for way in self.turned) else [self.encoded]
+        encoded = [way.get(name, self.encoded[name]) for way in ways for name in names]
         objects = samples.objects.numpy()
-        present = torch.from_numpy(np.stack([row.lengths(objects) > 0 for row in encoded], 1))
+        present = torch.from_numpy(np.stack([row.lengths(objects) > 0 for row in encoded[: len(names)]], 1))
         rows, has = draw_rows(present, samples.keys, self.seed, self._number(step, view, 0))
         sides = {}
         for number in self._draws(view):
             draw = self._number(step, view, number)
-            vectors, mask = read_rows(encoded, rows[:, number].numpy(), objects)
+            way = (hashed_uniform(samples.keys, 1, self.seed, draw, TURN)[:, 0] * len(ways)).long()
+            vectors, mask = read_rows(encoded, (way * len(names) + rows[:, number]).numpy(), objects)
             vectors, mask, keys = (to_device(t, device) for t in (vectors, mask, samples.keys))
             drawn, valid = draw_vectors(vectors.float(), mask, keys, self.seed, draw, self.num_tokens)
             pooled = self._in_parts(self._pool_vectors(view, drawn, valid), len(drawn))

@@ -18,7 +18,7 @@ from ..models.hashed_numbers import hashed_uniform
 from ..models.token_batch import TokenBatch
 from .mask_sampler import places_of, smallest
 
-ROW, TOKEN, SURVEY_SHARE, SURVEY = 5, 6, 0, 1
+ROW, TOKEN, TURN, SURVEY_SHARE, SURVEY = 5, 6, 7, 0, 1
 """Streams of random numbers."""
 
 

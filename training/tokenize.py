@@ -5,16 +5,17 @@ plan, and never wait for each other. Killed at any point, the same command goes 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from rich.progress import Progress
 
 from ..data.dataset import ObservationDataset
 from ..data.modalities import Modality
+from ..data.observations import NUM_TURNS, ImageObservation
 from ..data.token_manifest import finish_store, missing_shards, read_manifest
 from ..data.token_plan import PlannedShard, plan_shards
 from ..data.token_shards import (
@@ -28,6 +29,7 @@ from ..data.token_shards import (
     write_token_shard,
 )
 from ..data.token_store import TokenStore
+from ..data.turned_tokens import turned_folder
 from ..settings import Settings
 from ..tokenizers.token_grid import Tokenizer
 from .array_parts import choose_device, choose_part
@@ -48,6 +50,9 @@ class TokenizeSettings(Settings):
     """Token store to write, or to add to."""
     modalities: tuple[str, ...] = ()
     """Modalities to tokenize; by default all for whose kind there is a tokenizer."""
+    turns: int = Field(default=1, ge=1, le=NUM_TURNS)
+    """In how many ways images are tokenized: as they are, and turned by 90, 180 and 270 degrees, and the same mirrored;
+    each way but the first to a store of its own below `tokens` (`data/turned_tokens.py`)."""
     shard_size: PositiveInt = 16_384
     """Objects of one shard. A process that is killed loses one shard of one modality at most."""
     batch_size: PositiveInt = 100
@@ -72,14 +77,36 @@ def tokenize(settings: TokenizeSettings) -> int:
     unknown = sorted(set(settings.modalities) - {m.name for m in chosen})
     if unknown:
         raise ValueError(f"no data or no tokenizer for {unknown}; there are both for {[m.name for m in known]}")
-    store = Path(settings.tokens)
-    before = None if read_manifest(store) is None else TokenStore(store, verify=False)
-    plan = plan_shards(dataset, before, settings.shard_size, part, num_parts)
+    num_written = _tokenize(settings, dataset, tokenizers, chosen, 0, part, num_parts)
+    images = [m for m in chosen if m.kind == "image"]
+    for turn in range(1, settings.turns):
+        if images or read_manifest(turned_folder(settings.tokens, turn)) is not None:
+            num_written += _tokenize(settings, dataset, tokenizers, images, turn, part, num_parts)
+    return num_written
+
+
+def _tokenize(
+    settings: TokenizeSettings,
+    dataset: ObservationDataset,
+    tokenizers: Mapping[str, Tokenizer],
+    chosen: Sequence[Modality],
+    turn: int,
+    part: int,
+    num_parts: int,
+) -> int:
+    """Write the missing shards of one store, of images turned so; returns their number."""
+    store = turned_folder(settings.tokens, turn) if turn else Path(settings.tokens)
+    upright, before = (
+        None if read_manifest(folder) is None else TokenStore(folder, verify=False)
+        for folder in (Path(settings.tokens), store)
+    )
+    plan = plan_shards(dataset, upright, settings.shard_size, part, num_parts)
     num_written = 0
+    title = f"tokenize, turned {turn}" if turn else "tokenize"
     with Progress(console=console) as progress:
         total = sum(len(shard.members[m.name][0]) for shard in plan.shards for m in chosen)
-        task = progress.add_task("tokenize", total=total)
-        work = _Work(settings, dataset, tokenizers, before, lambda count: progress.advance(task, count))
+        task = progress.add_task(title, total=total)
+        work = _Work(settings, store, dataset, tokenizers, turn, before, lambda count: progress.advance(task, count))
         for shard in plan.shards:
             objects = work.register(shard, plan.num_shards)
             for modality in chosen:
@@ -88,7 +115,7 @@ def tokenize(settings: TokenizeSettings) -> int:
     counts = {m.name: dataset.num_objects(m.name) for m in dataset.modalities}
     if not finish_store(store, str(Path(settings.data).resolve()), counts):
         waiting = ", ".join(f"{len(shards)} of {name}" for name, shards in missing_shards(store).items())
-        note = f"tokenize: part {part} of {num_parts} is done; shards still to come: {waiting}"
+        note = f"{title}: part {part} of {num_parts} is done; shards still to come: {waiting}"
         console.print(note, soft_wrap=True)
     return num_written
 
@@ -99,13 +126,14 @@ class _Work:
     def __init__(
         self,
         settings: TokenizeSettings,
+        store: Path,
         dataset: ObservationDataset,
         tokenizers: Mapping[str, Tokenizer],
+        turn: int,
         before: TokenStore | None,
         advance: Callable[[int], None],
     ):
-        self.store = Path(settings.tokens)
-        self.batch_size = settings.batch_size
+        self.settings, self.store, self.turn = settings, store, turn
         self.dataset = dataset
         self.hashes = {kind: tokenizer_hash(tokenizer) for kind, tokenizer in tokenizers.items()}
         device = choose_device(settings.device, os.environ)
@@ -118,7 +146,13 @@ class _Work:
         """Register the shard's objects if they are new; returns their hash."""
         if shard.object_id is not None and shard.sky is not None:
             return write_object_shard(self.store, shard.index, num_shards, shard.object_id, shard.sky)
-        return str(check_shard(shard_path(self.store, OBJECTS, shard.index), checksums=False)["objects"])
+        upright = shard_path(self.settings.tokens, OBJECTS, shard.index)
+        found = check_shard(upright, checksums=False)
+        if self.turn:
+            of_upright = open_object_shard(upright)
+            ids = of_upright.object_id.to_pylist()
+            write_object_shard(self.store, shard.index, found["num_shards"], ids, of_upright.sky)
+        return str(found["objects"])
 
     def tokenize(self, shard: PlannedShard, modality: Modality, objects: str) -> bool:
         """Write the tokens of the shard's objects in one modality; returns whether they did not stand."""
@@ -134,7 +168,7 @@ class _Work:
 
     def fill(self, shard: PlannedShard, objects: str) -> int:
         """Say that new objects have no tokens of modalities that the store has and the dataset has not."""
-        if self.before is None or shard.object_id is None:
+        if self.before is None:
             return 0
         num_written = 0
         for modality in self.before.modalities:
@@ -174,12 +208,15 @@ class _Work:
             return _NO_TOKENS
         # Read along the disk, at least a row group at a time: a part of one costs as much as all of it.
         files = self.dataset.files(modality.name)
-        num_read = max(self.batch_size, *(max(file.row_group_sizes) for file in files))
+        num_read = max(self.settings.batch_size, *(max(file.row_group_sizes) for file in files))
         grids = []
         for start in range(0, len(rows), num_read):
             observation = self.dataset.read(modality.name, rows[start : start + num_read])
-            for first in range(0, len(observation), self.batch_size):
-                batch = observation.select(slice(first, first + self.batch_size))
+            for first in range(0, len(observation), self.settings.batch_size):
+                batch = observation.select(slice(first, first + self.settings.batch_size))
+                if self.turn:
+                    assert isinstance(batch, ImageObservation)
+                    batch = batch.turned(self.turn)
                 grids.append(self.tokenizers[modality.kind].encode(batch))
                 self.advance(len(batch))
         sizes = {grid.num_tokens for grid in grids}

@@ -244,3 +244,35 @@ def test_stacking_nothing_or_mixed_modalities_is_refused():
         stack([])
     with pytest.raises(ObservationError, match=r"one modality, found \['image/hsc', 'spectrum/desi'\]"):
         stack([image(), spectrum()])
+
+
+# ---- turned images ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_an_image_is_turned_with_all_that_belongs_to_its_pixels(number):
+    flux = np.random.default_rng(0).normal(size=(2, 2, 5, 4)).astype(np.float32)
+    source = [(1, 3), (4, 0)]
+    for row, at in enumerate(source):
+        flux[row, :, at[0], at[1]] = 100
+    mask = np.ones(flux.shape, bool)
+    mask[0, 1, 2, 0] = False
+    first = image(flux=flux, mask=mask, inverse_variance=np.exp(flux / 50), center=source)
+    turned = first.turned(number)
+    expected = np.rot90(np.where(mask, flux, 0), number % 4, (2, 3))
+    assert np.array_equal(turned.flux, expected[..., ::-1] if number >= 4 else expected)
+    for row in range(2):
+        place = tuple(turned.center[row].long().tolist())
+        assert (turned.flux[row][:, place[0], place[1]] == 100).all()
+        assert (turned.inverse_variance[row][:, place[0], place[1]] == first.inverse_variance.max()).all()
+    assert (turned.flux[~turned.mask] == 0).all()
+    assert int((~turned.mask).sum()) == 1
+    assert turned.object_id == first.object_id
+    undone = turned.turned(number if number >= 4 else -number % 4)  # a mirroring undoes itself
+    for name in ("flux", "mask", "inverse_variance", "center"):
+        assert torch.equal(getattr(undone, name), getattr(first, name)), name
+
+
+def test_an_image_does_not_lie_in_a_ninth_way():
+    with pytest.raises(ValueError, match="images lie in 8 ways, from 0; found 8"):
+        image().turned(8)

@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from armillary.data.token_store import TokenStore
+from armillary.data.turned_tokens import turned_folder
 from armillary.models.embeddings import read_embedding_shards
 from armillary.models.foundation import FoundationModel
 from armillary.training.align import AlignSettings, align
 from armillary.training.embed import EmbedSettings, embed
 from armillary.training.metrics_log import SPEED
 from armillary.training.run_record import read_metrics
+from armillary.training.tokenize import TokenizeSettings, tokenize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,6 +115,27 @@ def test_objects_of_validation_must_be_held_out(settings_for, tmp_path, ids):
         align(settings_for(tmp_path / "run", held_out=str(tmp_path / "some.txt")))
     with pytest.raises(ValueError, match="5 of its 5 objects are not held out"):
         align(settings_for(tmp_path / "run", held_out=None))
+
+
+def test_turned_images_are_drawn_among(settings_for, whole, tokens, data, tokenizer_folder, tmp_path):
+    """Turned alike, nothing changes; turned otherwise, what is learned does, and the same run learns it again."""
+    shutil.copytree(tokens, tmp_path / "tokens")
+    for number in (1, 2):
+        shutil.copytree(tokens, turned_folder(tmp_path / "tokens", number))
+    align(settings_for(tmp_path / "same", tokens=str(tmp_path / "tokens"), turns=3))
+    assert same(head_of(tmp_path / "same"), head_of(whole))
+
+    shutil.rmtree(tmp_path / "tokens" / "turned")
+    folders = {"data": str(data), "tokenizers": str(tokenizer_folder), "tokens": str(tmp_path / "tokens")}
+    tokenize(TokenizeSettings(**folders, turns=3))
+    for run in ("first", "second"):
+        align(settings_for(tmp_path / run, tokens=str(tmp_path / "tokens"), turns=3))
+    assert same(head_of(tmp_path / "first"), head_of(tmp_path / "second"))
+    assert not same(head_of(tmp_path / "first"), head_of(whole))
+    with pytest.raises(
+        ValueError, match=r"turns: 3 asks for encoder: frozen and cache_gib of at least .* found frozen"
+    ):
+        align(settings_for(tmp_path / "third", tokens=str(tmp_path / "tokens"), turns=3, cache_gib=0))
 
 
 @pytest.mark.parametrize(

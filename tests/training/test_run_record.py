@@ -118,7 +118,7 @@ def test_a_running_process_says_what_it_does_when_asked(tmp_path):
 
 
 def test_a_process_whose_main_thread_waits_in_a_library_says_so(tmp_path):
-    """The interpreter runs no handler until the call returns; nor does being asked often end the process."""
+    """The interpreter runs no handler until the call returns."""
     path = tmp_path / "log"
     with path.open("w") as file, stacks_at_signal(file):
         asking = threading.Thread(target=lambda: [time.sleep(0.1), os.kill(os.getpid(), signal.SIGUSR2)])

@@ -1,5 +1,6 @@
 """Datasets to tokenizers, token stores, and checks that tokens and tokenizers belong together."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ from armillary.data.modalities import modality
 from armillary.data.observations import ScalarObservation
 from armillary.data.token_loader import TokenLoader, TokenSource
 from armillary.data.token_shards import object_key
-from armillary.data.token_store import TokenStore
+from armillary.data.token_store import TokenStore, TokenStoreError
+from armillary.data.turned_tokens import open_turned
 from armillary.models.embeddings import read_embedding_shards
 from armillary.models.foundation import FoundationModel, new_transformer
 from armillary.models.token_batch import join_grids
@@ -56,6 +58,36 @@ def test_tokenizing_goes_on_where_it_stopped_and_touches_no_shard_that_stands(da
     assert tokenize(settings) == 6
     assert tokenize(settings) == 0
     assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+
+
+def test_turned_images_have_stores_of_their_own_of_the_same_objects(data, tokenizer_folder, tokens, tmp_path):
+    settings = TokenizeSettings(data=str(data), tokenizers=str(tokenizer_folder), tokens=str(tmp_path / "store"))
+    written = tokenize(settings)
+    assert tokenize(settings.model_copy(update={"turns": 6})) == 5
+    assert tokenize(settings.model_copy(update={"turns": 6})) == 0
+    assert written == len(TokenStore(tokens).modalities)
+    store, dataset = TokenStore(tmp_path / "store"), ObservationDataset(data)
+    turned = open_turned(store, 6)[4]
+    assert [m.name for m in turned.modalities] == ["image/legacysurvey"]
+    assert not store.has("image/legacysurvey").all()
+    assert np.array_equal(turned.has("image/legacysurvey"), store.has("image/legacysurvey"))
+    ids = dataset.object_ids("image/legacysurvey")
+    images = dataset.read("image/legacysurvey").turned(5)
+    expected = load_tokenizers(tokenizer_folder)["image"].encode(images)
+    rows = turned.read("image/legacysurvey", store.find(ids))
+    assert np.array_equal(rows.codes, expected.codes)
+    assert not np.array_equal(rows.codes, store.read("image/legacysurvey", store.find(ids)).codes)
+
+
+def test_turned_images_that_do_not_belong_to_a_store_are_refused(data, tokenizer_folder, tokens, tmp_path):
+    store = TokenStore(tokens)
+    with pytest.raises(TokenStoreError, match=r"turned.1: no tokens of turned images; .* Tokenize with turns=2"):
+        open_turned(store, 2)
+    shutil.copytree(tokens, tmp_path / "store")
+    others = redshifts_alone(tmp_path, tokenizer_folder)
+    shutil.copytree(others, tmp_path / "store" / "turned" / "1")
+    with pytest.raises(TokenStoreError, match=r"turned.1: its objects are not those of .*store"):
+        open_turned(TokenStore(tmp_path / "store"), 2)
 
 
 def test_modalities_without_data_or_tokenizer_are_named(data, tokenizer_folder, tmp_path):
