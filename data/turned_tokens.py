@@ -6,7 +6,8 @@ them, so that a model learns from an object what stays when it is seen from anot
 
 from pathlib import Path
 
-from .token_store import TokenStore, TokenStoreError
+from .token_shards import TokenStoreError
+from .token_store import TokenStore
 
 
 def turned_folder(tokens: str | Path, number: int) -> Path:

@@ -1,7 +1,7 @@
 """How well labels are told from each subset of modalities, beside trivial predictors on the same objects.
 
-Of each subset: zero-shot, whose space and gallery (the subset's own vectors, or those of spectra) are chosen on
-validation objects as k and temperature are; a linear probe, whose space is chosen likewise; and, where the model was
+Of each subset: zero-shot, whose space and gallery (`galleries`) are chosen on validation objects as k and temperature
+are; a linear probe, whose space is chosen likewise; and, where the model was
 trained to predict the label, its own distribution. Values, intervals and strata are all of test objects.
 """
 
@@ -82,9 +82,10 @@ class Accuracy:
         ids, objects = self.objects.ids, self.objects
         truth = objects.label(label, "validation")
         tried: list[tuple[float, ZeroShot, dict[str, Any]]] = []
-        for space, gallery in self._galleries(subset):
+        for space, gallery in galleries(objects, self.vectors, subset):
+            of_train = self.vectors.together(gallery, space, ids["train"])
             fitted = ZeroShot.fit(
-                Gallery.of(self.vectors.get(gallery, space, ids["train"]), objects.label(label, "train"), space),
+                Gallery.of(of_train, objects.label(label, "train"), space),
                 self.vectors.get(subset, space, ids["validation"]),
                 truth,
                 label,
@@ -93,7 +94,7 @@ class Accuracy:
             error = float(np.nanmean(np.square(value - truth)))
             configuration = {
                 "space": space,
-                "gallery": gallery.name,
+                "gallery": [part.name for part in gallery],
                 "k": fitted.predictor.k,
                 "temperature": fitted.predictor.temperature,
             }
@@ -132,13 +133,17 @@ class Accuracy:
         """All scores of predictions for the test objects, or these `rows` of them."""
         return score_predictions(self.objects, label, value, bounds, rows)
 
-    def _galleries(self, subset: Subset) -> list[tuple[str, Subset]]:
-        """Spaces, and whose vectors neighbours are sought among: the same modalities, or a spectrum in one space."""
-        found = [(space, subset) for space in self.vectors.spaces(subset)]
-        if "aligned" in self.vectors.spaces(subset):
-            spectra = [other for other in self.objects.subsets if other.is_single and other.name.startswith("spectrum")]
-            found += [("aligned", other) for other in spectra if other.name not in subset.modalities]
-        return found
+
+def galleries(objects: EvaluationObjects, vectors: VectorStore, subset: Subset) -> list[tuple[str, list[Subset]]]:
+    """Spaces, and by which vectors labelled objects may be found there: those of the subset itself; in the aligned
+    space also those of any one survey, or of all surveys together, for of labelled objects more may be known."""
+    found = [(space, [subset]) for space in vectors.spaces(subset)]
+    if "aligned" in vectors.spaces(subset):
+        surveys = [Subset(name, (name,)) for name in objects.surveys]
+        surveys = [survey for survey in surveys if "aligned" in vectors.spaces(survey)]
+        found += [("aligned", [survey]) for survey in surveys if survey.name != subset.name]
+        found += [("aligned", surveys)] if len(surveys) > 1 else []
+    return found
 
 
 def own_prediction(

@@ -25,6 +25,7 @@ from ..data.dataset import ObservationDataset
 from ..data.parquet_files import replacing
 from ..data.sky_split import PARTS
 from ..data.token_store import TokenStore
+from ..data.turned_tokens import open_turned
 from ..models.foundation import FoundationModel
 from ..training.metrics_log import console
 from ..training.token_sources import check_tokens
@@ -59,7 +60,7 @@ NOT_MEASURED = {
     "num_test",
 }
 """Settings that change nothing in most sections, or are told to those that they change."""
-OF_MODEL = {"checkpoint", "tokens"}
+OF_MODEL = {"checkpoint", "tokens", "turns"}
 """Settings that change nothing in the sections of baselines and networks."""
 
 
@@ -77,14 +78,15 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     tokens = TokenStore(settings.tokens)
     check_tokens(tokens, model.tokenizers)
     output = Path(settings.output)
-    vectors = VectorStore(model, tokens, output / "embeddings", settings.embeddings, settings.batch_size)
+    turned = open_turned(tokens, settings.turns)
+    vectors = VectorStore(model, tokens, output / "embeddings", settings.embeddings, settings.batch_size, turned)
     of_data = {
         "format": FORMAT,
         "parts": fingerprint_of(objects.ids),
         "data": [state_of(dataset, name) for name in sorted(objects.names)],
         "settings": settings.model_dump(mode="json", exclude=NOT_MEASURED | OF_MODEL),
     }
-    of_model = of_data | {"model": model.model_id, "tokens": tokens.digest}
+    of_model = of_data | {"model": model.model_id, "tokens": tokens.digest, "turns": settings.turns}
     sections = {True: ReportParts(output / "sections", of_model), False: ReportParts(output / "sections", of_data)}
     with _progress() as progress:
         results = _Work(objects, vectors, sections, progress).measure()
@@ -137,10 +139,9 @@ class _Work:
             "baselines": self._section("baselines", None, accuracy.baselines, of_model=False),
             "subsets": {},
         }
-        spectra = [subset.name for subset in objects.subsets if subset.name.startswith("spectrum")]
         for subset in objects.subsets:
             results["subsets"][subset.name] = self._section(
-                f"subset {subset.name}", [subset.modalities, spectra], partial(accuracy.subset, subset)
+                f"subset {subset.name}", [subset.modalities, objects.surveys], partial(accuracy.subset, subset)
             )
         results["real"] = self._section("real galaxies", None, lambda: measure_real_galaxies(objects, vectors))
         results["retrieval"] = self._retrieval(pairs)
@@ -207,6 +208,7 @@ class _Work:
             return {}
         measured = subsets[subset.name][label]
         spaces = {PROBE: measured[PROBE]["chosen"]["space"], ZERO_SHOT: measured[ZERO_SHOT]["chosen"]["space"]}
+        gallery = [Subset.parse(name, settings.photometry) for name in measured[ZERO_SHOT]["chosen"]["gallery"]]
         total = (len(counts_of(objects, label, settings.label_counts)) - 1) * settings.seeds + 1
         done = [0]
 
@@ -217,8 +219,8 @@ class _Work:
         return {
             label: self._section(
                 f"curves {label}",
-                [settings.label_counts, settings.seeds, subset.modalities, spaces],
-                lambda: frozen_curves(objects, self.vectors, subset, label, spaces, advance),
+                [settings.label_counts, settings.seeds, subset.modalities, spaces, [part.name for part in gallery]],
+                lambda: frozen_curves(objects, self.vectors, subset, label, spaces, gallery, advance),
             )
         }
 

@@ -5,7 +5,7 @@ leave-one-out and asks no validation object; neighbours choose k and temperature
 its best step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,11 +43,12 @@ def frozen_curves(
     subset: Subset,
     label: str,
     spaces: dict[str, str],
+    gallery: Sequence[Subset],
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """R2 on test objects by method, number of labels and draw, of what is fitted on frozen vectors or on magnitudes.
 
-    `spaces` says which vectors the probe and the neighbours take.
+    `spaces` says which vectors the probe and the neighbours take, `gallery` by what labelled neighbours are found.
     """
     truth = {part: objects.label(label, part) for part in objects.ids}
     test = np.isfinite(truth["test"])
@@ -56,6 +57,7 @@ def frozen_curves(
         {part: vectors.get(subset, space, ids) for part, ids in objects.ids.items()}
         for space in (spaces[PROBE], spaces[ZERO_SHOT])
     )
+    of_neighbours["train"] = vectors.together(gallery, spaces[ZERO_SHOT], objects.ids["train"])
     counts = counts_of(objects, label, objects.settings.label_counts)
     scores: dict[str, list[list[float]]] = {PROBE: [], ZERO_SHOT: [], TREES: [], LINE: []}
     for count in counts:

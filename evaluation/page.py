@@ -118,9 +118,8 @@ def _accuracy(results: dict[str, Any], objects: EvaluationObjects, pictures: dic
                     _r2(found[PROBE]),
                     _r2(found.get(OWN)),
                     _scatter(found[ZERO_SHOT]) + (" / " + _scatter(found[PROBE]) if label == REDSHIFT else ""),
-                    f"k {chosen['k']}, T {chosen['temperature']:g}, {chosen['space']}, {'' if chosen['gallery'] == name else 'among ' + chosen['gallery']}".rstrip(
-                        ", "
-                    ),
+                    f"k {chosen['k']}, T {chosen['temperature']:g}, {chosen['space']}"
+                    + ("" if chosen["gallery"] == [name] else f", among {' + '.join(chosen['gallery'])}"),
                 ]
             )
         for network in results["networks"]:

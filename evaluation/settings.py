@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from ..data.observations import NUM_TURNS
 from ..settings import Settings
 
 REDSHIFT = "scalar/redshift"
@@ -93,5 +94,7 @@ class EvaluateSettings(Settings):
     """None trains no network."""
 
     device: str = "cpu"
+    turns: int = Field(default=1, ge=1, le=NUM_TURNS)
+    """The vector of an image is the mean over so many of the ways in which it may lie; tokenize with as many."""
     batch_size: PositiveInt = 128
     """Objects that the model encodes at once."""

@@ -2,7 +2,7 @@
 
 Two spaces: `encoder`, the mean of the encoder's vectors over valid tokens, of any subset; and `aligned`, of images,
 spectra and whatever else the alignment head has a view of. One pass of the encoder gives both where the head was
-trained on the frozen encoder.
+trained on the frozen encoder. Of an image alone the vector may be the mean over some of the ways in which it may lie.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from ..models.token_embeddings import TokenEmbeddings
 from ..tokenizers.token_grid import TokenGrid
 from ..training.token_sources import read_grid
 from .objects import Subset, modality_slug
+from .zero_shot import unit
 
 SHARD = 2048
 """Objects of one shard: what an interrupted evaluation may have to embed again."""
@@ -39,8 +40,10 @@ class VectorStore:
         folder: Path,
         given: Sequence[str] = (),
         batch_size: int = 128,
+        turned: Sequence[TokenStore] = (),
     ):
         self.model = model
+        self.stores = [tokens, *turned]
         self.tokens = tokens
         self.folder = folder
         self.batch_size = batch_size
@@ -60,15 +63,21 @@ class VectorStore:
         if key not in self._kept:
             if space == "aligned" and len(self._by_view(subset)) > 1:
                 # As `FoundationModel.embed` has it: the normalised sum over an object's views.
-                views = [self.get(part, space, ids) for part in self._by_view(subset)]
-                total = np.sum(views, axis=0)
-                self._kept[key] = total / np.linalg.norm(total, axis=1, keepdims=True).clip(1e-12)
+                self._kept[key] = unit(np.sum([self.get(part, space, ids) for part in self._by_view(subset)], axis=0))
             else:
-                self._kept[key] = self._stored(subset, space, ids, digest)
+                ways = [self._stored(subset, space, ids, digest, way) for way in range(self._num_ways(subset))]
+                mean = np.mean(ways, axis=0)
+                self._kept[key] = unit(mean) if space == "aligned" and len(ways) > 1 else mean
         return self._kept[key]
 
-    def grids(self, subset: Subset, ids: Sequence[str]) -> list[TokenGrid]:
-        """Tokens of these objects. Raises ObservationError if one has no tokens of the subset."""
+    def together(self, subsets: Sequence[Subset], space: str, ids: Sequence[str]) -> Float[np.ndarray, "B D"]:
+        """Vectors of these objects by all of the subsets: the mean of their unit vectors, or that of one as it is."""
+        if len(subsets) == 1:
+            return self.get(subsets[0], space, ids)
+        return np.mean([unit(self.get(subset, space, ids)) for subset in subsets], axis=0)
+
+    def grids(self, subset: Subset, ids: Sequence[str], way: int = 0) -> list[TokenGrid]:
+        """Tokens of these objects, of images turned in this way. Raises ObservationError if one has none."""
         rows = self.tokens.find(ids)
         if (rows < 0).any():
             missing = ids[int((rows < 0).argmax())]
@@ -77,12 +86,17 @@ class VectorStore:
         for name in subset.modalities:
             if name not in stored:
                 raise ValueError(f"{self.tokens.folder}: no tokens of {name}; it holds {sorted(stored)}")
-        grids = [read_grid(self.tokens, rows, stored[name])[0] for name in subset.modalities]
+        grids = [read_grid(self.stores[way], rows, stored[name])[0] for name in subset.modalities]
         return [grid for grid in grids if len(grid.object_id)]
 
     def token_vectors(self, subset: Subset, ids: Sequence[str]) -> TokenEmbeddings:
         """The encoder's vectors of each token of these objects, for probes of tokens; they are not kept."""
         return self.model.embed_token_grids(self.grids(subset, ids), (), self.batch_size, ids)
+
+    def _num_ways(self, subset: Subset) -> int:
+        """Of an image alone, in how many ways it is seen; of all else, one."""
+        is_image = len(subset.modalities) == 1 and self._modality(subset.modalities[0]).kind == "image"
+        return len(self.stores) if is_image else 1
 
     def _view(self, name: str) -> str | None:
         if self.model.head is None:
@@ -103,16 +117,18 @@ class VectorStore:
             return [subset]
         return [Subset("+".join(names), tuple(names)) for names in views.values()]
 
-    def _stored(self, subset: Subset, space: str, ids: Sequence[str], digest: str) -> Float[np.ndarray, "B D"]:
-        given = self._from_given(subset, space, ids)
+    def _stored(
+        self, subset: Subset, space: str, ids: Sequence[str], digest: str, way: int
+    ) -> Float[np.ndarray, "B D"]:
+        given = None if way else self._from_given(subset, space, ids)
         if given is not None:
             return given
         found = []
         for number, start in enumerate(range(0, len(ids), SHARD)):
             part = ids[start : start + SHARD]
-            paths = {s: self._path(subset, s, digest, number) for s in self.spaces(subset)}
+            paths = {s: self._path(subset, s, digest, number, way) for s in self.spaces(subset)}
             if not _stands(paths[space], part):
-                self._write(subset, part, paths, space)
+                self._write(subset, part, paths, space, way)
             found.append(read_embedding_shards(paths[space]).vectors.astype(np.float32))
             self.advance(subset.name, min(start + SHARD, len(ids)), len(ids))
         return np.concatenate(found)
@@ -124,14 +140,15 @@ class VectorStore:
                 return vectors[[of_subset[i] for i in ids]].astype(np.float32)
         return None
 
-    def _path(self, subset: Subset, space: str, digest: str, number: int) -> Path:
-        return self.folder / f"{space}-{modality_slug(subset.name)}-{digest}-{number:05d}.parquet"
+    def _path(self, subset: Subset, space: str, digest: str, number: int, way: int) -> Path:
+        turned = f"-turned-{way}" if way else ""
+        return self.folder / f"{space}-{modality_slug(subset.name)}{turned}-{digest}-{number:05d}.parquet"
 
-    def _write(self, subset: Subset, ids: Sequence[str], paths: dict[str, Path], wanted: str) -> None:
-        vectors = self._embed(subset, ids, wanted)
+    def _write(self, subset: Subset, ids: Sequence[str], paths: dict[str, Path], wanted: str, way: int) -> None:
+        vectors = self._embed(subset, ids, wanted, way)
         # The wanted one last: where it stands, the other does.
         for space in sorted(vectors, key=lambda space: space == wanted):
-            if space != wanted and self._from_given(subset, space, ids) is not None:
+            if space != wanted and not way and self._from_given(subset, space, ids) is not None:
                 continue
             write_embedding_shard(
                 paths[space],
@@ -143,9 +160,9 @@ class VectorStore:
             )
 
     @torch.no_grad()
-    def _embed(self, subset: Subset, ids: Sequence[str], wanted: str) -> dict[str, Float[np.ndarray, "B D"]]:
+    def _embed(self, subset: Subset, ids: Sequence[str], wanted: str, way: int) -> dict[str, Float[np.ndarray, "B D"]]:
         """Vectors in the wanted space; and in the other, where that costs nothing."""
-        model, grids = self.model, self.grids(subset, ids)
+        model, grids = self.model, self.grids(subset, ids, way)
         head = model.head
         batch, rows = model.join(grids)
         if list(rows) != list(ids):

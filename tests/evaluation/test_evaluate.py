@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,9 +19,15 @@ import yaml
 from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
 from armillary.data.simulation.sky import SkySettings, simulate_sky
+from armillary.data.token_store import TokenStore
+from armillary.data.turned_tokens import open_turned
 from armillary.evaluation import evaluate as evaluate_module
+from armillary.evaluation.accuracy import galleries
 from armillary.evaluation.evaluate import evaluate
+from armillary.evaluation.objects import EvaluationObjects, Subset
 from armillary.evaluation.settings import EvaluateSettings
+from armillary.evaluation.vectors import VectorStore
+from armillary.evaluation.zero_shot import unit
 from armillary.models.alignment import AlignmentHead, AlignmentHeadSettings
 from armillary.models.embeddings import EmbeddingsError, read_embedding_shards, write_embedding_shard
 from armillary.models.foundation import FoundationModel
@@ -209,6 +216,42 @@ def test_vectors_are_those_of_the_model(done, made):
         table = read_embedding_shards(path)
         expected = model.embed([dataset.read("spectrum/desi", list(table.object_id))], space)
         assert table.vectors.astype(np.float32) == pytest.approx(expected.numpy(), abs=2e-3)
+
+
+def test_an_image_may_be_embedded_as_it_is_seen_from_several_sides(made, tmp_path):
+    shutil.copytree(made["tokens"], tmp_path / "tokens")
+    folders = {"data": made["data"], "tokens": str(tmp_path / "tokens"), "modalities": ("image/legacysurvey",)}
+    tokenize(TokenizeSettings(**folders, tokenizers=str(Path(made["tokens"]).parent / "tokenizers"), turns=3))
+    model, tokens = FoundationModel.load(made["checkpoint"]), TokenStore(tmp_path / "tokens")
+    vectors = VectorStore(model, tokens, tmp_path / "vectors", turned=open_turned(tokens, 3))
+    images = ObservationDataset(made["data"]).read("image/legacysurvey")
+    subset = Subset("image/legacysurvey", ("image/legacysurvey",))
+    for space in ("encoder", "aligned"):
+        expected = np.mean([model.embed([images.turned(n)], space).numpy() for n in range(3)], axis=0)
+        expected = unit(expected) if space == "aligned" else expected
+        found = vectors.get(subset, space, list(images.object_id))
+        assert found == pytest.approx(expected, abs=2e-3)
+        assert found != pytest.approx(model.embed([images], space).numpy(), abs=2e-3)
+        again = VectorStore(model, tokens, tmp_path / "vectors", turned=open_turned(tokens, 3))
+        again._embed = lambda *_: pytest.fail("it stands already")
+        assert np.array_equal(again.get(subset, space, list(images.object_id)), found)
+
+
+def test_labelled_objects_may_be_found_by_all_their_surveys(done, made, tmp_path):
+    output, results = done
+    vectors = VectorStore(FoundationModel.load(made["checkpoint"]), TokenStore(made["tokens"]), tmp_path)
+    objects = EvaluationObjects(
+        ObservationDataset(made["data"]), EvaluateSettings.model_validate({**made, "output": str(output)})
+    )
+    names = [[part.name for part in gallery] for _, gallery in galleries(objects, vectors, objects.subsets[1])]
+    image, second, spectrum = "image/legacysurvey", "image/hsc", "spectrum/desi"
+    assert names == [[image], [image], [second], [spectrum], [second, image, spectrum]]
+    for labels in results["subsets"].values():
+        assert labels[LABELS[0]]["zero-shot"]["chosen"]["gallery"] in [*names, ["photometry"], [f"{image}+photometry"]]
+    ids = objects.ids["train"]
+    parts = [Subset(name, (name,)) for name in (image, spectrum)]
+    both = vectors.together(parts, "aligned", ids)
+    assert both == pytest.approx(np.mean([vectors.get(part, "aligned", ids) for part in parts], axis=0), abs=1e-6)
 
 
 def test_real_galaxies_are_told_by_every_probe_beside_trees(done):
