@@ -18,8 +18,9 @@ $(VENV)/.installed: pyproject.toml
 demo: setup
 	$(BIN)/armillary demo
 
+# A file's tests on one core each: several share what takes long to make.
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not slurm" -q
+	$(BIN)/python -m pytest -m "not slow and not slurm" -q --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 # A Milvus server from PyPI, 58 MB, in an environment of its own: its tests are left out where it cannot be had.
 MILVUS := $(VENV)/milvus-server

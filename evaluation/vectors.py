@@ -65,7 +65,7 @@ class VectorStore:
                 # As `FoundationModel.embed` has it: the normalised sum over an object's views.
                 self._kept[key] = unit(np.sum([self.get(part, space, ids) for part in self._by_view(subset)], axis=0))
             else:
-                ways = [self._stored(subset, space, ids, digest, way) for way in range(self._num_ways(subset))]
+                ways = [self._stored(subset, space, ids, digest, way) for way in self._ways(subset)]
                 mean = np.mean(ways, axis=0)
                 self._kept[key] = unit(mean) if space == "aligned" and len(ways) > 1 else mean
         return self._kept[key]
@@ -93,10 +93,12 @@ class VectorStore:
         """The encoder's vectors of each token of these objects, for probes of tokens; they are not kept."""
         return self.model.embed_token_grids(self.grids(subset, ids), (), self.batch_size, ids)
 
-    def _num_ways(self, subset: Subset) -> int:
-        """Of an image alone, in how many ways it is seen; of all else, one."""
-        is_image = len(subset.modalities) == 1 and self._modality(subset.modalities[0]).kind == "image"
-        return len(self.stores) if is_image else 1
+    def _ways(self, subset: Subset) -> list[int]:
+        """In which ways an image that stands alone was tokenized; all else is seen in the first."""
+        name = subset.modalities[0]
+        if len(subset.modalities) > 1 or self._modality(name).kind != "image":
+            return [0]
+        return [way for way, store in enumerate(self.stores) if name in store.tokenizer_hashes]
 
     def _view(self, name: str) -> str | None:
         if self.model.head is None:

@@ -224,7 +224,10 @@ def test_a_tokenizer_learns_from_a_dataset_and_is_left_in_the_run_folder(data, t
         "spectrum": {"width": 16, "num_blocks": 1, "num_windows": 8, "num_nodes": 6},
     }
     loop = {"steps": 4, "batch_size": 8, "warmup_steps": 2, "log_every": 2, "precision": "32-true"}
-    settings = TrainTokenizerSettings(kind=kind, data=str(data), run=str(tmp_path / kind), loop=loop, **sizes)
+    prior = {"rounds": 2, "batches": 4}
+    settings = TrainTokenizerSettings(
+        kind=kind, data=str(data), run=str(tmp_path / kind), loop=loop, prior=prior, **sizes
+    )
     finished = train_tokenizer(settings)
     assert finished.step == 4
     assert np.isfinite(finished.metrics["loss"])
