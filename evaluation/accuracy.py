@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..models.foundation import FoundationModel
+from ..models.neighbour_prediction import safest
 from ..models.probes import LinearProbe
 from .baselines import (
     Predicted,
@@ -81,7 +82,8 @@ class Accuracy:
         """Test predictions by neighbours, and what validation objects chose."""
         ids, objects = self.objects.ids, self.objects
         truth = objects.label(label, "validation")
-        tried: list[tuple[float, ZeroShot, dict[str, Any]]] = []
+        tried: list[tuple[ZeroShot, dict[str, Any]]] = []
+        errors = []
         for space, gallery in galleries(objects, self.vectors, subset):
             of_train = self.vectors.together(gallery, space, ids["train"])
             fitted = ZeroShot.fit(
@@ -91,15 +93,15 @@ class Accuracy:
                 label,
             )
             value, _ = fitted.predict(self.vectors.get(subset, space, ids["validation"]))
-            error = float(np.nanmean(np.square(value - truth)))
+            errors.append(np.square(value - truth)[np.isfinite(truth)])
             configuration = {
                 "space": space,
                 "gallery": [part.name for part in gallery],
                 "k": fitted.predictor.k,
                 "temperature": fitted.predictor.temperature,
             }
-            tried.append((error, fitted, configuration))
-        _, best, chosen = min(tried, key=lambda entry: entry[0])
+            tried.append((fitted, configuration))
+        best, chosen = tried[safest(np.stack(errors), [len(configuration["gallery"]) for _, configuration in tried])]
         return best.predict(self.vectors.get(subset, chosen["space"], ids["test"])), chosen
 
     def probe(self, subset: Subset, label: str) -> tuple[Predicted, str]:

@@ -16,6 +16,7 @@ from ..models.neighbour_prediction import (
     CANDIDATE_TEMPERATURES,
     NeighbourPredictor,
     choose_neighbours,
+    safest,
 )
 from .scores import LEVELS
 
@@ -84,23 +85,31 @@ def values_for_all_settings(
 
     The same values as `predict_from_neighbours` gives, by sums that grow neighbour by neighbour.
     """
-    found = {}
-    gap = similarity.astype(np.float64) - similarity[:, :1]
-    for temperature in CANDIDATE_TEMPERATURES:
-        weight = np.exp(gap / temperature)
-        sums, weighted = weight.cumsum(1), (weight * labels).cumsum(1)
-        for count in CANDIDATE_COUNTS:
-            k = min(count, labels.shape[1])
-            found[(k, temperature)] = weighted[:, k - 1] / sums[:, k - 1]
-    return found
+    return {setting: value for setting, (value, _) in _all_settings(similarity, labels).items()}
 
 
 def best_setting(
     similarity: Float[np.ndarray, "Q K"], labels: Float[np.ndarray, "Q K"], truth: Float[np.ndarray, " Q"]
 ) -> tuple[int, float]:
-    """The candidate of k and temperature with the least squared error."""
-    tried = values_for_all_settings(similarity, labels)
-    return min(tried, key=lambda setting: float(np.square(tried[setting] - truth).mean()))
+    """The candidate of k and temperature that `choose_neighbours` would take."""
+    tried = _all_settings(similarity, labels)
+    errors = np.stack([np.square(value - truth) for value, _ in tried.values()])
+    return list(tried)[safest(errors, [breadth for _, breadth in tried.values()])]
+
+
+def _all_settings(
+    similarity: Float[np.ndarray, "Q K"], labels: Float[np.ndarray, "Q K"]
+) -> dict[tuple[int, float], tuple[Float[np.ndarray, " Q"], float]]:
+    """By k and temperature: values, and how many neighbours count in effect."""
+    found = {}
+    gap = similarity.astype(np.float64) - similarity[:, :1]
+    for k in sorted({min(count, labels.shape[1]) for count in CANDIDATE_COUNTS}):
+        for temperature in CANDIDATE_TEMPERATURES:
+            weight = np.exp(gap[:, :k] / temperature)
+            weight /= weight.sum(1, keepdims=True)
+            breadth = float((1 / np.square(weight).sum(1)).mean())
+            found[(k, temperature)] = (weight * labels[:, :k]).sum(1), breadth
+    return found
 
 
 def unit(vectors: Float[np.ndarray, "B D"]) -> Float[np.ndarray, "B D"]:

@@ -180,8 +180,9 @@ def choose_neighbours(
 ) -> NeighbourPredictor:
     """Choose k and temperature, and calibrate the intervals, on Q validation objects whose `truth` is known.
 
-    The choice is by mean squared error, and the same objects calibrate: among so few settings it flatters the factors
-    by less than can be measured (a test repeats it on 66 objects), while half the objects would calibrate half as well.
+    The choice is by mean squared error, and falls on the most neighbours in effect among settings that these objects
+    cannot tell apart (`safest`). The same objects calibrate: among so few settings it flatters the factors by less than
+    can be measured (a test repeats it on 66 objects), while half the objects would calibrate half as well.
     Queries without truth or without a labelled neighbour are left out; the query itself must not be among its
     neighbours. Raises NeighbourPredictionError if too few objects remain to calibrate the highest level.
     """
@@ -199,13 +200,12 @@ def choose_neighbours(
         for temperature in temperatures
     ]
     known = truth[rows].astype(np.float64)
-    errors = np.stack(
-        [
-            predict_from_neighbours(similarities[rows], labels[rows], k=k, temperature=t, levels=levels).value - known
-            for k, t in settings
-        ]
-    )
-    k, temperature = settings[int(np.mean(errors**2, axis=1).argmin())]
+    tried = [
+        predict_from_neighbours(similarities[rows], labels[rows], k=k, temperature=t, levels=levels)
+        for k, t in settings
+    ]
+    breadths = [float((1 / np.square(found.weights).sum(1)).mean()) for found in tried]
+    k, temperature = settings[safest(np.stack([np.square(found.value - known) for found in tried]), breadths)]
     floor = FLOOR_SHARE * (float(np.std(known)) or 1.0)
     # In the units of this k and temperature: a stretch found for other settings would mean nothing here.
     plain = predict_from_neighbours(
@@ -227,6 +227,19 @@ def choose_neighbours(
         novelty_rank=rank,
         similarities=tuple(np.sort(of_rank).tolist()),
     )
+
+
+def safest(errors: Float[np.ndarray, "C Q"], breadths: Sequence[float]) -> int:
+    """The candidate of greatest breadth among those that Q objects cannot tell from the best by their squared errors.
+
+    A mean error may exceed the least by one standard error of the difference (the rule of Breiman et al. 1984,
+    Classification and Regression Trees, 3.4.3). The less a prediction rests on few neighbours, the less harm does one
+    that only looks alike, such as no validation object may have met.
+    """
+    means = errors.mean(1)
+    excess = errors - errors[int(means.argmin())]
+    as_good = np.flatnonzero(excess.mean(1) <= excess.std(1) / np.sqrt(errors.shape[1]))
+    return int(max(as_good, key=lambda candidate: (breadths[candidate], -means[candidate])))
 
 
 def write_predictors(path: str | Path, predictors: Mapping[str, NeighbourPredictor]) -> None:

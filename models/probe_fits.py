@@ -44,17 +44,18 @@ def fit_regression(
     penalties: Sequence[float],
     solver: str,
     folds: int,
+    power: float = 2.0,
 ) -> tuple[RidgeFit, str, dict[str, Any]]:
-    """Ridge regression of each label; with what was taken, and why."""
+    """Ridge regression of each label, whose penalty has the least error to the `power`; with what was taken, and why."""
     if solver == "closed form" or (solver == "auto" and min(features.shape) <= DENSE_SIZE):
-        fit = fit_ridge(features, labels, penalties)
+        fit = fit_ridge(features, labels, penalties, power)
         found = _diagnosed(fit.eigenvalues, float(fit.penalty.min()), features.shape[1])
         why = "asked for" if solver != "auto" else f"objects or features are at most {DENSE_SIZE}"
         return fit, "closed form", {"why": f"{why}: one decomposition serves every penalty", **found}
     eigenvalues = covariance_spectrum(features)
     diagnosis = diagnose_spectrum(eigenvalues + min(penalties), features.shape[1])
     method, why = _choose(solver, diagnosis)
-    fit, taken = _descend(features, labels, penalties, method, folds, eigenvalues)
+    fit, taken = _descend(features, labels, penalties, method, folds, power, eigenvalues)
     if taken != method:
         why += NOT_CONVERGED
     return fit, taken, {"why": why, **diagnosis.as_dict()}
@@ -117,6 +118,7 @@ def _descend(
     penalties: Sequence[float],
     method: Method,
     folds: int,
+    power: float,
     eigenvalues: np.ndarray,
 ) -> tuple[RidgeFit, Method]:
     """Ridge regression by descent, and the method that found it: the penalty, and residuals left out, by folds."""
@@ -130,7 +132,7 @@ def _descend(
             for train, test in splits:
                 weights, offset, _ = _ridge_by(features[train], label[train], penalty, method, FOLD_TOLERANCE)
                 left_out[test] = label[test] - features[test] @ weights - offset
-            error = float(np.mean(left_out**2))
+            error = float(np.mean(np.abs(left_out) ** power))
             if error < best[0]:
                 best = (error, penalty, left_out)
         weights, offset, taken = _ridge_by(features, label, best[1], method, 1e-8)

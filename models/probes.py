@@ -69,6 +69,8 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
     """
 
     kind = "linear"
+    _error_power = 2.0
+    """Of errors of objects left out, by whose mean penalties are compared."""
     coef_: np.ndarray
     intercept_: np.ndarray
     penalty_: Any
@@ -212,7 +214,9 @@ class LinearProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
     def _fit_regression(self, features: Float[np.ndarray, "B D"], labels: np.ndarray) -> None:
         self._is_single = labels.ndim == 1
         columns = labels[:, None] if self._is_single else labels
-        fit, self.solver_, self.diagnosis_ = fit_regression(features, columns, self.penalties, self.solver, self.folds)
+        fit, self.solver_, self.diagnosis_ = fit_regression(
+            features, columns, self.penalties, self.solver, self.folds, self._error_power
+        )
         self.coef_, self.intercept_ = fit.coef, fit.intercept
         self.penalty_ = float(fit.penalty[0]) if self._is_single else fit.penalty
         residuals = np.abs(fit.left_out)

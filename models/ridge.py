@@ -25,11 +25,14 @@ class RidgeFit:
 
 
 def fit_ridge(
-    features: Float[np.ndarray, "B D"], labels: Float[np.ndarray, "B T"], penalties: Sequence[float]
+    features: Float[np.ndarray, "B D"],
+    labels: Float[np.ndarray, "B T"],
+    penalties: Sequence[float],
+    power: float = 2.0,
 ) -> RidgeFit:
     """Minimise the mean squared error plus `penalty` times the squared norm, with an intercept that is not penalised.
 
-    Each label takes the penalty whose leave-one-out error is least; of equal ones the largest.
+    Each label takes the penalty whose mean leave-one-out error to the `power` is least; of equal ones the largest.
     """
     count = len(features)
     centre, mean = features.mean(0), labels.mean(0)
@@ -41,7 +44,7 @@ def fit_ridge(
         # The intercept is every object's equal share in the mean.
         leverage = np.minimum(np.square(left) @ shrink + 1 / count, 1 - 1e-12)
         left_out = (labels - mean - left @ (shrink[:, None] * target)) / (1 - leverage)[:, None]
-        for column, error in enumerate(np.mean(left_out**2, axis=0)):
+        for column, error in enumerate(np.mean(np.abs(left_out) ** power, axis=0)):
             if error < best[column][0]:
                 best[column] = (float(error), penalty, left_out[:, column])
     chosen = np.array([penalty for _, penalty, _ in best], np.float64)
