@@ -46,7 +46,7 @@ def fit_regression(
     folds: int,
     power: float = 2.0,
 ) -> tuple[RidgeFit, str, dict[str, Any]]:
-    """Ridge regression of each label, whose penalty has the least error to the `power`; with what was taken, and why."""
+    """Ridge regression of each label, by the penalty of the least error to the `power`; what was taken, and why."""
     if solver == "closed form" or (solver == "auto" and min(features.shape) <= DENSE_SIZE):
         fit = fit_ridge(features, labels, penalties, power)
         found = _diagnosed(fit.eigenvalues, float(fit.penalty.min()), features.shape[1])
