@@ -229,7 +229,7 @@ def choose_neighbours(
     )
 
 
-def safest(errors: Float[np.ndarray, "C Q"], breadths: Sequence[float]) -> int:
+def safest(errors: Float[np.ndarray, "C Q"], breadths: Sequence[float | int]) -> int:
     """The candidate of greatest breadth among those that Q objects cannot tell from the best by their squared errors.
 
     A mean error may exceed the least by one standard error of the difference (the rule of Breiman et al. 1984,
