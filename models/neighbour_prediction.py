@@ -239,7 +239,7 @@ def safest(errors: Float[np.ndarray, "C Q"], breadths: Sequence[float | int]) ->
     means = errors.mean(1)
     excess = errors - errors[int(means.argmin())]
     as_good = np.flatnonzero(excess.mean(1) <= excess.std(1) / np.sqrt(errors.shape[1]))
-    return int(max(as_good, key=lambda candidate: (breadths[candidate], -means[candidate])))
+    return int(max(as_good.tolist(), key=lambda candidate: (breadths[candidate], -means[candidate])))
 
 
 def write_predictors(path: str | Path, predictors: Mapping[str, NeighbourPredictor]) -> None:
