@@ -47,6 +47,7 @@ class AlignStageSettings(Settings):
 
     views: Views = parse_views(["image", "spectrum"])
     across_surveys: float = 0.5
+    turns: int = 1
     validate_every: int = 50
     aligned_width: int
     num_blocks: int

@@ -49,10 +49,13 @@ def train_tokenizers(folder: Path, settings: DemoSettings) -> None:
 
 
 def make_tokens(folder: Path, settings: DemoSettings) -> None:
-    """Tokenize all observations."""
+    """Tokenize all observations, images in as many ways as alignment is to see them."""
     tokenize(
         TokenizeSettings(
-            data=str(folder / "data"), tokenizers=str(folder / "tokenizers"), tokens=str(folder / "tokens")
+            data=str(folder / "data"),
+            tokenizers=str(folder / "tokenizers"),
+            tokens=str(folder / "tokens"),
+            turns=settings.align.turns,
         )
     )
 
