@@ -119,7 +119,7 @@ def _accuracy(results: dict[str, Any], objects: EvaluationObjects, pictures: dic
                     _r2(found.get(OWN)),
                     _scatter(found[ZERO_SHOT]) + (" / " + _scatter(found[PROBE]) if label == REDSHIFT else ""),
                     f"k {chosen['k']}, T {chosen['temperature']:g}, {chosen['space']}"
-                    + ("" if chosen["gallery"] == [name] else f", among {' + '.join(chosen['gallery'])}"),
+                    + _among(chosen["gallery"], name),
                 ]
             )
         for network in results["networks"]:
@@ -289,6 +289,12 @@ def _transfer(results: dict[str, Any]) -> str:
         )
         parts.append(table(["R2 on test objects", *map(_short, labels)], rows, "numbers"))
     return "<p>Labels are those of the first survey's training objects.</p>" + "".join(parts)
+
+
+def _among(gallery: list[str], subset: str) -> str:
+    if gallery == [subset]:
+        return ""
+    return ", among " + (gallery[0] if len(gallery) == 1 else "all surveys")
 
 
 def _real(results: dict[str, Any], pictures: dict[str, bytes]) -> str:

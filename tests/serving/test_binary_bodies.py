@@ -126,7 +126,9 @@ GOOD = safetensors.numpy.save({"flux": np.zeros((2, 2, 8, 8), np.float32)}, IMAG
 LYING = header({"flux": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4]}}) + bytes(4)
 
 
-@pytest.mark.parametrize("body", [b"", b"not one", GOOD[:-1], GOOD + b"x", GOOD[:40], LYING, header([]), b"\xff" * 64])
+@pytest.mark.parametrize(
+    "body", [b"", b"not one", GOOD[:-1], GOOD + b"x", GOOD[:40], LYING, header([]), b"\xff" * 64], ids=range(8)
+)
 def test_a_body_that_is_no_safetensors_file_is_400(http, body):
     assert_problem(post(http, body, None), 400, "malformed-body")
 
