@@ -15,12 +15,12 @@ def turned_folder(tokens: str | Path, number: int) -> Path:
     return Path(tokens) / "turned" / str(number)
 
 
-def open_turned(store: TokenStore, turns: int) -> list[TokenStore]:
-    """The stores of images in `turns` ways but the first, which is `store`'s. Raises TokenStoreError if one is missing,
-    of other objects or by another tokenizer."""
+def open_turned(store: TokenStore, turns: int, tokens: str | Path | None = None) -> list[TokenStore]:
+    """The stores of images in `turns` ways but the first, which is `store`'s. `tokens`: where `store` lies, if it is a
+    copy of that. Raises TokenStoreError if one is missing, of other objects or by another tokenizer."""
     found = []
     for number in range(1, turns):
-        folder = turned_folder(store.folder, number)
+        folder = turned_folder(tokens or store.folder, number)
         if not folder.is_dir():
             raise TokenStoreError(
                 f"{folder}: no tokens of turned images; expected {turns - 1} such stores. Tokenize with turns={turns}"

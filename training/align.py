@@ -75,7 +75,7 @@ class AlignSettings(Settings):
     kept in `<run>/encoded` while the run lasts, and steps draw among them."""
     turns: int = Field(default=1, ge=1, le=NUM_TURNS)
     """Images are seen in so many ways that they may lie, one drawn for each step; tokenize with as many. Where the
-    frozen encoder's vectors are kept alone: each way takes the images' share of `cache_gib`."""
+    frozen encoder's vectors are kept alone: each way takes the images' share of `cache_gib`. Not staged."""
     stage_tokens: str | None = None
     """A folder on a disk of each node, to which tokens are copied before they are read (`data/staging.py`); it may hold
     environment variables: $TMPDIR/tokens."""
@@ -215,7 +215,7 @@ def _encoded(
     kept. Raises ValueError if they are not, and images are to be turned."""
     of_all = {row: modalities for of_view in rows.values() for row, modalities in of_view.items()}
     names = [m.name for modalities in of_all.values() for m in modalities]
-    turned = open_turned(store, settings.turns)
+    turned = open_turned(store, settings.turns, settings.tokens)
     size = encoded_bytes(store, objects, names, model.transformer.config.width)
     of_turned = [[m.name for m in of_store.modalities if m.kind == "image" and m.name in names] for of_store in turned]
     for of_store, images in zip(turned, of_turned, strict=True):

@@ -128,8 +128,8 @@ def test_turned_images_are_drawn_among(settings_for, whole, tokens, data, tokeni
     shutil.rmtree(tmp_path / "tokens" / "turned")
     folders = {"data": str(data), "tokenizers": str(tokenizer_folder), "tokens": str(tmp_path / "tokens")}
     tokenize(TokenizeSettings(**folders, turns=3))
-    for run in ("first", "second"):
-        align(settings_for(tmp_path / run, tokens=str(tmp_path / "tokens"), turns=3))
+    for run, stage in (("first", None), ("second", str(tmp_path / "node"))):
+        align(settings_for(tmp_path / run, tokens=str(tmp_path / "tokens"), turns=3, stage_tokens=stage))
     assert same(head_of(tmp_path / "first"), head_of(tmp_path / "second"))
     assert not same(head_of(tmp_path / "first"), head_of(whole))
     with pytest.raises(
