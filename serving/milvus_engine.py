@@ -41,7 +41,9 @@ _INDEX_BYTES = 512 * 1024**2
 
 _CONNECT_FAILED = 2
 """pymilvus's code where a request was not sent, for a server is away or starts again; such a one may be sent anew."""
-_CONNECT_TRIES, _CONNECT_PAUSE = 5, 2.0
+_READ_TOO_SOON = "faiss/impl/index_read"
+"""Where milvus-lite stumbles if it loads a search structure whose file another of its threads still writes."""
+_TRIES, _PAUSE = 5, 2.0
 
 Record = dict[str, Any]
 
@@ -392,12 +394,13 @@ class _Client:
         call = getattr(self._client, name)
 
         def called(*arguments: Any, **options: Any) -> Any:
-            for tries_left in reversed(range(_CONNECT_TRIES)):
+            for tries_left in reversed(range(_TRIES)):
                 try:
                     return call(*arguments, **options)
                 except self._failure as error:
-                    if tries_left and getattr(error, "code", None) == _CONNECT_FAILED:
-                        time.sleep(_CONNECT_PAUSE)
+                    may_pass = getattr(error, "code", None) == _CONNECT_FAILED or _READ_TOO_SOON in str(error)
+                    if tries_left and may_pass:
+                        time.sleep(_PAUSE)
                         continue
                     raise ConnectionError(f"{self._address}: Milvus refused {name} ({_short(error)})") from error
             raise AssertionError("unreachable")

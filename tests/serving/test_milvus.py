@@ -313,3 +313,30 @@ def test_what_an_engine_refuses_names_it_and_the_call(place):
     MilvusIndex.drop(place)
     with pytest.raises(ConnectionError, match=r"index.db#.*: Milvus refused search \("):
         index.search(queries(), 3)
+
+
+class RefusedError(Exception):
+    code = 1
+
+
+@pytest.mark.parametrize(
+    "message, times, calls", [("at /faiss/impl/index_read.cpp:252", 2, 3), ("no such field", 1, 1)]
+)
+def test_a_structure_that_is_still_written_is_read_again_and_other_refusals_are_not(monkeypatch, message, times, calls):
+    monkeypatch.setattr(milvus_engine, "_PAUSE", 0.0)
+    made = []
+
+    class Client:
+        def load_collection(self, name):
+            made.append(name)
+            if len(made) <= times:
+                raise RefusedError(message)
+            return "loaded"
+
+    client = milvus_engine._Client(Client(), RefusedError, MilvusAddress("milvus.db", "here"))
+    if calls > times:
+        assert client.load_collection("c") == "loaded"
+    else:
+        with pytest.raises(ConnectionError, match=r"Milvus refused load_collection .*no such field"):
+            client.load_collection("c")
+    assert len(made) == calls
