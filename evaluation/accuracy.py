@@ -1,8 +1,8 @@
 """How well labels are told from each subset of modalities, beside trivial predictors on the same objects.
 
 Of each subset: zero-shot, whose space and gallery (`galleries`) are chosen on validation objects as k and temperature
-are; a linear probe, whose space is chosen likewise; and, where the model was
-trained to predict the label, its own distribution. Values, intervals and strata are all of test objects.
+are; a linear probe, whose space is chosen likewise; and, where the model was trained to predict the label, its own
+distribution. Values, intervals and strata are all of test objects.
 """
 
 from collections.abc import Mapping
