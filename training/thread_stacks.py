@@ -1,8 +1,8 @@
 """What each thread of this process is doing, for a run that seems to stand still.
 
-Python's `faulthandler` reads the frames of running threads without the interpreter's lock; under Python 3.11 some of our
-runs crashed when they were asked. Here a thread that holds the lock reads them; the signal wakes it even while the main
-thread waits in a library.
+Python's `faulthandler` reads the frames of running threads without the interpreter's lock; under Python 3.11 some of
+our runs crashed when they were asked. Here a thread that holds the lock reads them; the signal wakes it even while the
+main thread waits in a library.
 """
 
 import contextlib
