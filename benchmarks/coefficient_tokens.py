@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from armillary.data.modalities import modality
-from armillary.data.observations import CoefficientsObservation, stack
+from armillary.data.observations import CoefficientsObservation
 from armillary.data.simulation.gaia_spectra import (
     SAMPLES,
     TRANSITS,
@@ -25,6 +25,7 @@ from armillary.data.simulation.gaia_spectra import (
     coefficient_noise,
 )
 from armillary.data.simulation.sky_objects import Population, draw_objects
+from armillary.data.stacking import stack
 from armillary.tokenizers.coefficients import CoefficientsTokenizer, CoefficientsTokenizerSettings
 
 GAIA = modality("coefficients/gaia_bp_rp")

@@ -16,8 +16,9 @@ from jaxtyping import Float64, Int64
 from .hats_catalogue import UNPLACED_FOLDER, catalogue_files
 from .modalities import Modality
 from .observation_tables import INDEX_COLUMN, merge_layouts
-from .observations import Observation, ObservationError, ScalarObservation, stack
+from .observations import Observation, ObservationError, ScalarObservation
 from .parquet_files import ObservationFile
+from .stacking import stack
 
 
 @dataclass(frozen=True, eq=False)

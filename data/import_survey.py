@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ..settings import Settings, load_settings
 from .dataset_writer import DatasetWriter, DoubledObjectError
-from .observations import Observation, ObservationError, stack
+from .observations import Observation, ObservationError
 from .readers.survey_sources import SOURCES, Source
+from .stacking import stack
 
 RUN_BYTES = 64 * 2**20
 """Observations are gathered to about this size before they are written."""

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
 from .dataset import ObservationDataset
-from .observations import Observation, stack
+from .observations import Observation
 from .parquet_files import ObservationFile
 from .prefetch import prefetched
 from .shuffle_order import Mixture, ShuffleOrder
+from .stacking import stack
 
 WINDOW = 16
 """Row groups of a modality that are shuffled together; twice as many are held in memory, some 8 MiB each."""

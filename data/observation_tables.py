@@ -25,10 +25,9 @@ from .observations import (
     ObservationError,
     ScalarObservation,
     SpectrumObservation,
-    pad_bands,
-    stack,
 )
 from .sky_partition import healpix_index
+from .stacking import pad_bands, stack
 
 FORMAT_VERSION = 2
 INDEX_COLUMN = "_healpix_29"

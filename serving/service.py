@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from ..data.modalities import Modality
-from ..data.observations import Observation, ObservationError, stack
+from ..data.observations import Observation, ObservationError
+from ..data.stacking import stack
 from ..models.embeddings import SPACES, Embeddings
 from ..models.foundation import ScalarPrediction
 from ..models.neighbour_prediction import NeighbourPredictor

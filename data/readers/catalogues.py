@@ -14,7 +14,8 @@ from pydantic import Field
 
 from ...settings import Settings
 from ..modalities import Modality, modality
-from ..observations import UNITS_OF_FLUX_AT_ZERO_MAGNITUDE, ObservationError, ScalarObservation, stack
+from ..observations import UNITS_OF_FLUX_AT_ZERO_MAGNITUDE, ObservationError, ScalarObservation
+from ..stacking import stack
 from .fits_files import naming_file, open_fits, parse_unit
 from .table_files import ROWS_PER_BATCH, ColumnNames, column_units, numbers, object_ids, table_batches
 

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Int
 
 from ..instruments import Spectrograph
 from ..modalities import modality
-from ..observations import ObservationError, ScalarObservation, SpectrumObservation, stack
+from ..observations import ObservationError, ScalarObservation, SpectrumObservation
+from ..stacking import stack
 from .desi_arms import ARMS, DesiArms, desi_arms
 from .fits_files import FITS_SUFFIXES, FitsFile, naming_file, open_fits
 from .joined_redshifts import joined_redshifts

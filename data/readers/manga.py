@@ -15,7 +15,8 @@ import numpy as np
 
 from ..instruments import Spectrograph
 from ..modalities import modality
-from ..observations import ScalarObservation, SpectrumObservation, stack
+from ..observations import ScalarObservation, SpectrumObservation
+from ..stacking import stack
 from .fits_files import SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits
 from .sky_maps import celestial_map, sky_position
 

@@ -16,7 +16,8 @@ from scipy import ndimage
 
 from ..instruments import Spectrograph
 from ..modalities import modality
-from ..observations import ArrayLike, ScalarObservation, SpectrumObservation, stack
+from ..observations import ArrayLike, ScalarObservation, SpectrumObservation
+from ..stacking import stack
 from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits
 from .sky_maps import wrapped_degrees
 

@@ -27,8 +27,9 @@ from ...settings import Settings, SettingsError
 from ..dataset_writer import catalogue_folder, finish_catalogues, write_partition
 from ..hats_catalogue import DATASET_FOLDER
 from ..modalities import Modality
-from ..observations import Observation, ObservationError, stack
+from ..observations import Observation, ObservationError
 from ..parquet_files import replacing
+from ..stacking import stack
 from .sky import SimulatedSky, SkySettings
 
 RECORD = "simulation.json"

@@ -21,8 +21,8 @@ from armillary.data.observations import (
     ObservationError,
     ScalarObservation,
     SpectrumObservation,
-    stack,
 )
+from armillary.data.stacking import stack
 
 HSC, DESI, REDSHIFT = modality("image/hsc"), modality("spectrum/desi"), modality("scalar/redshift")
 

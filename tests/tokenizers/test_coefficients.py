@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armillary.data.modalities import Modality, modality
-from armillary.data.observations import CoefficientsObservation, ObservationError, stack
+from armillary.data.observations import CoefficientsObservation, ObservationError
 from armillary.data.simulation.sky import SkySettings, simulate_sky
+from armillary.data.stacking import stack
 from armillary.settings import SettingsError, validate_settings
 from armillary.tokenizers.coefficients import CoefficientsTokenizer, CoefficientsTokenizerSettings
 from armillary.tokenizers.pretrained import PretrainedError

@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from armillary.data.modalities import modality
-from armillary.data.observations import (
-    ImageObservation,
-    ObservationError,
-    ScalarObservation,
-    SpectrumObservation,
-    stack,
-)
+from armillary.data.observations import ImageObservation, ObservationError, ScalarObservation, SpectrumObservation
 from armillary.data.readers.desi import read_desi
 from armillary.data.real_files import real_file
+from armillary.data.stacking import stack
 
 EVERY = (
     "image/legacysurvey",

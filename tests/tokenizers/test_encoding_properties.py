@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from armillary.data.instruments import Band
 from armillary.data.modalities import Modality, modality
-from armillary.data.observations import ImageObservation, SpectrumObservation, stack
+from armillary.data.observations import ImageObservation, SpectrumObservation
+from armillary.data.stacking import stack
 
 IMAGES, SPECTRA = ("image/legacysurvey", "image/hsc"), ("spectrum/desi", "spectrum/sdss")
 EVERY = (*IMAGES, *SPECTRA, "scalar/redshift", "coefficients/gaia_bp_rp")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from armillary.data.modalities import Modality, modality
-from armillary.data.observations import ImageObservation, ObservationError, stack
+from armillary.data.observations import ImageObservation, ObservationError
+from armillary.data.stacking import stack
 from armillary.tokenizers.image import ImageTokenizerSettings
 from armillary.tokenizers.point_sources import num_source_tokens
 from armillary.tokenizers.token_grid import DETAIL

@@ -11,9 +11,10 @@ from scipy.stats import norm
 
 from armillary.data.instruments import Catalogue, Quantity
 from armillary.data.modalities import Modality, modality
-from armillary.data.observations import ObservationError, ScalarObservation, stack
+from armillary.data.observations import ObservationError, ScalarObservation
 from armillary.data.readers.catalogues import read_sdss_galaxies, sdss_galaxy_batches
 from armillary.data.real_files import real_file
+from armillary.data.stacking import stack
 from armillary.settings import SettingsError, validate_settings
 from armillary.tokenizers.quantile_sketch import RANK_ERROR
 from armillary.tokenizers.scalar import ScalarSketch, ScalarTokenizer, ScalarTokenizerSettings

@@ -17,8 +17,9 @@ from rich.progress import Progress
 from ...data.dataset import ObservationDataset
 from ...data.instruments import Spectrograph
 from ...data.modalities import MODALITIES, Modality
-from ...data.observations import ImageObservation, ObservationError, stack
+from ...data.observations import ImageObservation, ObservationError
 from ...data.parquet_files import replacing
+from ...data.stacking import stack
 from ...tokenizers.token_grid import Tokenizer
 from ..metrics_log import console
 from ..tokenizers import load_tokenizers, tokenizer_hash
