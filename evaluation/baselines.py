@@ -40,10 +40,22 @@ def predict_line(
     train_features: Float[np.ndarray, "A S"], train: Float[np.ndarray, " A"], features: Float[np.ndarray, "B S"]
 ) -> Predicted:
     """Ridge regression on magnitudes and colours, with its conformal intervals."""
-    known = filled(train_features, train_features)
+    known, asked = _standardised(train_features, features)
+    return predict_with_probe(LinearProbe().fit(known, train), asked)
+
+
+def line_values(
+    train_features: Float[np.ndarray, "A S"], train: Float[np.ndarray, " A"], features: Float[np.ndarray, "B S"]
+) -> Float[np.ndarray, " B"]:
+    """The values of `predict_line`, without its intervals."""
+    known, asked = _standardised(train_features, features)
+    return LinearProbe(intervals="constant").fit(known, train).predict(asked)
+
+
+def _standardised(train: Float[np.ndarray, "A S"], features: Float[np.ndarray, "B S"]) -> tuple[np.ndarray, np.ndarray]:
+    known = filled(train, train)
     mean, spread = known.mean(0), known.std(0).clip(1e-9)
-    probe = LinearProbe().fit((known - mean) / spread, train)
-    return predict_with_probe(probe, (filled(features, train_features) - mean) / spread)
+    return (known - mean) / spread, (filled(features, train) - mean) / spread
 
 
 def predict_with_probe(probe: LinearProbe | AttentiveProbe, features: Any) -> Predicted:

@@ -34,6 +34,24 @@ def curves_chart(curve: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]
     return png(figure)
 
 
+def real_curves_chart(curves: Mapping[str, Any]) -> bytes:
+    """Scatter and R2 of real galaxies' redshifts against number of labels: mean over draws, from worst to best draw."""
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, score in ((left, "scatter"), (right, "r2")):
+        for method, scores in curves[score].items():
+            low, mean, high = ([float(f(of)) for of in scores] for f in (np.min, np.mean, np.max))
+            colour = COLOURS.get(method, "tab:red")
+            axis.plot(curves["counts"], mean, "o-", ms=4, color=colour, label=method)
+            axis.fill_between(curves["counts"], low, high, color=colour, alpha=0.15, lw=0)
+        axis.set(xscale="log", xlabel="labels")
+        axis.grid(alpha=0.2)
+    left.set(ylabel="robust scatter of dz / (1 + z)", yscale="log")
+    right.set(ylabel="R2", ylim=(-0.15, 1.02))
+    left.legend(fontsize=8)
+    return png(figure)
+
+
 def training_chart(networks: Sequence[Mapping[str, Any]]) -> bytes:
     """Validation R2 of each network by step; the state that was kept is marked."""
     figure = Figure(figsize=(7.5, 3.2), layout="constrained")

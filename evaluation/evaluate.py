@@ -143,7 +143,7 @@ class _Work:
             results["subsets"][subset.name] = self._section(
                 f"subset {subset.name}", [subset.modalities, objects.surveys], partial(accuracy.subset, subset)
             )
-        results["real"] = self._section("real galaxies", None, lambda: measure_real_galaxies(objects, vectors))
+        results["real"] = self._section("real galaxies", None, partial(measure_real_galaxies, objects, vectors))
         results["retrieval"] = self._retrieval(pairs)
         results["transfer"] = [
             self._section(f"transfer {a.name} to {b.name}", None, partial(measure_transfer, objects, vectors, a, b))

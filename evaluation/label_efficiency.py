@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..models.probes import LinearProbe
 from .accuracy import LINE, PROBE, TREES, ZERO_SHOT
-from .baselines import filled, fit_trees, magnitudes_and_colours
+from .baselines import fit_trees, line_values, magnitudes_and_colours
 from .objects import EvaluationObjects, Subset
 from .scores import bootstrap_r_squared, interval_of, r_squared
 from .supervised import num_steps, read_images, train_network
@@ -33,7 +33,11 @@ def draw(truth: Float[np.ndarray, " A"], count: int, seed: int) -> Int[np.ndarra
 
 def counts_of(objects: EvaluationObjects, label: str, wanted: tuple[int, ...]) -> list[int]:
     """The wanted numbers of labels that are fewer than all, and all."""
-    every = int(np.isfinite(objects.label(label, "train")).sum())
+    return counts_below(int(np.isfinite(objects.label(label, "train")).sum()), wanted)
+
+
+def counts_below(every: int, wanted: tuple[int, ...]) -> list[int]:
+    """Those of `wanted` below `every`, in order, and `every`."""
     return [*sorted({count for count in wanted if count < every}), every]
 
 
@@ -69,15 +73,11 @@ def frozen_curves(
             rows = draw(truth["train"], count, seed)
             labels = truth["train"][rows]
             probe = LinearProbe(intervals="constant").fit(of_probe["train"][rows], labels)
-            shown = filled(features["train"][rows], features["train"][rows])
-            mean, spread = shown.mean(0), shown.std(0).clip(1e-9)
-            line = LinearProbe(intervals="constant").fit((shown - mean) / spread, labels)
-            line_test = (filled(features["test"], features["train"][rows]) - mean) / spread
             predicted = {
                 PROBE: probe.predict(of_probe["test"]),
                 ZERO_SHOT: _by_neighbours(of_neighbours, rows, truth, spaces[ZERO_SHOT]),
                 TREES: fit_trees(features["train"][rows], labels).predict(features["test"]),
-                LINE: line.predict(line_test),
+                LINE: line_values(features["train"][rows], labels, features["test"]),
             }
             for name, values in predicted.items():
                 scores[name][-1].append(float(r_squared(values[test], truth["test"][test])))

@@ -63,6 +63,7 @@ def _pictures(results: dict[str, Any], objects: EvaluationObjects) -> dict[str, 
             if name not in (CONSTANT, LINE)
         }
         found["real-galaxies"] = charts.scatter_chart(panels, "redshift")
+        found["real-labels"] = charts.real_curves_chart(results["real"]["curves"])
     return found
 
 
@@ -318,6 +319,26 @@ def _real(results: dict[str, Any], pictures: dict[str, bytes]) -> str:
         f"train. Magnitudes: {html.escape(', '.join(real['magnitudes']))}. Scatter, bias and outliers are of dz / (1 + z).</p>"
         + table(head, rows, "numbers")
         + figure(pictures["real-galaxies"], "Predicted against spectroscopic redshift, real held-out galaxies.")
+        + _real_curves(real["curves"], pictures)
+    )
+
+
+def _real_curves(curves: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    rows = []
+    for place, count in enumerate(curves["counts"]):
+        row = [f"{count:,}"]
+        for score, form in (("scatter", ".4f"), ("r2", ".3f")):
+            row += [format(np.mean(of[place]), form) for of in curves[score].values()]
+        rows.append(row)
+    methods = list(curves["scatter"])
+    head = ["labels", *(f"scatter, {name}" for name in methods), *(f"R2, {name}" for name in methods)]
+    draws = len(curves["scatter"][methods[0]][0])
+    return (
+        f"<p>With fewer labels, means of {draws} draws that all methods see:</p>"
+        + table(head, rows, "numbers")
+        + figure(
+            pictures["real-labels"], "Real held-out galaxies: mean over draws, band from the worst to the best draw."
+        )
     )
 
 

@@ -262,6 +262,13 @@ def test_real_galaxies_are_told_by_every_probe_beside_trees(done):
     assert set(real["scatter_less_trees"]) == own
     assert len(real["true"]) == COUNTS["test"]
     assert len({tuple(scores["predicted"]) for scores in real["methods"].values()}) == len(real["methods"])
+    curves = real["curves"]
+    assert curves["counts"] == [10, 20, COUNTS["train"]]
+    for method in ("kernel probe", "trees on magnitudes"):
+        few, more, every = curves["scatter"][method]
+        assert len(few) == len(more) == 2
+        # With all labels a curve ends where the table stands.
+        assert every == pytest.approx([real["methods"][method]["scatter"]])
 
 
 def test_a_second_start_measures_nothing_and_another_setting_only_what_it_changes(done, made, tmp_path, monkeypatch):
