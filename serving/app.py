@@ -6,12 +6,14 @@ uvicorn.run(app)                      # or: serving.server.serve(checkpoint, ind
 
 import hmac
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import Response
 
+from ..data.dataset import ObservationDataset
 from ..models.neighbour_prediction import NeighbourPredictor
 from ..models.probe_loading import AnyProbe
 from .docs_page import docs_page
@@ -42,14 +44,17 @@ def create_app(
     limits: Limits | None = None,
     api_key: str | None = None,
     probes: Sequence[AnyProbe] = (),
+    dataset: ObservationDataset | None = None,
+    state: Path | None = None,
 ) -> FastAPI:
     """The application for one model and, where given, its index, predictors (by `predictor_key`) and probes.
 
     Without a model every route that needs one answers 503; `app.state.service.take(model)` gives it later. With
-    `api_key`, each request must bear it. Raises EmbeddingIndexError if index, predictors or probes belong to another
+    `api_key`, each request must bear it. `dataset` holds the observations of the index's objects, `state` is a folder for
+    what callers leave. Raises EmbeddingIndexError if index, predictors or probes belong to another
     model.
     """
-    service = Service(model, index, predictors or {}, limits or Limits(), probes_by_label(probes))
+    service = Service(model, index, predictors or {}, limits or Limits(), probes_by_label(probes), dataset, state)
     # FastAPI's own pages load scripts from a CDN; ours is whole.
     app = FastAPI(
         title="Armillary",

@@ -7,6 +7,7 @@ requests queue for it and do not fight for memory; searches need no lock.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import anyio
@@ -14,6 +15,7 @@ import anyio.to_thread
 import numpy as np
 from jaxtyping import Float32
 
+from ..data.dataset import ObservationDataset
 from ..data.modalities import Modality
 from ..data.observations import Observation, ObservationError
 from ..data.stacking import stack
@@ -83,6 +85,10 @@ class Service:
     predictors: Mapping[str, NeighbourPredictor] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     probes: Mapping[str, AnyProbe] = field(default_factory=dict)
+    dataset: ObservationDataset | None = None
+    """The observations behind the index, where the server was given them: pictures and spectra come from it."""
+    state: Path | None = None
+    """Folder of what callers leave on the server (probes, jobs); without it, they may leave nothing."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WORKERS), repr=False)
 
