@@ -50,9 +50,8 @@ def create_app(
     """The application for one model and, where given, its index, predictors (by `predictor_key`) and probes.
 
     Without a model every route that needs one answers 503; `app.state.service.take(model)` gives it later. With
-    `api_key`, each request must bear it. `dataset` holds the observations of the index's objects, `state` is a folder for
-    what callers leave. Raises EmbeddingIndexError if index, predictors or probes belong to another
-    model.
+    `api_key`, each request must bear it. `dataset` holds the observations of the index's objects, `state` is a folder
+    for what callers leave. Raises EmbeddingIndexError if index, predictors or probes belong to another model.
     """
     service = Service(model, index, predictors or {}, limits or Limits(), probes_by_label(probes), dataset, state)
     # FastAPI's own pages load scripts from a CDN; ours is whole.
