@@ -12,6 +12,7 @@ from pathlib import Path
 from .commands.cluster import cluster_verbs
 from .commands.data import data_verbs
 from .commands.index import index_verbs
+from .commands.keys import keys_verbs
 from .commands.settings_verb import run_with, settings_verb
 from .serving.index_place import index_place
 from .settings import SettingsError
@@ -107,7 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     serve.add_argument("--ready-file", type=Path, help="written with the address once requests are answered")
     serve.add_argument("--api-key-file", type=Path, help="file with the key that requests must bear")
+    serve.add_argument("--data", type=Path, metavar="FOLDER", help="dataset behind the index: pictures and spectra")
+    serve.add_argument("--state", type=Path, metavar="FOLDER", help="where probes and jobs of callers are kept")
+    serve.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as engine.max_batch=128")
     serve.set_defaults(run=_serve)
+
+    keys_verbs(verbs)
 
     diagnose = verbs.add_parser("diagnose", help="plot the spectra of data, embeddings and a probe's loss, and say why")
     diagnose.add_argument("embeddings", type=Path, help="folder of embedding shards")
@@ -188,6 +194,8 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     from .serving.server import read_key, serve
+    from .serving.server_settings import ServerSettings
+    from .settings import load_settings
 
     serve(
         options.checkpoint,
@@ -198,6 +206,9 @@ def _serve(options: argparse.Namespace) -> int:
         ready_file=options.ready_file,
         api_key=None if options.api_key_file is None else read_key(options.api_key_file),
         probes=options.probe or (),
+        data=options.data,
+        state=options.state,
+        settings=load_settings(ServerSettings, None, options.overrides),
     )
     return 0
 

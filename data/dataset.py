@@ -71,6 +71,10 @@ class ObservationDataset:
         """Ids of the objects with this modality, in the order of rows on disk. Raises ObservationError on a double."""
         return list(self._index(modality_name))
 
+    def holds(self, modality_name: str, object_id: str) -> bool:
+        """Whether the object has this modality; False too if the dataset has no such modality."""
+        return modality_name in self._files and object_id in self._index(modality_name)
+
     def sky_index(self, modality_name: str) -> SkyIndex:
         """Ids and positions of the objects with this modality, in the order of rows on disk."""
         if modality_name not in self._sky:

@@ -57,6 +57,12 @@ class _Observation:
                 chosen[f.name] = value[index]
         return self._unchecked(**chosen) if len(index) else replace(self, **chosen)
 
+    def renamed(self: "ObservationType", object_id: Sequence[str]) -> "ObservationType":
+        """The same measurements under other ids [B]. Raises ObservationError for another number of them."""
+        if len(object_id) != len(self):
+            raise ObservationError(f"{self.modality.name}: expected {len(self)} object ids, found {len(object_id)}")
+        return self._unchecked(object_id=tuple(object_id))
+
     def _unchecked(self: "ObservationType", **changes: Any) -> "ObservationType":
         """The same with other rows of observations that have been checked: that takes longer than reading them."""
         made = object.__new__(type(self))

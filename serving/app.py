@@ -4,28 +4,36 @@ app = create_app(model, index, predictors)
 uvicorn.run(app)                      # or: serving.server.serve(checkpoint, index)
 """
 
-import hmac
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, RedirectResponse
-from starlette.middleware.base import RequestResponseEndpoint
-from starlette.responses import Response
+from fastapi.responses import HTMLResponse
 
 from ..data.dataset import ObservationDataset
 from ..models.neighbour_prediction import NeighbourPredictor
 from ..models.probe_loading import AnyProbe
+from .access import Access
+from .access_keys import AccessKeys
+from .callers import CallerMiddleware
 from .docs_page import docs_page
-from .documentation import add_body_schemas
+from .documentation import add_access, add_body_schemas
+from .engine import EngineSettings
+from .explorer_page import explorer_routes
 from .index_protocol import SearchIndex
 from .limits import Limits
+from .metrics import MetricsMiddleware
 from .probe_answers import probes_by_label
-from .problems import ProblemError, answer, install_handlers
+from .problems import install_handlers
+from .request_log import FaultAnswers, RequestLog
 from .routes_about import about_routes
 from .routes_embeddings import embedding_routes
+from .routes_map import map_routes
+from .routes_metrics import metrics_routes
+from .routes_objects import object_routes
 from .routes_predict import predict_routes
 from .routes_search import search_routes
+from .security_headers import SecurityHeaders, allow_origins
 from .service import EmbeddingModel, Service
 
 API_VERSION = "1.0"
@@ -46,14 +54,28 @@ def create_app(
     probes: Sequence[AnyProbe] = (),
     dataset: ObservationDataset | None = None,
     state: Path | None = None,
+    batching: EngineSettings | None = None,
+    access: AccessKeys | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """The application for one model and, where given, its index, predictors (by `predictor_key`) and probes.
 
     Without a model every route that needs one answers 503; `app.state.service.take(model)` gives it later. With
-    `api_key`, each request must bear it. `dataset` holds the observations of the index's objects, `state` is a folder
-    for what callers leave. Raises EmbeddingIndexError if index, predictors or probes belong to another model.
+    `access`, each request must bear one of its keys, with the scope that it needs; `api_key` is one key of all scopes,
+    beside them or alone. Pages of the sites in `cors_origins` may ask from a browser. `dataset` holds the observations
+    of the index's objects, `state` is a folder for what callers leave, `batching` says how requests share the model.
+    Raises EmbeddingIndexError if index, predictors or probes belong to another model.
     """
-    service = Service(model, index, predictors or {}, limits or Limits(), probes_by_label(probes), dataset, state)
+    service = Service(
+        model,
+        index,
+        predictors or {},
+        limits or Limits(),
+        probes_by_label(probes),
+        dataset,
+        state,
+        batching or EngineSettings(),
+    )
     # FastAPI's own pages load scripts from a CDN; ours is whole.
     app = FastAPI(
         title="Armillary",
@@ -64,12 +86,30 @@ def create_app(
     )
     app.state.service = service
     install_handlers(app)
-    for routes in (embedding_routes, search_routes, predict_routes, about_routes):
+    for routes in (
+        embedding_routes,
+        search_routes,
+        predict_routes,
+        about_routes,
+        metrics_routes,
+        map_routes,
+        object_routes,
+    ):
         app.include_router(routes(service))
+    app.include_router(explorer_routes())
     add_body_schemas(app)
-    _add_docs(app, api_key is not None)
-    if api_key is not None:
-        _require_key(app, api_key)
+    keys = access if api_key is None else (access or AccessKeys()).beside(api_key)
+    _add_docs(app, keys is not None)
+    # The last added is the outermost.
+    app.add_middleware(CallerMiddleware)
+    if keys is not None:
+        add_access(app, OPEN_PATHS)
+        app.add_middleware(Access, keys=keys, open_paths=OPEN_PATHS)
+    app.add_middleware(FaultAnswers)
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
+    allow_origins(app, cors_origins)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(RequestLog)
     return app
 
 
@@ -78,18 +118,3 @@ def _add_docs(app: FastAPI, needs_key: bool) -> None:
     def docs(request: Request) -> HTMLResponse:
         page = docs_page(app.openapi(), str(request.base_url).rstrip("/"), needs_key)
         return HTMLResponse(page, headers={"Content-Security-Policy": DOCS_POLICY})
-
-    @app.get("/", include_in_schema=False)
-    def home() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
-
-def _require_key(app: FastAPI, api_key: str) -> None:
-    expected = f"Bearer {api_key}".encode()
-
-    @app.middleware("http")
-    async def check_key(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        given = request.headers.get("authorization", "").encode()
-        if request.url.path not in OPEN_PATHS and not hmac.compare_digest(given, expected):
-            return answer(ProblemError("unauthorized", "the request bears no valid key"), request)
-        return await call_next(request)

@@ -19,26 +19,26 @@ OFFERED = (JSON, NPY, SAFETENSORS)
 """In the order of preference between types that are equally welcome."""
 
 
-def wanted_type(accept: str | None) -> str:
-    """The offered media type that an Accept header (RFC 9110) likes best, or JSON without one.
+def wanted_type(accept: str | None, offers: Sequence[str] = OFFERED) -> str:
+    """The offered media type that an Accept header (RFC 9110) likes best, or the first without one.
 
     Raises ProblemError (406).
     """
     if not accept or not accept.strip():
-        return JSON
+        return offers[0]
     liked: dict[str, tuple[int, float]] = {}
     for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
         weight = next((_number(value[2:]) for value in parameters if value.startswith("q=")), 1.0)
-        for offered in OFFERED:
+        for offered in offers:
             for precision, pattern in enumerate(("*/*", f"{offered.partition('/')[0]}/*", offered)):
                 # The most precise of the ranges that match a type says how welcome it is.
                 if name == pattern and precision >= liked.get(offered, (-1, 0.0))[0]:
                     liked[offered] = (precision, weight)
     welcome = {offered: weight for offered, (_, weight) in liked.items() if weight > 0}
     if not welcome:
-        raise ProblemError("not-acceptable", f"this route answers in {' or '.join(OFFERED)}; Accept is {accept!r}")
-    return max(welcome, key=lambda offered: (welcome[offered], -OFFERED.index(offered)))
+        raise ProblemError("not-acceptable", f"this route answers in {' or '.join(offers)}; Accept is {accept!r}")
+    return max(welcome, key=lambda offered: (welcome[offered], -offers.index(offered)))
 
 
 def npy_answer(results: Sequence[EmbeddedItem | ProblemError], provenance: Provenance) -> Response:

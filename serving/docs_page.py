@@ -19,6 +19,7 @@ KEY_VARIABLE = "ARMILLARY_API_KEY"
 SECTIONS = {
     "embeddings": "Embeddings",
     "search": "Search and prediction",
+    "objects": "Pictures and spectra",
     "about": "About the server",
 }
 """Headings of the document's tags, in the order of the page; other tags follow under their own names."""

@@ -1,11 +1,13 @@
 """What /openapi.json says of bodies and errors beyond what FastAPI knows by itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from .access import KEY_HEADER, needed_scope
 from .problems import KINDS, MEDIA_TYPE
 from .schemas import REQUEST_BODIES, ProblemDocument
 
@@ -65,6 +67,31 @@ def add_body_schemas(app: FastAPI) -> None:
                 answer = operation["responses"].get("422")
                 if answer and "HTTPValidationError" in str(answer):
                     operation["responses"]["422"] = errors(422)[422]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def add_access(app: FastAPI, open_paths: Sequence[str]) -> None:
+    """Put the key into the document: how it is sent, the scope of each operation, and what is answered without it."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        document.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer arm_...`"},
+            "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER},
+        }
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                scope = needed_scope(method.upper(), path, open_paths)
+                if scope is None:
+                    operation["security"] = []
+                    continue
+                # OpenAPI 3.1 lets schemes of every type name the roles that are needed.
+                operation["security"] = [{"bearer": [scope]}, {"header": [scope]}]
+                refusals = {str(status): answer for status, answer in errors(401, 403).items()}
+                operation["responses"] = dict(sorted((operation["responses"] | refusals).items()))
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

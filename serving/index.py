@@ -6,7 +6,7 @@ returns k rows wherever k rows match. A saved index takes additions and removals
 (`index_files.py`), and is memory-mapped, so that processes share it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from .cone import Cone
 from .index_building import METRIC, RowSource, TableSource, build_parts, write_rows
 from .index_files import BuildSettings, Manifest
 from .index_labels import label_table
-from .index_protocol import EmbeddingIndexError, Neighbours, Ranges
+from .index_protocol import EmbeddingIndexError, Neighbours, Ranges, RowBlock
 from .index_queries import check_model, chosen_modalities, unit_queries
 from .index_recall import TARGET_RECALL
 from .index_state import IndexState, read_state, write_counts
 from .index_types import FLAT_LIMIT
-from .index_vectors import nearest_of
+from .index_vectors import BLOCK_ROWS, nearest_of
 
 FEW_EXCLUDED = 32
 """Rows up to which excluded ones are sought along and dropped, which is cheaper than a filter."""
@@ -251,6 +251,22 @@ class EmbeddingIndex:
         if modality not in rows.modality_names:
             return []
         return sorted(rows.object_ids(rows.rows_with(modality)).to_pylist())
+
+    def row_blocks(self) -> Iterator[RowBlock]:
+        """All rows that can be found, in blocks of bounded size; of the index as it is when this is first asked."""
+        state = self._state
+        alive = np.arange(len(state.rows)) if state.rows.alive is None else np.flatnonzero(state.rows.alive)
+        names = np.array(state.rows.modality_names, object)
+        for start in range(0, len(alive), BLOCK_ROWS):
+            row = alive[start : start + BLOCK_ROWS]
+            yield RowBlock(
+                object_id=state.rows.object_ids(row).to_numpy(zero_copy_only=False),
+                modality=names[state.rows.modality_codes(row)],
+                ra=state.rows.column("ra", row),
+                dec=state.rows.column("dec", row),
+                labels={name: state.labels.of_rows(name, row) for name in state.manifest.labels},
+                vectors=state.unit_vectors(row),
+            )
 
     def modalities_of(self, object_id: str) -> tuple[str, ...]:
         """The modalities of an object, sorted; empty if it is not there."""

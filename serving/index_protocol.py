@@ -4,7 +4,7 @@
 also has `build`, and an opener of its own (`EmbeddingIndex.load(folder)`, `MilvusIndex.open(uri)`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,6 +40,20 @@ class Neighbours:
         """Of each query, the neighbours at these places, in this order."""
         chosen = np.asarray(places, np.int64)
         return Neighbours(**{f.name: getattr(self, f.name)[:, chosen] for f in fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class RowBlock:
+    """B rows of an index: whose they are, where on the sky (degrees), their labels, and their unit vectors."""
+
+    object_id: np.ndarray
+    """[B] of str."""
+    modality: np.ndarray
+    """[B] of str."""
+    ra: Float64[np.ndarray, " B"]
+    dec: Float64[np.ndarray, " B"]
+    labels: Mapping[str, Float64[np.ndarray, " B"]]
+    vectors: Float32[np.ndarray, "B D"]
 
 
 @runtime_checkable
@@ -167,6 +181,12 @@ class SearchIndex(Protocol):
 
     def objects_with(self, modality: str) -> list[str]:
         """The ids of all objects that have a vector of this modality, sorted; empty if there is no such modality."""
+
+    def row_blocks(self) -> Iterator[RowBlock]:
+        """All rows that can be found, in blocks of bounded size, in no order that means anything.
+
+        What is changed meanwhile may or may not be seen.
+        """
 
     def modalities_of(self, object_id: str) -> tuple[str, ...]:
         """The modalities of an object, sorted; empty if it is not there."""

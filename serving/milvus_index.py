@@ -5,7 +5,7 @@ this process: for tests and notebooks). What the class promises it keeps on all 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from ..models.embeddings import EmbeddingTable
 from ..models.neighbour_prediction import NeighbourPredictor
 from . import milvus_build, milvus_changes
 from .cone import Cone
-from .index_protocol import EmbeddingIndexError, Neighbours, Ranges
+from .index_protocol import EmbeddingIndexError, Neighbours, Ranges, RowBlock
 from .index_queries import check_model, chosen_modalities, unit_queries
 from .index_types import FLAT_LIMIT
 from .milvus_engine import MilvusAddress, MilvusEngine, quoted
@@ -253,6 +253,29 @@ class MilvusIndex:
         expression = filter_expression([modality], [], None, [], {})
         blocks = self._engine.every_row(self._manifest.collection, expression, ["object_id"])
         return sorted(row["object_id"] for block in blocks for row in block)
+
+    def row_blocks(self) -> Iterator[RowBlock]:
+        """All rows that can be found, in blocks of bounded size."""
+        manifest = self._manifest
+        fields = number_fields(manifest.labels, ())
+        columns = ["object_id", "modality", *POSITION, *fields.values()]
+        for rows in self._engine.every_row(manifest.collection, "", columns, row_bytes=4 * manifest.dimension):
+            stored = stored_vectors(self._engine, manifest, [row["id"] for row in rows])
+            kept = [row for row in rows if row["id"] in stored]
+            if not kept:
+                continue
+            ra, dec = (np.array([decode_number(row[name]) for row in kept], np.float64) for name in POSITION)
+            yield RowBlock(
+                object_id=np.array([row["object_id"] for row in kept], object),
+                modality=np.array([row["modality"] for row in kept], object),
+                ra=ra,
+                dec=dec,
+                labels={
+                    name: np.array([decode_number(row[fields[f"label:{name}"]]) for row in kept], np.float64)
+                    for name in manifest.labels
+                },
+                vectors=np.stack([stored[row["id"]] for row in kept]),
+            )
 
     def modalities_of(self, object_id: str) -> tuple[str, ...]:
         """The modalities of an object, sorted; empty if it is not there."""

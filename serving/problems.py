@@ -32,6 +32,7 @@ class ProblemKind:
 KINDS: dict[str, ProblemKind] = {
     "malformed-body": ProblemKind(400, "The body cannot be read", "Send a whole .npy or safetensors file, of numbers."),
     "unauthorized": ProblemKind(401, "A key is needed", "Send the header `Authorization: Bearer KEY`."),
+    "forbidden": ProblemKind(403, "The key does not allow this", "Use a key of the scope that `detail` names."),
     "not-found": ProblemKind(404, "There is no such thing", "See `detail` for the nearest known name."),
     "method-not-allowed": ProblemKind(405, "This address has no such method", "See /openapi.json for the methods."),
     "not-acceptable": ProblemKind(
@@ -40,6 +41,11 @@ KINDS: dict[str, ProblemKind] = {
         "Accept application/json, application/x-npy or application/vnd.safetensors.",
     ),
     "conflict": ProblemKind(409, "Model and index do not fit together", "Use the space and model of the index."),
+    "no-state": ProblemKind(409, "The server keeps nothing", "Its operator can give it a folder to keep things in."),
+    "key-reused": ProblemKind(
+        409, "The idempotency key belongs to another request", "Send a new key with each new request."
+    ),
+    "not-finished": ProblemKind(409, "The job has no result", "See the job's phase and error."),
     "too-large": ProblemKind(413, "The body or the batch is too large", "Split it by /v1/limits."),
     "unsupported-media-type": ProblemKind(
         415, "The body's type is not supported", "Send a type that the route takes; see /docs."
@@ -49,8 +55,12 @@ KINDS: dict[str, ProblemKind] = {
     "no-labels": ProblemKind(
         422, "No neighbour has the property", "Raise k, or ask for another property; see /v1/collections."
     ),
+    "busy": ProblemKind(429, "Too many objects wait", "Ask again after Retry-After seconds."),
     "internal": ProblemKind(500, "The server failed", "This is a fault of ours; the server's log has the trace."),
-    "not-ready": ProblemKind(503, "The model is not loaded yet", "Ask again after Retry-After seconds."),
+    "not-ready": ProblemKind(503, "The server starts or stops", "Ask again after Retry-After seconds."),
+    "too-slow": ProblemKind(503, "No answer in the time allowed", "Ask again after Retry-After seconds, or for less."),
+    "caller-left": ProblemKind(503, "The caller has left", "Stay connected until the answer comes."),
+    "storage-full": ProblemKind(507, "The server has no room", "Delete jobs or probes, or tell the server's operator."),
 }
 RETRY_AFTER_SECONDS = 2
 _EXPLAINED: dict[int | str, dict[str, Any]] = {
@@ -76,8 +86,12 @@ _EXPLAINED: dict[int | str, dict[str, Any]] = {
 class ProblemError(Exception):
     """An error to answer with: a key of KINDS, what happened, and where in the body."""
 
-    def __init__(self, kind: str, detail: str, errors: Sequence[Mapping[str, str]] = ()) -> None:
+    def __init__(
+        self, kind: str, detail: str, errors: Sequence[Mapping[str, str]] = (), retry_after: int | None = None
+    ) -> None:
         super().__init__(detail)
+        self.retry_after = retry_after
+        """Seconds after which to ask again, where that is known better than RETRY_AFTER_SECONDS."""
         self.kind = kind
         self.detail = detail
         self.errors = [dict(error) for error in errors]
@@ -134,9 +148,15 @@ def _invalid(entries: Sequence[tuple[tuple[str | int, ...], str]]) -> ProblemErr
 
 def answer(problem: ProblemError, request: Request) -> JSONResponse:
     """The HTTP answer of a problem."""
-    headers = {503: {"Retry-After": str(RETRY_AFTER_SECONDS)}, 401: {"WWW-Authenticate": "Bearer"}}
     status = KINDS[problem.kind].status
-    return JSONResponse(problem.document(request.url.path), status, headers=headers.get(status), media_type=MEDIA_TYPE)
+    later = {"Retry-After": str(problem.retry_after or RETRY_AFTER_SECONDS)}
+    headers = {429: later, 503: later, 401: {"WWW-Authenticate": "Bearer"}}
+    document = problem.document(request.url.path)
+    request_id = request.scope.get("state", {}).get("request_id")
+    if request_id is not None:
+        # By which the server's log knows this request (request_log.py).
+        document["request_id"] = request_id
+    return JSONResponse(document, status, headers=headers.get(status), media_type=MEDIA_TYPE)
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -8,6 +8,7 @@ from ..data.instruments import Catalogue, CoefficientSpectrograph, ImagingInstru
 from ..data.modalities import Modality
 from .documentation import example
 from .limits import Limits
+from .problems import ProblemError
 from .service import Service
 
 _READY = {"status": "ready", "model_id": "armillary-1f3a9c0d2b4e", "index_id": "objects-5d1c0a9e7b21"}
@@ -70,7 +71,9 @@ def about_routes(service: Service) -> APIRouter:
 
     @router.get("/readyz", summary="Can it answer?", responses=example(_READY, 503))
     async def readyz() -> dict[str, Any]:
-        """`ready` once the model is loaded; until then 503."""
+        """`ready` once the model is loaded, until the server is told to stop; else 503."""
+        if service.is_draining:
+            raise ProblemError("not-ready", "the server is stopping")
         model_id = service.model.model_id
         index_id = None if service.index is None else service.index.manifest.index_id
         return {"status": "ready", "model_id": model_id, "index_id": index_id}

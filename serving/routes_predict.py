@@ -97,13 +97,13 @@ def predict_routes(service: Service) -> APIRouter:
 
 
 def _from_neighbours(service: Service, asked: PredictRequest) -> JSONResponse:
-    index = service.only_collection()
+    index, predictors = service.searchable()
     if asked.property not in index.manifest.labels:
         raise not_found("property", asked.property, index.manifest.labels)
     if asked.k is not None:
         check_k(service, asked.k)
     query = service.query(asked, index)
-    predictor = predictor_for(service.predictors, asked.property, query.modalities)
+    predictor = predictor_for(predictors, asked.property, query.modalities)
     target = asked.target_modality or predictor.target_modality
     k = predictor.k if asked.k is None else asked.k
     check_k(service, k)
@@ -149,7 +149,7 @@ def _from_neighbours(service: Service, asked: PredictRequest) -> JSONResponse:
             "classes": None,
             "novelty": None if predicted.novelty is None else float(predicted.novelty[0]),
             "is_outside": None if predicted.is_outside is None else bool(predicted.is_outside[0]),
-            "provenance": service.provenance(index.manifest.space).model_dump(),
+            "provenance": service.provenance(index.manifest.space, index).model_dump(),
         }
     )
 

@@ -121,7 +121,7 @@ def search_routes(service: Service) -> APIRouter:
                 "modalities": list(modalities),
                 "labels": index.labels_of(object_id),
                 "links": _links(ra, dec),
-                "provenance": service.provenance(index.manifest.space).model_dump(),
+                "provenance": service.provenance(index.manifest.space, index).model_dump(),
             }
         )
 
@@ -137,7 +137,7 @@ def _search(service: Service, collection: str, asked: SearchRequest) -> JSONResp
     return JSONResponse(
         {
             "neighbours": [neighbour_body(index, found, place, with_labels) for place in range(found.row.shape[1])],
-            "provenance": service.provenance(index.manifest.space).model_dump(),
+            "provenance": service.provenance(index.manifest.space, index).model_dump(),
         }
     )
 

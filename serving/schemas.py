@@ -299,6 +299,7 @@ class ProblemDocument(BaseModel):
     detail: str
     instance: str | None = None
     errors: list[ErrorEntry] = []
+    request_id: str | None = None
 
 
 REQUEST_BODIES: tuple[type[BaseModel], ...] = (

@@ -2,12 +2,13 @@
 
 import ipaddress
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,15 +17,19 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from ..data.dataset import ObservationDataset
 from ..models.foundation import FoundationModel
-from ..models.neighbour_prediction import read_predictors
+from ..models.neighbour_prediction import NeighbourPredictor, read_predictors
 from ..models.probe_loading import load_probe
 from .app import create_app
 from .index_open import open_index
-from .limits import Limits
+from .index_protocol import SearchIndex
+from .problems import ProblemError
+from .server_settings import ServerSettings
+from .service import Service
+from .warm_up import warm_up
 
-GRACE_SECONDS = 30
-"""How long requests in flight may take to end after SIGTERM."""
+LOG = logging.getLogger("armillary.server")
 LOOPBACK = "127.0.0.1"
 
 
@@ -35,25 +40,51 @@ def serve(
     port: int = 8000,
     *,
     predictors: str | Path | None = None,
-    limits: Limits | None = None,
+    settings: ServerSettings | None = None,
     device: str = "cpu",
     ready_file: str | Path | None = None,
     api_key: str | None = None,
     probes: Sequence[str | Path] = (),
+    data: str | Path | None = None,
+    state: str | Path | None = None,
 ) -> None:
     """Serve a checkpoint (folder or Hub id) and an index (a folder, or an address) over HTTP until SIGTERM or SIGINT.
 
     `port` 0 takes a free one; the address is printed, and written as JSON to `ready_file` once requests are answered.
     `predictors` is a file of `write_predictors`; by default, those that were saved with the index serve. `probes` are
-    folders or Hub ids. Raises EmbeddingIndexError if index and model differ, ProbeError if a probe and the model do,
+    folders or Hub ids, `data` the dataset behind the index, `state` a folder for what callers leave. SIGHUP opens the
+    index anew. Raises EmbeddingIndexError if index and model differ, ProbeError if a probe and the model do,
     ValueError if `host` is not this machine alone and there is no `api_key`.
     """
     check_host(host, api_key)
+    chosen = settings or ServerSettings()
     model = FoundationModel.load(checkpoint, device=device)
-    loaded, saved = (None, {}) if index is None else open_index(index)
-    chosen = saved if predictors is None else read_predictors(predictors)
+    if chosen.compile:
+        model.transformer.compile()
+    searched, calibrated = (None, {}) if index is None else _open(index, predictors)
     heads = [load_probe(probe, model.model_id) for probe in probes]
-    run_app(create_app(model, loaded, chosen, limits, api_key, heads), host, port, ready_file=ready_file)
+    app = create_app(
+        model,
+        searched,
+        calibrated,
+        chosen.limits,
+        api_key,
+        heads,
+        None if data is None else ObservationDataset(Path(data)),
+        None if state is None else Path(state),
+        chosen.engine,
+    )
+    service: Service = app.state.service
+    if index is not None:
+        service.reopen = lambda: _open(index, predictors)
+    if chosen.warm_up:
+        warm_up(service)
+    run_app(app, host, port, ready_file=ready_file, settings=chosen)
+
+
+def _open(index: str | Path, predictors: str | Path | None) -> tuple[SearchIndex, Mapping[str, NeighbourPredictor]]:
+    opened, saved = open_index(index)
+    return opened, saved if predictors is None else read_predictors(predictors)
 
 
 def read_key(path: str | Path) -> str:
@@ -64,18 +95,34 @@ def read_key(path: str | Path) -> str:
     return words[0]
 
 
-def run_app(app: FastAPI, host: str = LOOPBACK, port: int = 0, *, ready_file: str | Path | None = None) -> None:
+def run_app(
+    app: FastAPI,
+    host: str = LOOPBACK,
+    port: int = 0,
+    *,
+    ready_file: str | Path | None = None,
+    settings: ServerSettings | None = None,
+) -> None:
     """Run an application until SIGTERM or SIGINT; requests in flight end first. See `serve`."""
+    chosen = settings or ServerSettings()
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
-    server = _AnnouncingServer(config, url, None if ready_file is None else Path(ready_file))
-    with _quiet_signals():
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=chosen.grace_seconds,
+    )
+    service: Service = app.state.service
+    server = _AnnouncingServer(config, url, None if ready_file is None else Path(ready_file), service, chosen)
+    with _quiet_signals(service):
         try:
             server.run(sockets=[listener])
         finally:
             listener.close()
+            service.engine.close()
             if ready_file is not None:
                 Path(ready_file).unlink(missing_ok=True)
 
@@ -91,12 +138,25 @@ def check_host(host: str, api_key: str | None) -> None:
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Says where it listens once it answers, and not before."""
+    """Says where it listens once it answers, and not before; drains before it stops."""
 
-    def __init__(self, config: uvicorn.Config, url: str, ready_file: Path | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, url: str, ready_file: Path | None, service: Service, settings: ServerSettings
+    ) -> None:
         super().__init__(config)
         self.url = url
         self.ready_file = ready_file
+        self.service = service
+        self.drain_seconds = settings.drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first SIGTERM makes the server unready, and stops it after a while; a second one stops it now."""
+        if sig != signal.SIGTERM or self.drain_seconds == 0 or self.service.is_draining:
+            self.service.is_draining = True
+            super().handle_exit(sig, frame)
+            return
+        self.service.is_draining = True
+        threading.Timer(self.drain_seconds, super().handle_exit, (sig, None)).start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -111,8 +171,11 @@ class _AnnouncingServer(uvicorn.Server):
 
 
 @contextmanager
-def _quiet_signals() -> Iterator[None]:
-    """uvicorn raises a caught signal again after its graceful end; here that end was asked for, and is no failure."""
+def _quiet_signals(service: Service) -> Iterator[None]:
+    """uvicorn raises a caught signal again after its graceful end; here that end was asked for, and is no failure.
+
+    SIGHUP opens the index anew, in a thread: requests are answered meanwhile.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -121,10 +184,21 @@ def _quiet_signals() -> Iterator[None]:
     def ended(number: int, frame: FrameType | None) -> None:
         """The server is down already."""
 
+    def reload(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=_reload, args=(service,), name="armillary-reload", daemon=True).start()
+
     for number in (signal.SIGTERM, signal.SIGINT):
         before[number] = signal.signal(number, ended)
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _reload(service: Service) -> None:
+    try:
+        LOG.info("the index is now %s", service.reload().manifest.index_id)
+    except ProblemError as problem:
+        LOG.error("SIGHUP: %s", problem.detail)

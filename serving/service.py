@@ -1,37 +1,40 @@
-"""What the routes share: the model behind its lock, the index, the predictors, and the work that they do together.
+"""What the routes share: the model behind its engine, the index, the predictors, and the work that they do together.
 
-Everything here blocks, and runs in a worker thread; the event loop only moves bytes. One lock guards the model, so that
-requests queue for it and do not fight for memory; searches need no lock.
+Everything here blocks, and runs in a worker thread; the event loop only moves bytes. The engine alone asks the model,
+so that requests share batches and do not fight for memory; searches need no turn.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import anyio
 import anyio.to_thread
 import numpy as np
+import torch
 from jaxtyping import Float32
 
 from ..data.dataset import ObservationDataset
 from ..data.modalities import Modality
 from ..data.observations import Observation, ObservationError
-from ..data.stacking import stack
 from ..models.embeddings import SPACES, Embeddings
 from ..models.foundation import ScalarPrediction
 from ..models.neighbour_prediction import NeighbourPredictor
 from ..models.probe_loading import AnyProbe
 from ..models.token_embeddings import TokenEmbeddings
 from . import bodies
+from .engine import Engine, EngineSettings
 from .index_protocol import EmbeddingIndexError, SearchIndex
 from .limits import Limits
+from .metrics import ServerMetrics
 from .problems import ProblemError, at, not_found, pointer
 from .schemas import Provenance, QueryBody, StoredItem
 
-WORKERS = 8
-"""Requests with a body that are worked on at once: one in the model, the others read or write their arrays."""
+WORKERS = 64
+"""Requests with a body that are worked on at once: most of them wait in the engine's queue."""
 ALIAS = "armillary"
 """The name by which a caller may ask for whatever model is served."""
 
@@ -89,34 +92,95 @@ class Service:
     """The observations behind the index, where the server was given them: pictures and spectra come from it."""
     state: Path | None = None
     """Folder of what callers leave on the server (probes, jobs); without it, they may leave nothing."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    batching: EngineSettings = field(default_factory=EngineSettings)
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
+    is_draining: bool = False
+    """Whether the server is about to stop: it answers still, but wants no new callers."""
     _slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WORKERS), repr=False)
+    _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _num_reading: int = field(default=0, repr=False)
+    reopen: Callable[[], tuple[SearchIndex, Mapping[str, NeighbourPredictor]]] | None = None
+    """Opens the index anew from where it lies, with its predictors; None where the server has none."""
 
     def __post_init__(self) -> None:
+        self.engine = Engine(
+            lambda observations, space: self.model.embed(observations, space),
+            self.batching,
+            self.metrics,
+            lambda: self._num_reading,
+        )
+        self._searchable = (self.index, self.predictors)
         if self.loaded is not None:
             self.take(self.loaded)
 
     def take(self, model: EmbeddingModel) -> None:
         """Serve this model from now on. Raises EmbeddingIndexError if index or predictors belong to another."""
-        if self.index is not None:
-            self.index.require_model(model.model_id)
-        for name, predictor in self.predictors.items():
-            if predictor.model_id not in (None, model.model_id):
-                raise EmbeddingIndexError(
-                    f"the predictor of {name} was calibrated with model {predictor.model_id!r}, but the model to serve "
-                    f"is {model.model_id!r}"
-                )
+        _check_searchable(self.index, self.predictors, model.model_id)
         for label, probe in self.probes.items():
             if probe.model_id_ != model.model_id:
                 raise EmbeddingIndexError(
                     f"the probe of {label} was fitted on model {probe.model_id_!r}, but the model to serve is "
                     f"{model.model_id!r}"
                 )
+        self.engine.forget()
         self.loaded = model
+
+    def swap(self, index: SearchIndex, predictors: Mapping[str, NeighbourPredictor]) -> None:
+        """Search this index from now on, with its predictors; requests in hand end with the one they began with.
+
+        Raises EmbeddingIndexError if they belong to another model than the one served.
+        """
+        if self.loaded is not None:
+            _check_searchable(index, predictors, self.loaded.model_id)
+        self._searchable = (index, predictors)
+        self.index, self.predictors = index, predictors
+
+    def reload(self) -> SearchIndex:
+        """Open the index anew and search it from now on. Raises ProblemError (409) if that cannot be done.
+
+        Whatever goes wrong, the index that was served is served still.
+        """
+        if self.reopen is None:
+            raise ProblemError("conflict", "this server was started without an index that can be opened again")
+        try:
+            index, predictors = self.reopen()
+            self.swap(index, predictors)
+        except (EmbeddingIndexError, OSError, ValueError) as error:
+            raise ProblemError("conflict", f"the index is as before; the new one was refused: {error}") from None
+        return index
+
+    def searchable(self) -> tuple[SearchIndex, Mapping[str, NeighbourPredictor]]:
+        """The index and the predictors that belong to it. Raises ProblemError (404) if the server has none."""
+        index, predictors = self._searchable
+        if index is None:
+            raise ProblemError("not-found", "this server has no index")
+        return index, predictors
 
     async def in_worker(self, work: Callable[[], Answer]) -> Answer:
         """Do blocking work in a thread of its own pool: however many requests wait, other routes have threads."""
-        return await anyio.to_thread.run_sync(work, limiter=self._slots)
+
+        def one_processor() -> Answer:
+            _use_one_processor()
+            return work()
+
+        self._count(1)
+        try:
+            return await anyio.to_thread.run_sync(one_processor, limiter=self._slots)
+        finally:
+            self._count(-1)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """While a request waits for the model, it is not one that will come to it soon."""
+        self._count(-1)
+        try:
+            yield
+        finally:
+            self._count(1)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._num_reading += change
 
     @property
     def model(self) -> EmbeddingModel:
@@ -155,21 +219,23 @@ class Service:
 
     def collection(self, name: str) -> SearchIndex:
         """The collection of this name. Raises ProblemError (404)."""
-        if self.index is None:
+        index = self.index
+        if index is None:
             raise ProblemError("not-found", f"no collection {name!r}: this server has no index")
-        if name != self.index.manifest.name:
-            raise not_found("collection", name, [self.index.manifest.name])
-        return self.index
+        if name != index.manifest.name:
+            raise not_found("collection", name, [index.manifest.name])
+        return index
 
     def only_collection(self) -> SearchIndex:
         """The index. Raises ProblemError (404) if the server has none."""
-        return self.collection("" if self.index is None else self.index.manifest.name)
+        return self.searchable()[0]
 
-    def provenance(self, space: str) -> Provenance:
-        """What an answer in this space was made with."""
-        if self.index is None:
+    def provenance(self, space: str, index: SearchIndex | None = None) -> Provenance:
+        """What an answer in this space was made with: `index`, by default the one that is searched now."""
+        searched = self.index if index is None else index
+        if searched is None:
             return Provenance(model_id=self.model.model_id, space=space)
-        manifest = self.index.manifest
+        manifest = searched.manifest
         return Provenance(model_id=self.model.model_id, index_id=manifest.index_id, space=space, metric=manifest.metric)
 
     def embed_items(self, items: Sequence[Any], space: str) -> list[EmbeddedItem | ProblemError]:
@@ -199,35 +265,19 @@ class Service:
         """One vector for each numbered object, all in one batch; a problem for those the model cannot embed."""
         if not objects:
             return {}
-        by_modality: dict[str, list[Observation]] = {}
-        for number, observations in objects.items():
-            for observation in observations:
-                # The caller's ids may repeat or be absent: inside a call, an object is its number.
-                numbered = replace(observation, object_id=(str(number),))
-                by_modality.setdefault(observation.modality.name, []).append(numbered)
-        try:
-            with self._lock:
-                found = self.model.embed([stack(same) for same in by_modality.values()], space)
-        except ObservationError as error:
-            if len(objects) == 1:
-                (number,) = objects
-                where = pointer("input", number)
-                return {number: ProblemError("invalid-observation", f"{where}: {error}", [at(where, str(error))])}
-            return self._embed_alone(objects, space)
-        row_of = {object_id: row for row, object_id in enumerate(found.object_id)}
-        vectors = found.numpy()
+        with self._asking():
+            found = self.engine.embed(list(objects.values()), space, self.model.model_id)
         results: dict[int, EmbeddedItem | ProblemError] = {}
-        for number, observations in objects.items():
-            row = row_of.get(str(number))
-            if row is None:
-                names = [observation.modality.name for observation in observations]
-                where, detail = pointer("input", number), f"the space {space!r} has no place for {names} alone"
-                results[number] = ProblemError("invalid-observation", f"{where}: {detail}", [at(where, detail)])
-                continue
-            object_id = observations[0].object_id[0]
-            results[number] = EmbeddedItem(
-                vectors[row], None if object_id == bodies.UNNAMED else object_id, found.modalities[row]
-            )
+        for (number, observations), result in zip(objects.items(), found, strict=True):
+            if isinstance(result, ObservationError):
+                where = pointer("input", number)
+                results[number] = ProblemError("invalid-observation", f"{where}: {result}", [at(where, str(result))])
+            elif isinstance(result, Exception):
+                raise result
+            else:
+                vector, modalities = result
+                object_id = observations[0].object_id[0]
+                results[number] = EmbeddedItem(vector, None if object_id == bodies.UNNAMED else object_id, modalities)
         return results
 
     def embed_tokens(self, observations: Sequence[Observation], layers: Sequence[int]) -> TokenEmbeddings:
@@ -235,8 +285,9 @@ class Service:
         if not hasattr(self.model, "embed_tokens"):
             raise ProblemError("conflict", f"the model {self.model.model_id} gives no vectors of single tokens")
         try:
-            with self._lock:
-                found: TokenEmbeddings = self.model.embed_tokens(observations, layers)
+            embed_tokens = self.model.embed_tokens
+            with self._asking():
+                found: TokenEmbeddings = self.engine.call(lambda: embed_tokens(observations, layers))
                 return found
         except ObservationError as error:
             where = pointer("observations")
@@ -248,10 +299,11 @@ class Service:
         if target not in scalars:
             raise not_found("scalar of the model", target, scalars)
         # Whatever ids the caller gave, these are measurements of one object.
-        same = [replace(observation, object_id=("0",)) for observation in observations]
+        same = [observation.renamed(("0",)) for observation in observations]
+        model = self.model
         try:
-            with self._lock:
-                return self.model.predict_scalar(same, target)
+            with self._asking():
+                return self.engine.call(lambda: model.predict_scalar(same, target))
         except ObservationError as error:
             where = pointer("observations")
             raise ProblemError("invalid-observation", f"{where}: {error}", [at(where, str(error))]) from None
@@ -284,14 +336,6 @@ class Service:
             raise ProblemError(result.kind, result.detail, [at("/observations", e["detail"]) for e in result.errors])
         return Query(result.vector[None], result.object_id, result.modalities)
 
-    def _embed_alone(
-        self, objects: Mapping[int, Sequence[Observation]], space: str
-    ) -> dict[int, EmbeddedItem | ProblemError]:
-        results: dict[int, EmbeddedItem | ProblemError] = {}
-        for number, observations in objects.items():
-            results |= self.embed_objects({number: observations}, space)
-        return results
-
     def _stored(self, item: StoredItem, space: str, place: bodies.Place) -> EmbeddedItem:
         index = self.only_collection()
         if space != index.manifest.space:
@@ -299,6 +343,27 @@ class Service:
             raise ProblemError("conflict", f"{pointer(*place)}: {detail}", [at(pointer(*place), detail)])
         vector = _stored_vector(index, item.object_id, item.modality)
         return EmbeddedItem(vector, item.object_id, _stored_modalities(index, item.object_id, item.modality))
+
+
+def _check_searchable(index: SearchIndex | None, predictors: Mapping[str, NeighbourPredictor], model_id: str) -> None:
+    if index is not None:
+        index.require_model(model_id)
+    for name, predictor in predictors.items():
+        if predictor.model_id not in (None, model_id):
+            raise EmbeddingIndexError(
+                f"the predictor of {name} was calibrated with model {predictor.model_id!r}, but the model to serve is "
+                f"{model_id!r}"
+            )
+
+
+_OF_THREAD = threading.local()
+
+
+def _use_one_processor() -> None:
+    """Keep torch in this thread to one processor: the model's thread needs the others."""
+    if not getattr(_OF_THREAD, "is_narrow", False):
+        torch.set_num_threads(1)
+        _OF_THREAD.is_narrow = True
 
 
 def _stored_vector(index: SearchIndex, object_id: str, modality: str | None) -> Float32[np.ndarray, " D"]:

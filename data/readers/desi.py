@@ -19,6 +19,7 @@ from ..modalities import modality
 from ..observations import ObservationError, ScalarObservation, SpectrumObservation
 from ..stacking import stack
 from .desi_arms import ARMS, DesiArms, desi_arms
+from .fits_bytes import FitsSource
 from .fits_files import FITS_SUFFIXES, FitsFile, naming_file, open_fits
 from .joined_redshifts import joined_redshifts
 
@@ -34,14 +35,14 @@ _log = logging.getLogger(__name__)
 
 
 def read_desi(
-    path: str | Path, rows: Sequence[int] | None = None, *, empty: Literal["skip", "raise"] = "skip"
+    path: FitsSource, rows: Sequence[int] | None = None, *, empty: Literal["skip", "raise"] = "skip"
 ) -> SpectrumObservation:
     """Read the spectra of a DESI coadd file, arms joined, as `spectrum/desi`; `desi_batches`, all at once."""
     return stack(list(desi_batches(path, rows, empty=empty)))
 
 
 def desi_batches(
-    path: str | Path,
+    path: FitsSource,
     rows: Sequence[int] | None = None,
     *,
     empty: Literal["skip", "raise"] = "skip",

@@ -8,7 +8,7 @@ ObservationError that names the file, what was expected and what was found.
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from astropy import units
 from jaxtyping import Int
 
 from ..observations import ObservationError
+from .fits_bytes import FitsBytes, FitsSource
 from .fits_integrity import DAMAGED, Extent, open_whole, sum_of_words, unpacked
 
 SPECTRUM_FLUX_UNIT = "1e-17 erg / (s cm2 Angstrom)"
@@ -30,7 +31,7 @@ class FitsFile:
     The checksum of an extension is compared with its bytes before it is first read.
     """
 
-    def __init__(self, path: Path, plain: Path, hdus: Any, extents: Sequence[Extent]):
+    def __init__(self, path: Path | FitsBytes, plain: Path | FitsBytes, hdus: Any, extents: Sequence[Extent]):
         self.path = path
         self._plain = plain
         self._hdus = hdus
@@ -171,6 +172,19 @@ class FitsFile:
             value = self._table(extension).columns[column].null
         return int(value) if isinstance(value, (int, np.integer)) else None
 
+    def image_shapes(self) -> dict[int, tuple[int, ...]]:
+        """The shape of each extension that holds an image with pixels, by its number. Raises ObservationError."""
+        shapes = {}
+        for place, hdu in enumerate(self._hdus):
+            with self.decoding(place):
+                if hdu.is_image and hdu.shape:
+                    shapes[place] = tuple(hdu.shape)
+        return shapes
+
+    def tables(self) -> list[int]:
+        """Numbers of the extensions that hold tables."""
+        return [place for place, hdu in enumerate(self._hdus) if not hdu.is_image]
+
     def first_image(self) -> int:
         """Number of the first extension with a two-dimensional image. Raises ObservationError if there is none."""
         for place, hdu in enumerate(self._hdus):
@@ -238,14 +252,14 @@ class FitsFile:
 
 
 @contextmanager
-def open_fits(path: str | Path) -> Iterator[FitsFile]:
-    """Open a FITS file, plain or gzipped, after checking that it is whole.
+def open_fits(path: FitsSource) -> Iterator[FitsFile]:
+    """Open a FITS file, plain or gzipped, or one in memory, after checking that it is whole.
 
     A gzipped file is first unpacked into a file of the temporary folder (TMPDIR), for gzip cannot be read in parts.
     Raises ObservationError if it is missing, no FITS file, or shorter than its headers say.
     """
-    path = Path(path)
-    with unpacked(path) as plain:
+    path = path if isinstance(path, FitsBytes) else Path(path)
+    with nullcontext(path) if isinstance(path, FitsBytes) else unpacked(path) as plain:
         hdus, extents = open_whole(path, plain)
         with hdus:
             try:
@@ -255,7 +269,7 @@ def open_fits(path: str | Path) -> Iterator[FitsFile]:
 
 
 @contextmanager
-def naming_file(path: str | Path) -> Iterator[None]:
+def naming_file(path: FitsSource) -> Iterator[None]:
     """Put the file's name before an ObservationError raised within, which knows the object alone."""
     try:
         yield

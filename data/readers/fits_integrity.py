@@ -19,6 +19,7 @@ import numpy as np
 from astropy.io import fits
 
 from ..observations import ObservationError
+from .fits_bytes import FitsBytes
 
 DAMAGED = (
     fits.VerifyError,
@@ -76,18 +77,18 @@ def unpacked(path: Path) -> Iterator[Path]:
         yield Path(content.name)
 
 
-def open_whole(path: Path, plain: Path) -> tuple[Any, list[Extent]]:
+def open_whole(path: Path | FitsBytes, plain: Path | FitsBytes) -> tuple[Any, list[Extent]]:
     """The extensions (astropy's HDUList) and where they lie, once each is known to end within the file.
 
     Raises ObservationError that names `path`.
     """
-    size = plain.stat().st_size
+    size = plain.stat().st_size if isinstance(plain, Path) else len(plain.content)
     stored = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             # As they are stored: a compressed image is a table, whose bytes are those that are counted and summed.
-            stored = fits.open(plain, memmap=False, disable_image_compression=True)
+            stored = fits.open(_opened(plain), memmap=False, disable_image_compression=True)
             extents = [_extent(path, size, hdu, place) for place, hdu in enumerate(stored)]
             has_compressed_images = any(hdu.header.get("ZIMAGE", False) for hdu in stored)
             messages = [str(warning.message) for warning in caught]
@@ -97,7 +98,7 @@ def open_whole(path: Path, plain: Path) -> tuple[Any, list[Extent]]:
                 raise ObservationError(f"{path}: the file is cut short or damaged ({size} bytes): {found}")
             if has_compressed_images:
                 stored.close()
-                stored = fits.open(plain, memmap=False)
+                stored = fits.open(_opened(plain), memmap=False)
         except DAMAGED as error:
             if stored is not None:
                 stored.close()
@@ -107,7 +108,12 @@ def open_whole(path: Path, plain: Path) -> tuple[Any, list[Extent]]:
     return stored, extents
 
 
-def _extent(path: Path, size: int, hdu: Any, place: int) -> Extent:
+def _opened(plain: Path | FitsBytes) -> Any:
+    """What astropy opens: it knows streams, and not FitsBytes."""
+    return plain.open() if isinstance(plain, FitsBytes) else plain
+
+
+def _extent(path: Path | FitsBytes, size: int, hdu: Any, place: int) -> Extent:
     """Where an extension's data lie. Raises ObservationError if that is beyond the file's end."""
     info, name = hdu.fileinfo(), f"{hdu.name or place}"
     extent = Extent(info["datLoc"], hdu.size, info["datSpan"], _checksum(hdu.header.get("DATASUM")))
@@ -125,7 +131,7 @@ def _checksum(stated: object) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def sum_of_words(plain: Path, extent: Extent) -> int:
+def sum_of_words(plain: Path | FitsBytes, extent: Extent) -> int:
     """The 32-bit ones' complement sum of big-endian words (FITS standard 4.0, appendix J), which DATASUM states."""
     total, left = 0, extent.padded_size
     with plain.open("rb") as stream:

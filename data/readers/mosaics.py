@@ -126,7 +126,7 @@ def open_mosaic(
             number = file.first_image() if extension is None else extension
             shape = file.image_shape(number, shape if planes else (None, None))
             wcs = _wcs(file, number, card.pixel_scale)
-            if planes and not _same_place(place, wcs, shape):
+            if planes and not same_place(place, wcs, shape):
                 raise file.error(f"must show the same place as {planes[0].image.path}, and its WCS says otherwise")
             place = wcs
             scale = _nanomaggies_per_unit(file, number, zero_point)
@@ -209,7 +209,7 @@ def _wcs(file: FitsFile, extension: str | int, pixel_scale: float) -> Any | None
     return wcs
 
 
-def _same_place(first: Any | None, other: Any | None, shape: tuple[int, ...]) -> bool:
+def same_place(first: Any | None, other: Any | None, shape: tuple[int, ...]) -> bool:
     """Whether two maps agree at the corners of the frame to a tenth of a pixel."""
     if first is None or other is None:
         return first is other

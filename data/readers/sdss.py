@@ -18,6 +18,7 @@ from ..instruments import Spectrograph
 from ..modalities import modality
 from ..observations import ArrayLike, ScalarObservation, SpectrumObservation
 from ..stacking import stack
+from .fits_bytes import FitsSource
 from .fits_files import FITS_SUFFIXES, SPECTRUM_FLUX_UNIT, FitsFile, naming_file, open_fits
 from .sky_maps import wrapped_degrees
 
@@ -43,7 +44,7 @@ def read_sdss_object(path: str | Path) -> tuple[SpectrumObservation, ScalarObser
         return _spectrum(file), _redshift(file)
 
 
-def read_sdss_spec(path: str | Path) -> SpectrumObservation:
+def read_sdss_spec(path: FitsSource) -> SpectrumObservation:
     """Read one SDSS `spec` file as `spectrum/sdss`; the object id is `plate-mjd-fiber`.
 
     A pixel is valid where ivar is positive and and_mask is 0. The resolving power follows from `wdisp` (sigma of the
@@ -278,7 +279,7 @@ def _given_noise(
 
 
 def _redshifts(
-    path: str | Path,
+    path: FitsSource,
     object_id: list[str],
     redshift: np.ndarray,
     error: np.ndarray,
