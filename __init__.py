@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data.dataset import ObservationDataset
     from .data.modalities import modality
-    from .data.observations import ImageObservation, ScalarObservation, SpectrumObservation
+    from .data.observations import ImageObservation, ObservationError, ScalarObservation, SpectrumObservation
+    from .data.observe import observe
     from .models.attentive_probe import AttentiveProbe
     from .models.embeddings import Embeddings
     from .models.foundation import FoundationModel, ScalarPrediction
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from .models.probe_loading import load_probe
     from .models.probes import LinearProbe
     from .models.token_embeddings import TokenEmbeddings
+    from .serving.async_client import AsyncClient
     from .serving.client import Client
     from .serving.index import EmbeddingIndex
 
     load = FoundationModel.load
 
 _MODULES = {
+    "AsyncClient": "serving.async_client",
     "AttentiveProbe": "models.attentive_probe",
     "Client": "serving.client",
     "EmbeddingIndex": "serving.index",
@@ -39,15 +42,18 @@ _MODULES = {
     "KernelProbe": "models.kernel_probe",
     "LinearProbe": "models.probes",
     "ObservationDataset": "data.dataset",
+    "ObservationError": "data.observations",
     "ScalarObservation": "data.observations",
     "ScalarPrediction": "models.foundation",
     "SpectrumObservation": "data.observations",
     "TokenEmbeddings": "models.token_embeddings",
     "load_probe": "models.probe_loading",
     "modality": "data.modalities",
+    "observe": "data.observe",
 }
 
 __all__ = [
+    "AsyncClient",
     "AttentiveProbe",
     "Client",
     "EmbeddingIndex",
@@ -58,6 +64,7 @@ __all__ = [
     "KernelProbe",
     "LinearProbe",
     "ObservationDataset",
+    "ObservationError",
     "ScalarObservation",
     "ScalarPrediction",
     "SpectrumObservation",
@@ -65,6 +72,7 @@ __all__ = [
     "load",
     "load_probe",
     "modality",
+    "observe",
 ]
 
 try:

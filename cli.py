@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(error: Exception) -> int:
     """Say what is wrong in one line if it is the user's to mend, or raise what is ours."""
+    if isinstance(error, SettingsError):
+        # The commonest mistake is said at once: the folders below take seconds to load.
+        print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
+        return 2
     from .data.observations import ObservationError
     from .data.publish import PublishError
     from .data.token_shards import TokenStoreError
@@ -57,7 +61,6 @@ def _report(error: Exception) -> int:
         print(f"armillary: {error}", file=sys.stderr)  # noqa: T201
         return 130
     mistakes = (
-        SettingsError,
         ObservationError,
         TokenStoreError,
         PublishError,
@@ -108,9 +111,18 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     serve.add_argument("--ready-file", type=Path, help="written with the address once requests are answered")
     serve.add_argument("--api-key-file", type=Path, help="file with the key that requests must bear")
+    serve.add_argument("--keys", type=Path, metavar="FILE", help="keys of `armillary keys`: who may ask what")
+    serve.add_argument("--request-log", metavar="FILE", help="a line of JSON for each request; - is stderr")
     serve.add_argument("--data", type=Path, metavar="FOLDER", help="dataset behind the index: pictures and spectra")
     serve.add_argument("--state", type=Path, metavar="FOLDER", help="where probes and jobs of callers are kept")
-    serve.add_argument("overrides", nargs="*", metavar="key=value", help="settings, such as engine.max_batch=128")
+    serve.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        dest="overrides",
+        help="a setting of serving/server_settings.py, such as engine.max_batch=128; repeatable",
+    )
     serve.set_defaults(run=_serve)
 
     keys_verbs(verbs)
@@ -208,6 +220,8 @@ def _serve(options: argparse.Namespace) -> int:
         probes=options.probe or (),
         data=options.data,
         state=options.state,
+        keys=options.keys,
+        request_log=options.request_log,
         settings=load_settings(ServerSettings, None, options.overrides),
     )
     return 0

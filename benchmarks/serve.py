@@ -31,7 +31,7 @@ import torch
 from armillary.data.observations import ImageObservation
 from armillary.data.simulation.sky import SkySettings, simulate_sky
 from armillary.models.alignment import AlignmentHead, AlignmentHeadSettings
-from armillary.models.embeddings import EmbeddingTable, write_embedding_shard
+from armillary.models.embeddings import write_embedding_shard
 from armillary.models.foundation import FoundationModel, new_transformer
 from armillary.serving.index import EmbeddingIndex
 from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
@@ -80,17 +80,17 @@ def build_index(folder: Path, model: FoundationModel, rows: int) -> EmbeddingInd
     centres = random.normal(size=(1000, size))
     vectors = centres[random.integers(0, 1000, rows)] + 0.7 * random.normal(size=(rows, size))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    table = EmbeddingTable(
-        object_id=tuple(f"object-{row}" for row in range(rows)),
-        modality=(MODALITY,) * rows,
+    write_embedding_shard(
+        folder / "shards" / "part-00000.parquet",
+        [f"object-{row}" for row in range(rows)],
+        MODALITY,
+        vectors,
+        model_id=model.model_id,
+        space="aligned",
         ra=random.uniform(0, 360, rows),
         dec=random.uniform(-60, 60, rows),
-        vectors=vectors.astype(np.float16),
-        space="aligned",
-        model_id=model.model_id,
     )
-    write_embedding_shard(folder / "shards" / "part-00000.parquet", table)
-    EmbeddingIndex.build([folder / "shards"], folder / "index")
+    EmbeddingIndex.build(folder / "shards").save(folder / "index")
     return EmbeddingIndex.load(folder / "index")
 
 
@@ -259,7 +259,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     place, ready = str(folder / "index"), folder / "ready.json"
     command = [sys.executable, "-m", "armillary.cli", "serve", str(checkpoint), "--index", place, "--port", "0"]
     server, port = start(
-        [*command, "--device", options.device, "--ready-file", str(ready), "engine.cache_mib=0"], ready
+        [*command, "--device", options.device, "--ready-file", str(ready), "--set", "engine.cache_mib=0"], ready
     )
     echo, echo_port = start(
         [sys.executable, "-c", ECHO, str(folder / "echo.json"), str(4 * index.manifest.dimension + 128)],
@@ -269,7 +269,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "machine": f"{torch.get_num_threads()} threads" if options.device == "cpu" else torch.cuda.get_device_name(),
         "model_id": model.model_id,
         "image": list(flux.shape[1:]),
-        "index_rows": index.manifest.num_rows,
+        "index_rows": sum(index.manifest.num_rows_of_modality.values()),
         "index_type": index.manifest.index_type,
     }
     try:

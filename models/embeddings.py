@@ -70,6 +70,14 @@ class Embeddings:
         """The vectors as float32 [B, D] on the CPU."""
         return self.vectors.detach().cpu().float().numpy()
 
+    def table(self) -> Any:
+        """An astropy Table: `object_id`, `modalities` (joined by +) and `embedding` [D]; space and model in `meta`."""
+        from astropy.table import Table
+
+        names = np.array(["+".join(one) for one in self.modalities], str)
+        columns = {"object_id": np.array(self.object_id, str), "modalities": names, "embedding": self.numpy()}
+        return Table(columns, meta={"space": self.space, "model_id": self.model_id})
+
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingTable:

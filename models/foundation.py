@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data.modalities import Modality
 from ..data.observations import Observation, ObservationError
+from ..data.observe import Measurements, as_observations
 from ..data.token_shards import object_keys
 from ..tokenizers.coefficients import CoefficientsTokenizer
 from ..tokenizers.image import ImageTokenizer
@@ -124,16 +125,18 @@ class FoundationModel:
         """Token grids as one batch for the transformer, and the ids of its rows."""
         return join_grids(grids, self.transformer.vocabulary_index)
 
-    def embed(self, observations: Sequence[Observation], space: str = "aligned", batch_size: int = 64) -> Embeddings:
+    def embed(self, observations: Measurements, space: str = "aligned", batch_size: int = 64) -> Embeddings:
         """One vector for each object, from whatever modalities it has.
 
-        `observations`: any subset of modalities, each a batch of any objects. `aligned`: unit vectors of the
-        contrastive space, the normalised sum over an object's views; `encoder`: mean of the encoder's vectors.
-        Rows follow the first appearance of each object_id. Raises ObservationError if there is nothing to embed.
+        `observations`: any subset of modalities, each a batch of any objects, or what becomes observations
+        (`data/observe.py`). `aligned`: unit vectors of the contrastive space, the normalised sum over an object's
+        views; `encoder`: mean of the encoder's vectors. Rows follow the first appearance of each object_id. Raises
+        ObservationError if there is nothing to embed.
         """
-        if not observations:
+        given = as_observations(observations, self.modalities)
+        if not given:
             raise ObservationError("expected at least one observation, found none")
-        return self.embed_grids([self.tokenize(observation) for observation in observations], space, batch_size)
+        return self.embed_grids([self.tokenize(observation) for observation in given], space, batch_size)
 
     @torch.no_grad()
     def embed_grids(
@@ -200,9 +203,7 @@ class FoundationModel:
         columns = tuple(names[slot] for slot in batch.slots[0].tolist())
         return TokenEmbeddings(ids, torch.cat(vectors), batch.mask.cpu(), self.model_id, modalities, space, columns)
 
-    def predict_scalar(
-        self, observations: Sequence[Observation], target: str, batch_size: int = 64
-    ) -> ScalarPrediction:
+    def predict_scalar(self, observations: Measurements, target: str, batch_size: int = 64) -> ScalarPrediction:
         """The masked model's distribution of a scalar for each object, given whatever else is observed.
 
         Observations of the target itself are left out. Raises LookupError for a scalar the model was not trained on.
@@ -210,9 +211,8 @@ class FoundationModel:
         wanted = self.modality(target)
         if wanted.kind != "scalar":
             raise LookupError(f"expected a scalar, found {target}")
-        return self.predict_scalar_grids(
-            [self.tokenize(o) for o in observations if o.modality.name != target], target, batch_size
-        )
+        given = [o for o in as_observations(observations, self.modalities) if o.modality.name != target]
+        return self.predict_scalar_grids([self.tokenize(o) for o in given], target, batch_size)
 
     @torch.no_grad()
     def predict_scalar_grids(self, grids: Sequence[TokenGrid], target: str, batch_size: int = 64) -> ScalarPrediction:

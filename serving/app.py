@@ -16,8 +16,9 @@ from ..models.probe_loading import AnyProbe
 from .access import Access
 from .access_keys import AccessKeys
 from .callers import CallerMiddleware
+from .cross_site import RefuseOtherSites
 from .docs_page import docs_page
-from .documentation import add_access, add_body_schemas
+from .documentation import add_body_schemas, add_refusals
 from .engine import EngineSettings
 from .explorer_page import explorer_routes
 from .index_protocol import SearchIndex
@@ -27,11 +28,15 @@ from .probe_answers import probes_by_label
 from .problems import install_handlers
 from .request_log import FaultAnswers, RequestLog
 from .routes_about import about_routes
+from .routes_admin import admin_routes
 from .routes_embeddings import embedding_routes
+from .routes_generate import generate_routes
+from .routes_jobs import job_routes
 from .routes_map import map_routes
 from .routes_metrics import metrics_routes
 from .routes_objects import object_routes
 from .routes_predict import predict_routes
+from .routes_probes import probe_routes
 from .routes_search import search_routes
 from .security_headers import SecurityHeaders, allow_origins
 from .service import EmbeddingModel, Service
@@ -57,14 +62,16 @@ def create_app(
     batching: EngineSettings | None = None,
     access: AccessKeys | None = None,
     cors_origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
 ) -> FastAPI:
     """The application for one model and, where given, its index, predictors (by `predictor_key`) and probes.
 
     Without a model every route that needs one answers 503; `app.state.service.take(model)` gives it later. With
     `access`, each request must bear one of its keys, with the scope that it needs; `api_key` is one key of all scopes,
-    beside them or alone. Pages of the sites in `cors_origins` may ask from a browser. `dataset` holds the observations
-    of the index's objects, `state` is a folder for what callers leave, `batching` says how requests share the model.
-    Raises EmbeddingIndexError if index, predictors or probes belong to another model.
+    beside them or alone. Pages of the sites in `cors_origins` may ask from a browser; with `hosts`, the server answers
+    only to these names. `dataset` holds the observations of the index's objects, `state` is a folder for what callers
+    leave, `batching` says how requests share the model. Raises EmbeddingIndexError if index, predictors or
+    probes belong to another model.
     """
     service = Service(
         model,
@@ -94,17 +101,22 @@ def create_app(
         metrics_routes,
         map_routes,
         object_routes,
+        probe_routes,
+        job_routes,
+        generate_routes,
+        admin_routes,
     ):
         app.include_router(routes(service))
     app.include_router(explorer_routes())
     add_body_schemas(app)
     keys = access if api_key is None else (access or AccessKeys()).beside(api_key)
+    add_refusals(app, OPEN_PATHS, needs_key=keys is not None)
     _add_docs(app, keys is not None)
     # The last added is the outermost.
     app.add_middleware(CallerMiddleware)
     if keys is not None:
-        add_access(app, OPEN_PATHS)
         app.add_middleware(Access, keys=keys, open_paths=OPEN_PATHS)
+    app.add_middleware(RefuseOtherSites, origins=cors_origins, hosts=hosts)
     app.add_middleware(FaultAnswers)
     app.add_middleware(MetricsMiddleware, metrics=service.metrics)
     allow_origins(app, cors_origins)

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import safetensors.numpy
 from starlette.responses import Response
 
+from .arrow_body import ARROW
 from .bodies import JSON, NPY
 from .problems import ProblemError
 from .safetensors_body import SAFETENSORS
 from .schemas import Provenance
 from .service import EmbeddedItem
 
-OFFERED = (JSON, NPY, SAFETENSORS)
+OFFERED = (JSON, NPY, SAFETENSORS, ARROW)
 """In the order of preference between types that are equally welcome."""
 
 
@@ -77,6 +79,35 @@ def safetensors_answer(results: Sequence[EmbeddedItem | ProblemError], provenanc
         {"embedding": _vectors(results)}, {name: json.dumps(value) for name, value in metadata.items()}
     )
     return Response(body, media_type=SAFETENSORS)
+
+
+def arrow_answer(results: Sequence[EmbeddedItem | ProblemError], provenance: Provenance) -> Response:
+    """One row for each object: object_id, embedding (fixed_size_list of float32), modalities, and error.
+
+    Where an object was not usable its `embedding` is null and `error` holds the problem document as JSON. The schema's
+    metadata holds the provenance, as JSON.
+    """
+    vectors = _vectors(results)
+    good = [result if isinstance(result, EmbeddedItem) else None for result in results]
+    embedding = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.reshape(-1)), vectors.shape[1], mask=pa.array([item is None for item in good])
+    )
+    errors = [json.dumps(result.document()) if isinstance(result, ProblemError) else None for result in results]
+    table = pa.table(
+        {
+            "object_id": pa.array([None if item is None else item.object_id for item in good], pa.string()),
+            "embedding": embedding,
+            "modalities": pa.array(
+                [None if item is None else list(item.modalities) for item in good], pa.list_(pa.string())
+            ),
+            "error": pa.array(errors, pa.string()),
+        },
+        metadata={"provenance": json.dumps(provenance.model_dump())},
+    )
+    file = pa.BufferOutputStream()
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    return Response(file.getvalue().to_pybytes(), media_type=ARROW)
 
 
 def _vectors(results: Sequence[EmbeddedItem | ProblemError]) -> np.ndarray:

@@ -8,7 +8,8 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Mapping
+import tokenize
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +35,8 @@ DTYPES = (
     *("float16", "float32", "float64", "bool"),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
+_NO_NPY = (ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError, LookupError, RecursionError, MemoryError)
+"""What numpy raises on headers that are none."""
 UNNAMED = "(unnamed)"
 JSON = "application/json"
 NPY = "application/x-npy"
@@ -123,6 +126,25 @@ def observation_of(typed: TypedObject, place: Place, known: Mapping[str, Modalit
     return observation(modality, values, fields, typed, place, limits)
 
 
+def row_object(
+    modality: Modality,
+    values: np.ndarray,
+    fields: Mapping[str, np.ndarray],
+    about: Mapping[str, Any],
+    place: Place,
+    limits: Limits,
+) -> list[Observation] | ProblemError:
+    """One object of a batch, from its arrays and what is said `about` it by the names of TypedObject.
+
+    What is wrong with it is returned, so that it fails alone.
+    """
+    try:
+        typed = parse_fields(TypedObject, {"modality": modality.name, "data": 0.0, **about}, place)
+        return [observation(modality, values, fields, typed, place, limits)]
+    except ProblemError as problem:
+        return problem
+
+
 def observations_from_npy(
     body: bytes, query: Mapping[str, str], known: Mapping[str, Modality], limits: Limits
 ) -> list[list[Observation]]:
@@ -172,8 +194,8 @@ def read_npy(body: bytes) -> np.ndarray:
         version = npy_format.read_magic(file)
         read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, is_fortran, dtype = read_header(file)
-    except (ValueError, EOFError) as error:
-        raise ProblemError("malformed-body", f"the body is not a .npy file: {error}") from None
+    except _NO_NPY as error:
+        raise ProblemError("malformed-body", f"the body is not a .npy file: {str(error)[:300]}") from None
     if dtype.kind not in "fiub":
         raise ProblemError("malformed-body", f"a .npy body must hold numbers; found {dtype}")
     # numpy.load would take the memory that the header claims; here the bytes that came must match it.
@@ -184,8 +206,17 @@ def read_npy(body: bytes) -> np.ndarray:
             f"the .npy header says {list(shape)} of {dtype}, {math.prod(shape) * dtype.itemsize} bytes; "
             f"{len(content)} bytes follow",
         )
-    array = np.frombuffer(content, dtype)
-    return array.reshape(shape[::-1]).T if is_fortran else array.reshape(shape)
+    array = shaped(np.frombuffer(content, dtype), shape[::-1] if is_fortran else shape, "the array")
+    return array.T if is_fortran else array
+
+
+def shaped(array: np.ndarray, shape: Sequence[int], what: str) -> np.ndarray:
+    """The array in a shape of as many numbers. Raises ProblemError (400): none may have 10^20 rows of nothing."""
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError) as error:
+        detail = f"{what} of shape {list(shape)[:8]} cannot be made: {str(error)[:200]}"
+        raise ProblemError("malformed-body", detail) from None
 
 
 def check_count(count: int, limits: Limits) -> None:
@@ -325,7 +356,7 @@ def _array(given: Any, place: Place, shape: list[int] | None = None, dtype: str 
                 place,
                 f"{dtype} of shape {shape} has {math.prod(shape) * item.itemsize} bytes, but {len(raw)} came",
             )
-        return np.frombuffer(raw, item).reshape(shape).astype(item.newbyteorder("="))
+        return shaped(np.frombuffer(raw, item), shape, "data").astype(item.newbyteorder("="))
     try:
         array = np.array(given)
     except ValueError:

@@ -5,105 +5,108 @@
         neighbours = client.neighbours(images.select([0]), k=5, target_modality="spectrum/desi")
         redshift = client.predict("scalar/redshift", images.select([0]))
 
-Arrays travel as base64 of their bytes; batches are split by the server's /v1/limits.
+It is the AsyncClient on an event loop in a thread of its own, so that both do the same, and requests of one call are
+under way together.
 """
 
-import base64
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..data.observations import CoefficientsObservation, ImageObservation, Observation, ScalarObservation
+from ..data.dataset import ObservationDataset
+from ..data.observations import Observation
+from ..data.observe import Measurements
 from ..models.embeddings import Embeddings
+from .async_client import AsyncClient
+from .client_errors import (
+    ApiError,
+    BusyError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    TooLargeError,
+    UnauthorizedError,
+    UnreachableError,
+)
+from .client_loop import EmbeddingStream, LoopThread
+from .client_probes import ProbeRecord
+from .client_results import (
+    Distribution,
+    EmbeddedSet,
+    FailedObject,
+    Interval,
+    Neighbour,
+    Neighbours,
+    ObjectRecord,
+    Prediction,
+)
+from .client_stream import OnError
 
-ENVELOPE_BYTES = 1024
-"""Room for the fields around `input` in a request."""
+if TYPE_CHECKING:
+    from ..models.foundation import ScalarPrediction
+    from ..models.generated import GeneratedObservations
+    from ..models.generation import Order
+    from ..models.probe_loading import AnyProbe
 
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "BusyError",
+    "Client",
+    "ConflictError",
+    "Distribution",
+    "EmbeddedSet",
+    "EmbeddingStream",
+    "FailedObject",
+    "Interval",
+    "InvalidRequestError",
+    "Neighbour",
+    "Neighbours",
+    "NotFoundError",
+    "ObjectRecord",
+    "Prediction",
+    "ProbeRecord",
+    "TooLargeError",
+    "UnauthorizedError",
+    "UnreachableError",
+]
 
-class ApiError(Exception):
-    """The server answered with a problem document: `status`, `problem` (RFC 9457), and its `detail` as message."""
-
-    def __init__(self, status: int, problem: dict[str, Any]) -> None:
-        super().__init__(f"{status} {problem.get('title', '')}: {problem.get('detail', '')}")
-        self.status = status
-        self.problem = problem
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """One neighbour; `similarity` is the cosine, positions are degrees, ICRS. `weight` and `label` with predictions."""
-
-    object_id: str
-    modality: str
-    similarity: float
-    ra: float | None
-    dec: float | None
-    labels: dict[str, float] | None = None
-    label: float | None = None
-    weight: float | None = None
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Bounds that hold the truth with probability `level`; None where too few objects are known to tell."""
-
-    level: float
-    lower: float | None
-    upper: float | None
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """A probability for each bin [V]; `low` and `high` bound the bins, in the property's unit."""
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    probability: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A predicted value; `calibrated` tells whether the intervals were calibrated on held-out objects.
-
-    With method `neighbours` it shows these; with method `model`, the distribution whose median the value is; with
-    `probe`, where the value is a class, `classes` has the probabilities. `is_outside` says that the object is unlike
-    those known, by `novelty`, the share of them that lie as far out; None where that cannot be told.
-    """
-
-    property: str
-    value: Any
-    unit: str | None
-    intervals: tuple[Interval, ...]
-    calibrated: bool
-    neighbours: tuple[Neighbour, ...]
-    provenance: dict[str, Any]
-    method: str = "neighbours"
-    distribution: Distribution | None = None
-    classes: dict[str, Any] | None = None
-    novelty: float | None = None
-    is_outside: bool | None = None
-
-
-QueryLike = str | np.ndarray | Tensor | Observation | Sequence[Observation]
-"""An object's id, a vector [D], or the observations of one object."""
+Answer = TypeVar("Answer")
 
 
 class Client:
-    """A connection to one server; close it, or use it in a `with` block. Errors of the server raise ApiError."""
+    """A connection to one server; close it, or use it in a `with` block. Threads may share it.
 
-    def __init__(self, url: str, timeout: float = 60.0, api_key: str | None = None) -> None:
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        # The server may be this machine: proxies of the environment are not asked.
-        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=timeout, headers=headers, trust_env=False)
-        self._limits: dict[str, int] | None = None
+    `api_key` is sent as a bearer token. `timeout` is of one attempt, `deadline` of a request with all its attempts
+    (seconds); requests that fail for want of room or of a connection are sent again, with growing waits. Errors are
+    ApiError and its subclasses. Raises ValueError if `url` is no address of HTTP.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        timeout: float | int = 60.0,
+        deadline: float | int = 300.0,
+        retries: int = 7,
+        num_in_flight: int = 4,
+    ) -> None:
+        self._options: dict[str, Any] = {
+            "timeout": timeout,
+            "deadline": deadline,
+            "retries": retries,
+            "num_in_flight": num_in_flight,
+        }
+        self._api_key = api_key
+        self._remote = AsyncClient(url, api_key, **self._options)
+        self._loop = LoopThread()
+        self._owner = os.getpid()
+        self._is_closed = False
 
     def __enter__(self) -> "Client":
         return self
@@ -113,224 +116,242 @@ class Client:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
 
-    def embed(self, observations: Sequence[Observation], space: str = "aligned") -> Embeddings:
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._remote.url
+
+    def close(self) -> None:
+        """Close the connections, and leave off streams that were not read to their end."""
+        if not self._is_closed and self._owner == os.getpid():
+            self._loop.close(self._remote.aclose())
+        self._is_closed = True
+
+    def embed(self, observations: Measurements, space: str = "aligned", batch_size: int = 64) -> Embeddings:
         """One vector for each object, in order of first appearance, as the local model's `embed`.
 
-        Raises ApiError if any object is not usable; its document names each.
+        `batch_size` objects go in one request, fewer where /v1/limits says so. Raises ApiError if any object is not
+        usable (its document names each), ObservationError if there is none, or one that cannot be sent.
         """
-        items = _items(observations)
-        vectors: list[np.ndarray] = []
-        modalities: list[tuple[str, ...]] = []
-        model_id = ""
-        for batch in self._batches([json.dumps(item) for item in items.values()]):
-            fields = json.dumps({"encoding_format": "base64", "space": space})
-            body = f'{fields[:-1]}, "input": [{", ".join(batch)}]}}'
-            answer = self._post("/v1/embeddings", body)
-            failed = [datum["error"] for datum in answer["data"] if datum.get("error") is not None]
-            if failed:
-                raise ApiError(
-                    failed[0]["status"], {**failed[0], "errors": [e for f in failed for e in f.get("errors", [])]}
-                )
-            for datum in answer["data"]:
-                vectors.append(np.frombuffer(base64.b64decode(datum["embedding"]), "<f4"))
-                modalities.append(tuple(datum["modalities"]))
-            model_id = answer["provenance"]["model_id"]
-        return Embeddings(
-            object_id=tuple(items),
-            vectors=torch.from_numpy(np.stack(vectors).astype(np.float32)),
-            space=space,
-            model_id=model_id,
-            modalities=tuple(modalities),
+        return self._run(self._here().embed(observations, space, batch_size))
+
+    def embed_many(
+        self,
+        source: Iterable[Any] | ObservationDataset | Observation | str | Path,
+        space: str = "aligned",
+        batch_size: int = 64,
+        *,
+        modality: str | Sequence[str] | None = None,
+        on_error: OnError = "raise",
+        progress: bool = False,
+        num_in_flight: int | None = None,
+    ) -> EmbeddingStream:
+        """The embeddings of many objects as a stream: read it part by part, or `collect()` it.
+
+        `source` is a dataset or its folder (with `modality`, one or several), one observation of many objects, or an
+        iterable, read in a thread as requests leave. Each of its items stands alone and is what `embed` takes, or a
+        function without arguments that returns it. `on_error` "skip" lists the objects that are not usable in the
+        stream's `errors` and goes on. `num_in_flight` requests are under way at once; `progress` shows a bar.
+        """
+        stream = self._here().embed_many(
+            source,
+            space,
+            batch_size,
+            modality=modality,
+            on_error=on_error,
+            progress=progress,
+            num_in_flight=num_in_flight,
         )
+        return EmbeddingStream(self._loop, stream)
+
+    def predict_scalar(self, observations: Measurements, target: str, batch_size: int = 64) -> "ScalarPrediction":
+        """The masked model's distribution of a scalar for each object, as the local model's `predict_scalar`.
+
+        A request for each object, several at once; `batch_size` is of the local model, and does not matter here.
+        Raises ApiError, LookupError for a scalar that is not declared.
+        """
+        return self._run(self._here().predict_scalar(observations, target, batch_size))
 
     def neighbours(
         self,
-        query: QueryLike,
+        query: Any,
         k: int = 10,
         *,
         modality: str | None = None,
         target_modality: str | None = None,
-        cone: tuple[float, float, float] | None = None,
+        cone: Sequence[Any] | None = None,
         exclude: Sequence[str] = (),
         exclude_self: bool = True,
         with_labels: bool = False,
         collection: str = "objects",
-    ) -> tuple[Neighbour, ...]:
-        """The k nearest neighbours, best first. `cone` is (ra, dec, radius) in degrees, ICRS.
+    ) -> Neighbours:
+        """The k nearest neighbours of an object's id, a vector [D], or measurements of one object; best first.
 
         `modality` says which vector of an object in the index is meant, `target_modality` which kind of neighbour is
-        wanted.
+        wanted. `cone` is (ra, dec, radius) in degrees, ICRS, or as astropy quantities. Raises ApiError.
         """
-        body = _query(query, modality, target_modality, cone) | {
-            "k": k,
-            "exclude": list(exclude),
-            "exclude_self": exclude_self,
-            "include": ["labels"] if with_labels else [],
-        }
-        answer = self._post(f"/v1/collections/{quote(collection, safe='')}/search", json.dumps(body))
-        return tuple(Neighbour(**neighbour) for neighbour in answer["neighbours"])
+        asked = self._here().neighbours(
+            query,
+            k,
+            modality=modality,
+            target_modality=target_modality,
+            cone=cone,
+            exclude=exclude,
+            exclude_self=exclude_self,
+            with_labels=with_labels,
+            collection=collection,
+        )
+        return self._run(asked)
 
     def predict(
         self,
         property: str,
-        query: QueryLike,
+        query: Any,
         *,
         method: str = "neighbours",
         k: int | None = None,
         modality: str | None = None,
         target_modality: str | None = None,
-        cone: tuple[float, float, float] | None = None,
+        cone: Sequence[Any] | None = None,
         exclude_self: bool = True,
+        probe: str | None = None,
     ) -> Prediction:
         """The value of a property (`scalar/redshift`) from the labels of the nearest neighbours.
 
         With method `model`, by the masked model: the query is the observations of one object, and the other options
-        do not apply. With method `probe`, by the probe of this label that the server was started with.
+        do not apply. With method `probe`, by the probe of this label that the server was started with; with the id of
+        a `probe`, by that one. Raises ApiError, ValueError if that probe tells something else.
         """
-        body = _query(query, modality, target_modality, cone) | {
-            "property": property,
-            "method": method,
-            "k": k,
-            "exclude_self": exclude_self,
-        }
-        answer = self._post("/v1/predict", json.dumps(body))
-        return Prediction(
-            property=answer["property"],
-            value=answer["value"],
-            unit=answer["unit"],
-            intervals=tuple(Interval(**interval) for interval in answer["intervals"]),
-            calibrated=answer["calibrated"],
-            neighbours=tuple(Neighbour(**neighbour) for neighbour in answer["neighbours"]),
-            provenance=answer["provenance"],
-            method=answer["method"],
-            distribution=_distribution(answer["distribution"]),
-            classes=answer["classes"],
-            novelty=answer["novelty"],
-            is_outside=answer["is_outside"],
+        asked = self._here().predict(
+            property,
+            query,
+            method=method,
+            k=k,
+            modality=modality,
+            target_modality=target_modality,
+            cone=cone,
+            exclude_self=exclude_self,
+            probe=probe,
         )
+        return self._run(asked)
 
-    def object(self, object_id: str) -> dict[str, Any]:
-        """What the index knows of an object: position, modalities, labels, links."""
-        return self._get(f"/v1/objects/{quote(object_id, safe='')}")
+    def generate(
+        self,
+        observations: Measurements,
+        targets: Sequence[str],
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        order: "Order" = "maskgit",
+        num_stages: int = 8,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        like: Sequence[Observation] = (),
+        image_size: int | None = None,
+    ) -> "dict[str, ScalarPrediction | GeneratedObservations]":
+        """What other modalities of each object may look like, as the local model's `generate`; by `targets`.
+
+        Each object and target is a request of its own: several targets are not drawn together here, and the samples'
+        tokens stay on the server. Pixels are those of the observations in `like` (images: squares), or of the
+        instrument's card; images need `image_size` else. Raises ApiError, ObservationError.
+        """
+        made = self._here().generate(
+            observations,
+            targets,
+            num_samples=num_samples,
+            seed=seed,
+            order=order,
+            num_stages=num_stages,
+            temperature=temperature,
+            top_p=top_p,
+            like=like,
+            image_size=image_size,
+        )
+        return self._run(made)
+
+    def fit_probe(
+        self,
+        label: str,
+        objects: Mapping[str, Any] | Embeddings,
+        values: Mapping[str, Any] | Sequence[Any] | np.ndarray | None = None,
+        *,
+        task: str | None = None,
+        unit: str | None = None,
+        kind: str | None = None,
+        modality: str | None = None,
+        note: str | None = None,
+    ) -> ProbeRecord:
+        """Fit a small head to labels, on the server, where it stays; its `id` is for `predict(..., probe=id)`.
+
+        `objects` are labels of objects of the index, {object_id: value}, with `modality` as in `neighbours`; or
+        embeddings, with `values`, one for each. Numbers make a regression, names a classification, unless `task` says.
+        `kind` is `linear` or `kernel`. A fit of many labels is waited for. Raises ApiError, ValueError.
+        """
+        fit = self._here().fit_probe(
+            label, objects, values, task=task, unit=unit, kind=kind, modality=modality, note=note
+        )
+        return self._run(fit)
+
+    def probes(self) -> tuple[ProbeRecord, ...]:
+        """The probes on the server, the oldest first."""
+        return self._run(self._here().probes())
+
+    def probe(self, probe_id: str) -> ProbeRecord:
+        """The card of a probe. Raises NotFoundError."""
+        return self._run(self._here().probe(probe_id))
+
+    def delete_probe(self, probe_id: str) -> None:
+        """Forget a probe. Raises NotFoundError, ConflictError for one that the server was started with."""
+        self._run(self._here().delete_probe(probe_id))
+
+    def download_probe(self, probe_id: str) -> "AnyProbe":
+        """The probe itself, to predict with here, from embeddings. Raises NotFoundError."""
+        return self._run(self._here().download_probe(probe_id))
+
+    def upload_probe(self, probe: "AnyProbe") -> ProbeRecord:
+        """Leave a probe that was fitted here, on embeddings of the served model. Raises ApiError."""
+        return self._run(self._here().upload_probe(probe))
+
+    def object(self, object_id: str) -> ObjectRecord:
+        """What the index knows of an object: position, modalities, labels, links. Raises NotFoundError."""
+        return self._run(self._here().object(object_id))
 
     def modalities(self) -> list[dict[str, Any]]:
         """What can be sent: kind, unit, bands or wavelengths of each modality."""
-        return self._get("/v1/modalities")["modalities"]
+        return self._run(self._here().modalities())
 
     def models(self) -> list[dict[str, Any]]:
         """The served model: id, spaces, modalities."""
-        return self._get("/v1/models")["data"]
+        return self._run(self._here().models())
 
     def collections(self) -> list[dict[str, Any]]:
         """What can be searched."""
-        return self._get("/v1/collections")["collections"]
+        return self._run(self._here().collections())
 
     def limits(self) -> dict[str, int]:
-        """What one request may ask for."""
-        if self._limits is None:
-            self._limits = self._get("/v1/limits")
-        return self._limits
+        """What one request may ask for; asked once."""
+        return self._run(self._here().limits())
 
-    def _batches(self, items: Sequence[str]) -> Iterator[list[str]]:
-        limits = self.limits()
-        batch: list[str] = []
-        size = ENVELOPE_BYTES
-        for item in items:
-            length = len(item) + 2
-            if batch and (len(batch) == limits["max_items"] or size + length > limits["max_body_bytes"]):
-                yield batch
-                batch, size = [], ENVELOPE_BYTES
-            batch.append(item)
-            size += length
-        if batch:
-            yield batch
+    @property
+    def model_id(self) -> str:
+        """The id of the served model: a hash of its weights."""
+        return self._run(self._here().model_id())
 
-    def _get(self, path: str) -> dict[str, Any]:
-        return _content(self._http.get(path))
+    def embedding_size(self, space: str = "aligned") -> int:
+        """Length of the vectors of a space. Raises ObservationError where the model has no such space."""
+        return self._run(self._here().embedding_size(space))
 
-    def _post(self, path: str, body: str) -> dict[str, Any]:
-        return _content(self._http.post(path, content=body.encode(), headers={"Content-Type": "application/json"}))
+    def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        return self._loop.run(work)
 
-
-def _content(response: httpx.Response) -> dict[str, Any]:
-    if response.is_success:
-        return response.json()
-    if response.headers.get("content-type", "").startswith("application/problem+json"):
-        raise ApiError(response.status_code, response.json())
-    raise ApiError(response.status_code, {"title": response.reason_phrase, "detail": response.text[:500]})
-
-
-def _distribution(given: dict[str, list[float]] | None) -> Distribution | None:
-    return None if given is None else Distribution(**{name: tuple(values) for name, values in given.items()})
-
-
-def _query(
-    query: QueryLike,
-    modality: str | None,
-    target_modality: str | None,
-    cone: tuple[float, float, float] | None,
-) -> dict[str, Any]:
-    body: dict[str, Any] = {"modality": modality, "target_modality": target_modality}
-    if cone is not None:
-        body["cone"] = dict(zip(("ra", "dec", "radius_deg"), cone, strict=True))
-    if isinstance(query, str):
-        return body | {"object_id": query}
-    if isinstance(query, Tensor):
-        query = query.detach().cpu().numpy()
-    if isinstance(query, np.ndarray):
-        return body | {"vector": base64.b64encode(query.astype("<f4").reshape(-1).tobytes()).decode()}
-    observations = [query] if isinstance(query, Observation) else query
-    items = _items(observations)
-    if len(items) != 1:
-        raise ValueError(f"a query is one object; these observations hold {len(items)}: select one")
-    (item,) = items.values()
-    return body | {"observations": item["observations"]}
-
-
-def _items(observations: Sequence[Observation]) -> dict[str, dict[str, Any]]:
-    """The body of each object, by id, in order of first appearance."""
-    items: dict[str, dict[str, Any]] = {}
-    for observation in observations:
-        for row, object_id in enumerate(observation.object_id):
-            item = items.setdefault(object_id, {"object_id": object_id, "observations": []})
-            item["observations"].append(_typed_object(observation, row))
-    if not items:
-        raise ValueError("expected at least one observation, found none")
-    return items
-
-
-def _typed_object(observation: Observation, row: int) -> dict[str, Any]:
-    """One row of an observation. Masked pixels have inverse variance zero, so that no mask need be sent."""
-    typed: dict[str, Any] = {"modality": observation.modality.name, "object_id": observation.object_id[row]}
-    for name in ("ra", "dec"):
-        value = float(getattr(observation, name)[row])
-        if np.isfinite(value):
-            typed[name] = value
-    if isinstance(observation, ScalarObservation):
-        typed |= {"data": float(observation.values[row]), "mask": bool(observation.mask[row])}
-        error = float(observation.error[row])
-        return typed if np.isnan(error) else typed | {"error": error}
-    if isinstance(observation, CoefficientsObservation):
-        return typed | {
-            **_encoded(observation.values[row]),
-            "mask": _encoded(observation.mask[row]),
-            "error": _encoded(observation.error[row]),
-        }
-    typed |= _encoded(observation.flux[row])
-    if isinstance(observation, ImageObservation):
-        typed["bands"] = list(observation.bands)
-        names: tuple[str, ...] = ("inverse_variance", "psf_fwhm", "depth", "center")
-    else:
-        names = ("inverse_variance", "wavelength", "resolving_power")
-    return typed | {name: _encoded(getattr(observation, name)[row]) for name in names}
-
-
-def _encoded(values: Tensor) -> dict[str, Any]:
-    array = values.detach().cpu().numpy()
-    name = "float64" if array.dtype == np.float64 else "float32"
-    raw = np.ascontiguousarray(array, np.dtype(name).newbyteorder("<")).tobytes()
-    return {"data": base64.b64encode(raw).decode(), "shape": list(array.shape), "dtype": name}
+    def _here(self) -> AsyncClient:
+        """The async client of this process: after a fork, connections and threads are the parent's."""
+        if self._is_closed:
+            raise RuntimeError("the client is closed")
+        if self._owner != os.getpid():
+            self._remote, self._loop = AsyncClient(self.url, self._api_key, **self._options), LoopThread()
+            self._owner = os.getpid()
+        return self._remote

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+FORM = "multipart/form-data"
 KEY_VARIABLE = "ARMILLARY_API_KEY"
 """The shell variable that the commands of a server with a key read."""
 
@@ -87,6 +88,11 @@ def curl_commands(method: str, path: str, operation: Document, url: str, needs_k
         else:
             sent = body.get("x-example", {"file": "body.bin", "query": ""})
             place = shlex.quote(url + filled + ("?" + sent["query"] if sent["query"] else ""))
+            if media_type == FORM:
+                parts = ["file=@" + sent["file"], *filter(None, sent["query"].split("&"))]
+                form = " ".join(f"-F {shlex.quote(part)}" for part in parts)
+                commands[media_type] = f"{_shell(f'{head} {shlex.quote(url + filled)}{key}')} \\\n  {form}"
+                continue
             file = shlex.quote("@" + sent["file"])
             commands[media_type] = _shell(f"{head} {place}{key}{kind}\n  --data-binary {file}")
     return commands

@@ -8,6 +8,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from .access import KEY_HEADER, needed_scope
+from .generate_schemas import GenerateRequest
+from .job_schemas import NeighboursRequest
+from .probe_schemas import PROBE_BODIES
 from .problems import KINDS, MEDIA_TYPE
 from .schemas import REQUEST_BODIES, ProblemDocument
 
@@ -55,7 +58,8 @@ def add_body_schemas(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        models = [(model, "validation") for model in (*REQUEST_BODIES, ProblemDocument)]
+        bodies = (*REQUEST_BODIES, *PROBE_BODIES, NeighboursRequest, GenerateRequest, ProblemDocument)
+        models = [(model, "validation") for model in bodies]
         _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         components = document.setdefault("components", {}).setdefault("schemas", {})
         components.update(schemas["$defs"])
@@ -72,26 +76,33 @@ def add_body_schemas(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def add_access(app: FastAPI, open_paths: Sequence[str]) -> None:
-    """Put the key into the document: how it is sent, the scope of each operation, and what is answered without it."""
+def add_refusals(app: FastAPI, open_paths: Sequence[str], needs_key: bool) -> None:
+    """Put into the document what is answered before a route is reached, or by what all routes stand on.
+
+    Anything but GET may be refused to a page of another site (403) or for want of room (429). Where keys are needed:
+    how they are sent, the scope of each operation, 401 and 403.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        document.setdefault("components", {})["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer arm_...`"},
-            "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER},
-        }
+        if needs_key:
+            document.setdefault("components", {})["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer arm_...`"},
+                "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER},
+            }
         for path, methods in document["paths"].items():
             for method, operation in methods.items():
-                scope = needed_scope(method.upper(), path, open_paths)
-                if scope is None:
-                    operation["security"] = []
-                    continue
-                # OpenAPI 3.1 lets schemes of every type name the roles that are needed.
-                operation["security"] = [{"bearer": [scope]}, {"header": [scope]}]
-                refusals = {str(status): answer for status, answer in errors(401, 403).items()}
-                operation["responses"] = dict(sorted((operation["responses"] | refusals).items()))
+                scope = needed_scope(method.upper(), path, open_paths) if needs_key else None
+                statuses = [] if method == "get" else [403, 429]
+                if scope is not None:
+                    statuses += [401, 403]
+                if needs_key:
+                    # OpenAPI 3.1 lets schemes of every type name the roles that are needed.
+                    operation["security"] = [{"bearer": [scope]}, {"header": [scope]}] if scope else []
+                refusals = {str(status): answer for status, answer in errors(*statuses).items()}
+                # What a route says itself of a status goes first.
+                operation["responses"] = dict(sorted((refusals | operation["responses"]).items()))
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -118,12 +118,14 @@ def _of_vectors(service: Service, probe: AnyProbe, items: Sequence[Any], space: 
     row_of = {number: row for row, number in enumerate(rows)}
     data: list[dict[str, Any]] = []
     for number, result in enumerate(results):
-        if isinstance(result, ProblemError) or found is None:
-            assert isinstance(result, ProblemError)
+        if isinstance(result, ProblemError):
             data.append({"index": number, "error": result.document()})
-        else:
-            told = _prediction(found, row_of[number], probe, result.modalities)
-            data.append({"index": number, "object_id": result.object_id, **told, "error": None})
+        elif found is not None:
+            try:
+                told = _prediction(found, row_of[number], probe, result.modalities)
+                data.append({"index": number, "object_id": result.object_id, **told, "error": None})
+            except ProblemError as problem:
+                data.append({"index": number, "error": problem.document()})
     return data
 
 
@@ -175,6 +177,9 @@ def _provenance(service: Service, probe: AnyProbe) -> dict[str, Any]:
 
 def _prediction(found: ProbePrediction, row: int, probe: AnyProbe, modalities: Sequence[str]) -> dict[str, Any]:
     """What a probe says of one object."""
+    told = found.value if found.probabilities is None else found.probabilities
+    if not np.isfinite(told[row]).all():
+        raise ProblemError("conflict", "the probe gives no finite value for this object")
     value = _plain(found.value[row])
     return {
         # As in JSON, the names of classes are strings.
@@ -246,7 +251,10 @@ def _errors(found: ProbePrediction, row: int, probe: AnyProbe) -> dict[str, Any]
         ]
         return {
             "intervals": [],
-            "classes": {"probabilities": dict(zip(names, found.probabilities[row].tolist(), strict=True)), "sets": sets},
+            "classes": {
+                "probabilities": dict(zip(names, found.probabilities[row].tolist(), strict=True)),
+                "sets": sets,
+            },
         }
     assert found.lower is not None
     assert found.upper is not None

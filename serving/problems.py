@@ -30,15 +30,18 @@ class ProblemKind:
 
 
 KINDS: dict[str, ProblemKind] = {
-    "malformed-body": ProblemKind(400, "The body cannot be read", "Send a whole .npy or safetensors file, of numbers."),
+    "malformed-body": ProblemKind(
+        400, "The body cannot be read", "Send a whole file of the type that Content-Type says."
+    ),
     "unauthorized": ProblemKind(401, "A key is needed", "Send the header `Authorization: Bearer KEY`."),
     "forbidden": ProblemKind(403, "The key does not allow this", "Use a key of the scope that `detail` names."),
+    "cross-site": ProblemKind(403, "A page of another site asks", "Let the server list the origin of the page."),
     "not-found": ProblemKind(404, "There is no such thing", "See `detail` for the nearest known name."),
     "method-not-allowed": ProblemKind(405, "This address has no such method", "See /openapi.json for the methods."),
     "not-acceptable": ProblemKind(
         406,
         "No type that the caller accepts",
-        "Accept application/json, application/x-npy or application/vnd.safetensors.",
+        "Accept application/json, application/x-npy, application/vnd.safetensors or an Arrow stream.",
     ),
     "conflict": ProblemKind(409, "Model and index do not fit together", "Use the space and model of the index."),
     "no-state": ProblemKind(409, "The server keeps nothing", "Its operator can give it a folder to keep things in."),

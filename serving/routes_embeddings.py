@@ -3,14 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from . import bodies
-from .binary_answers import npy_answer, safetensors_answer, wanted_type
+from .arrow_body import ARROW
+from .binary_answers import arrow_answer, npy_answer, safetensors_answer, wanted_type
 from .documentation import answers, json_body
-from .problems import ProblemError
-from .safetensors_body import REQUEST_METADATA, SAFETENSORS, observations_from_safetensors, read_safetensors
+from .fits_body import FITS
+from .multipart_body import MULTIPART
+from .problems import ProblemError, at, pointer
+from .raw_bodies import RAW_TYPES, read_objects
+from .safetensors_body import SAFETENSORS
 from .schemas import EmbeddingAnswer, EmbeddingRequest
 from .service import EmbeddedItem, Service
 
@@ -48,20 +53,38 @@ _ANSWER = {
     "usage": {"prompt_tokens": 1, "total_tokens": 1},
     "provenance": {"model_id": "armillary-1f3a9c0d2b4e", "index_id": None, "space": "aligned", "metric": None},
 }
-_NPY_PARAMETERS = [
+_RAW_PARAMETERS = [
     {"name": name, "in": "query", "required": False, "schema": {"type": kind}, "description": description}
     for name, kind, description in (
-        ("modality", "string", "Needed with a .npy body: what the array is"),
-        ("bands", "string", "Of an image in a .npy body: `g,r,i,z`"),
-        ("object_id", "string", "With a .npy body of one object"),
-        ("ra", "number", "Degrees, ICRS; with a .npy body"),
-        ("dec", "number", "Degrees, ICRS; with a .npy body"),
-        ("space", "string", "`aligned` or `encoder`; with a .npy body"),
-        ("encoding_format", "string", "`float` or `base64`; with a .npy body"),
-        ("unit", "string", "With a .npy body: checked against the modality's unit"),
-        ("model", "string", "With a .npy body"),
+        ("modality", "string", "Needed with a .npy body, and with FITS but for DESI coadds and SDSS spectra"),
+        ("bands", "string", "Of an image: `g,r,i,z`; FITS headers may say it"),
+        ("object_id", "string", "With a body of one object"),
+        ("ra", "number", "Degrees, ICRS, of one object; in a FITS image with a WCS it says where the object is"),
+        ("dec", "number", "Degrees, ICRS"),
+        ("space", "string", "`aligned` or `encoder`"),
+        ("encoding_format", "string", "`float` or `base64`"),
+        ("unit", "string", "Checked against the modality's unit"),
+        ("zero_point", "number", "Of a FITS image that does not state it: the AB magnitude of one unit"),
+        ("size", "integer", "Of a FITS image: read this many pixels a side around the object"),
+        ("model", "string", "The model's id"),
     )
 ]
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_RAW_BODIES: dict[str, Any] = {
+    bodies.NPY: {**_BINARY, "x-example": {"file": "image.npy", "query": "modality=image/hsc&bands=g,r,i"}},
+    SAFETENSORS: {**_BINARY, "x-example": {"file": "objects.safetensors", "query": ""}},
+    ARROW: {**_BINARY, "x-example": {"file": "objects.arrow", "query": ""}},
+    FITS: {**_BINARY, "x-example": {"file": "image.fits", "query": "modality=image/hsc&bands=g"}},
+    MULTIPART: {
+        "schema": {
+            "type": "object",
+            "required": ["file"],
+            "properties": {"file": _BINARY["schema"]},
+            "additionalProperties": {"type": "string"},
+        },
+        "x-example": {"file": "image.fits", "query": "modality=image/hsc&bands=g"},
+    },
+}
 Embedded = tuple[EmbeddingRequest, Sequence[EmbeddedItem | ProblemError]]
 """What was asked, and the result for each object."""
 
@@ -71,22 +94,12 @@ _REQUEST_PARAMETERS = ("space", "encoding_format", "model")
 def embedding_routes(service: Service) -> APIRouter:
     """The one route of embeddings."""
     router = APIRouter(tags=["embeddings"])
-    raw_bodies = {
-        bodies.NPY: {
-            "schema": {"type": "string", "format": "binary"},
-            "x-example": {"file": "image.npy", "query": "modality=image/hsc&bands=g,r,i"},
-        },
-        SAFETENSORS: {
-            "schema": {"type": "string", "format": "binary"},
-            "x-example": {"file": "objects.safetensors", "query": ""},
-        },
-    }
 
     @router.post(
         "/v1/embeddings",
         summary="Vectors of objects from whatever was measured of them",
         responses=_responses(),
-        openapi_extra={**json_body(EmbeddingRequest, _EXAMPLES, raw_bodies), "parameters": _NPY_PARAMETERS},
+        openapi_extra={**json_body(EmbeddingRequest, _EXAMPLES, _RAW_BODIES), "parameters": _RAW_PARAMETERS},
     )
     async def embeddings(request: Request) -> Response:
         """Each entry of `input` is one object: a measurement, several under `observations`, or an object of the index.
@@ -106,23 +119,35 @@ def embedding_routes(service: Service) -> APIRouter:
         `modality`, `bands` (`g,r,i`), `object_id` (a JSON list),
         `unit`, `space`, `model`. Errors point to `/input/3/data` and the like, as in JSON, where `data` is the flux.
 
+        `application/vnd.apache.arrow.stream` takes one row for each object: the same names as columns, arrays as lists
+        of fixed or any size, and `object_id`, `ra`, `dec`. Metadata as above in the schema's, or in the query. Null is
+        what an object does not have. No compression, no dictionaries, no extension types.
+
+        `application/fits` takes files as they are, not gzipped; images compressed in tiles (RICE, GZIP) are taken. An
+        image lies in one extension, [height, width] or [bands, height, width], or in several, one for each band. Bands
+        are those of the query, or of FILTER, BAND, BANDS and BANDn. The unit is that of BUNIT, or of a zero point in
+        MAGZERO, PHOTZP or FLUXMAG0, and becomes nanomaggies. Extensions IVAR (or INVVAR), MASK (flags, 0 = good) and
+        PSF_FWHM (arcsec) go with it, one for all bands or with a band in their names (`IVAR_G`). With a WCS, `ra` and
+        `dec` say where the object is (without them it is in the middle), and pixels must be as wide as the
+        instrument's, to 2 %. Spectra are DESI coadds, SDSS `spec` files, and files with FLUX, WAVELENGTH (or LOGLAM)
+        and IVAR (or ERROR), as columns or extensions, of one or many objects.
+
+        `multipart/form-data` takes one file of any of these types; its other fields are what the query says elsewhere.
+
         By `Accept`, the answer is JSON, a .npy file (float32 [objects, dimension]; one object that is not usable makes
         it an error; provenance in the headers `Armillary-Model-Id`, `-Index-Id` and `-Space`), or safetensors: the
         tensor `embedding`, NaN for an object that is not usable, and metadata in JSON: `object_id`, `modalities`,
-        `errors`, `provenance`.
+        `errors`, `provenance`, or an Arrow stream with the columns `object_id`, `embedding`, `modalities` and `error`.
         """
-        allowed = (bodies.JSON, bodies.NPY, SAFETENSORS)
         answer_type = wanted_type(request.headers.get("accept"))
-        media_type, body = await bodies.read_body(request, service.limits, allowed)
-        query = dict(request.query_params)
+        media_type, body = await bodies.read_body(request, service.limits, (bodies.JSON, *RAW_TYPES))
+        content_type, query = request.headers.get("content-type", ""), dict(request.query_params)
 
         def work() -> Response:
             if media_type == bodies.JSON:
                 asked, results = _embed_json(service, body)
-            elif media_type == bodies.NPY:
-                asked, results = _embed_npy(service, body, query)
             else:
-                asked, results = _embed_safetensors(service, body)
+                asked, results = _embed_raw(service, media_type, content_type, body, query)
             return _answer(service, asked, results, answer_type)
 
         return await service.in_worker(work)
@@ -140,24 +165,18 @@ def _embed_json(service: Service, body: bytes) -> Embedded:
     return asked, service.embed_items(items, asked.space)
 
 
-def _embed_npy(service: Service, body: bytes, query: Mapping[str, str]) -> Embedded:
-    parameters = {name: query[name] for name in _REQUEST_PARAMETERS if name in query}
+def _embed_raw(service: Service, media_type: str, content_type: str, body: bytes, query: Mapping[str, str]) -> Embedded:
+    given = read_objects(media_type, content_type, body, query, service.known_modalities(), service.limits)
+    if not given.objects:
+        raise ProblemError("invalid-request", "expected at least one object, found none")
+    parameters = {name: given.query[name] for name in _REQUEST_PARAMETERS if name in given.query}
     asked = bodies.parse_fields(EmbeddingRequest, {"input": [], **parameters}, ())
     _check_request(service, asked)
-    objects = bodies.observations_from_npy(body, query, service.known_modalities(), service.limits)
-    results = service.embed_objects(dict(enumerate(objects)), asked.space)
-    return asked, [results[number] for number in range(len(objects))]
-
-
-def _embed_safetensors(service: Service, body: bytes) -> Embedded:
-    tensors, metadata = read_safetensors(body)
-    parameters = {name: metadata[name] for name in REQUEST_METADATA if name in metadata}
-    asked = bodies.parse_fields(EmbeddingRequest, {"input": [], **parameters}, ())
-    _check_request(service, asked)
-    objects = observations_from_safetensors(tensors, metadata, service.known_modalities(), service.limits)
-    usable = {number: given for number, given in enumerate(objects) if not isinstance(given, ProblemError)}
-    found = service.embed_objects(usable, asked.space)
-    return asked, [given if isinstance(given, ProblemError) else found[number] for number, given in enumerate(objects)]
+    usable = {number: found for number, found in enumerate(given.objects) if not isinstance(found, ProblemError)}
+    embedded = service.embed_objects(usable, asked.space)
+    return asked, [
+        found if isinstance(found, ProblemError) else embedded[number] for number, found in enumerate(given.objects)
+    ]
 
 
 def _check_request(service: Service, asked: EmbeddingRequest) -> None:
@@ -172,12 +191,15 @@ def _check_request(service: Service, asked: EmbeddingRequest) -> None:
 def _answer(
     service: Service, asked: EmbeddingRequest, results: Sequence[EmbeddedItem | ProblemError], answer_type: str
 ) -> Response:
+    results = [_finite(number, result) for number, result in enumerate(results)]
     problems = [result for result in results if isinstance(result, ProblemError)]
     if len(problems) == len(results):
         raise _joined(problems)
     provenance = service.provenance(asked.space)
     if answer_type == SAFETENSORS:
         return safetensors_answer(results, provenance)
+    if answer_type == ARROW:
+        return arrow_answer(results, provenance)
     if answer_type == bodies.NPY:
         return npy_answer(results, provenance)
     data: list[dict[str, Any]] = []
@@ -202,6 +224,14 @@ def _answer(
     )
 
 
+def _finite(number: int, result: EmbeddedItem | ProblemError) -> EmbeddedItem | ProblemError:
+    """The result, or a problem where fluxes near the largest number have no finite vector: JSON has no NaN."""
+    if isinstance(result, ProblemError) or np.isfinite(result.vector).all():
+        return result
+    where, detail = pointer("input", number), "the model has no finite vector for these values"
+    return ProblemError("invalid-observation", f"{where}: {detail}", [at(where, detail)])
+
+
 def _joined(problems: Sequence[ProblemError]) -> ProblemError:
     if len(problems) == 1:
         return problems[0]
@@ -215,6 +245,5 @@ def _joined(problems: Sequence[ProblemError]) -> ProblemError:
 
 def _responses() -> dict[int | str, dict[str, Any]]:
     described = answers(EmbeddingAnswer, _ANSWER, 400, 404, 406, 409, 413, 415, 422, 503)
-    raw = {"schema": {"type": "string", "format": "binary"}}
-    described[200]["content"] |= {bodies.NPY: raw, SAFETENSORS: raw}
+    described[200]["content"] |= {bodies.NPY: _BINARY, SAFETENSORS: _BINARY, ARROW: _BINARY}
     return described

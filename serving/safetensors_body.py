@@ -9,7 +9,6 @@ of a spectrum: `flux`, `wavelength`, `inverse_variance` [B, L] and, where known,
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -17,21 +16,17 @@ import safetensors
 from ..data.modalities import Modality
 from ..data.observations import Observation
 from . import bodies
+from .batch_metadata import AXES, MAIN, batch_metadata
 from .limits import Limits
-from .problems import ProblemError, at, not_found, pointer
-from .schemas import TypedObject
+from .problems import ProblemError, at, pointer
 
 SAFETENSORS = "application/vnd.safetensors"
 
-REQUEST_METADATA = ("space", "model")
-_MEASUREMENT_METADATA = ("modality", "bands", "object_id", "unit")
 _DTYPES = {
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
     **{f"{sign}{bits}": f"<{sign.lower()}{bits // 8}" for sign in "IU" for bits in (8, 16, 32, 64)},
     "BOOL": "?",
 }
-_MAIN = {"image": "flux", "spectrum": "flux", "coefficients": "values", "scalar": "values"}
-_AXES = {"image": 3, "spectrum": 1, "coefficients": 1, "scalar": 0}
 
 
 def read_safetensors(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -40,7 +35,7 @@ def read_safetensors(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]
         # The library checks the header against the bytes that came; it returns no metadata.
         entries = safetensors.deserialize(body)  # type: ignore[no-untyped-call]
         header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise ProblemError("malformed-body", f"the body is not a safetensors file: {error}") from None
     tensors = {}
     for name, entry in entries:
@@ -48,7 +43,8 @@ def read_safetensors(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]
             raise ProblemError(
                 "malformed-body", f"tensor {name!r} has type {entry['dtype']}; expected one of {sorted(_DTYPES)}"
             )
-        tensors[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        values = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
+        tensors[name] = bodies.shaped(values, entry["shape"], f"tensor {name[:80]!r}")
     return tensors, header.get("__metadata__") or {}
 
 
@@ -59,15 +55,8 @@ def observations_from_safetensors(
 
     Raises ProblemError if the body as a whole is wrong: an unknown modality, field or metadata, shapes that disagree.
     """
-    unknown = sorted(metadata.keys() - {*_MEASUREMENT_METADATA, *REQUEST_METADATA})
-    if unknown:
-        raise _invalid(unknown[0], f"unknown metadata; known: {[*_MEASUREMENT_METADATA, *REQUEST_METADATA]}")
-    if "modality" not in metadata:
-        raise _invalid("modality", "the metadata must name the modality")
-    modality = known.get(metadata["modality"])
-    if modality is None:
-        raise not_found("modality", metadata["modality"], known)
-    main, axes = _MAIN[modality.kind], _AXES[modality.kind]
+    modality, shared = batch_metadata(metadata, known)
+    main, axes = MAIN[modality.kind], AXES[modality.kind]
     fields = [name for name in bodies.FIELDS[modality.kind] if name != "bands"]
     strange = sorted(tensors.keys() - {main, "ra", "dec", *fields})
     if strange:
@@ -83,25 +72,15 @@ def observations_from_safetensors(
         raise _invalid(main, "expected at least one object, found none")
     bodies.check_count(count, limits)
     columns = {name: _by_object(name, array, values, count, is_batch) for name, array in tensors.items()}
-    shared: dict[str, Any] = {"modality": modality.name, "data": 0.0}
-    if "unit" in metadata:
-        shared["unit"] = metadata["unit"]
-    if "bands" in metadata:
-        shared["bands"] = [band.strip() for band in metadata["bands"].split(",")]
     object_id = _object_ids(metadata, count)
     results: list[list[Observation] | ProblemError] = []
     for row in range(count):
-        place = ("input", row)
-        try:
-            position = {name: float(columns[name][row]) for name in ("ra", "dec") if name in columns}
-            is_known = {name: value for name, value in position.items() if not np.isnan(value)}
-            content = shared | is_known | {"object_id": object_id[row]}
-            typed = bodies.parse_fields(TypedObject, content, place)
-            given = {name: np.asarray(columns[name][row]) for name in fields if name in columns}
-            main_values = np.asarray(columns[main][row])
-            results.append([bodies.observation(modality, main_values, given, typed, place, limits)])
-        except ProblemError as problem:
-            results.append(problem)
+        position = {name: float(columns[name][row]) for name in ("ra", "dec") if name in columns}
+        is_known = {name: value for name, value in position.items() if not np.isnan(value)}
+        about = shared | is_known | {"object_id": object_id[row]}
+        given = {name: np.asarray(columns[name][row]) for name in fields if name in columns}
+        values_of_row = np.asarray(columns[main][row])
+        results.append(bodies.row_object(modality, values_of_row, given, about, ("input", row), limits))
     return results
 
 
@@ -123,7 +102,7 @@ def _object_ids(metadata: Mapping[str, str], count: int) -> list[str | None]:
         return [None] * count
     try:
         found = json.loads(metadata["object_id"])
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list) or len(found) != count or not all(isinstance(name, str) for name in found):
         raise _invalid("object_id", f"expected a JSON list of {count} strings, found {metadata['object_id'][:80]!r}")

@@ -21,10 +21,12 @@ from ..data.dataset import ObservationDataset
 from ..models.foundation import FoundationModel
 from ..models.neighbour_prediction import NeighbourPredictor, read_predictors
 from ..models.probe_loading import load_probe
+from .access_keys import AccessKeys
 from .app import create_app
 from .index_open import open_index
 from .index_protocol import SearchIndex
 from .problems import ProblemError
+from .request_log import log_requests
 from .server_settings import ServerSettings
 from .service import Service
 from .warm_up import warm_up
@@ -47,16 +49,24 @@ def serve(
     probes: Sequence[str | Path] = (),
     data: str | Path | None = None,
     state: str | Path | None = None,
+    keys: str | Path | None = None,
+    request_log: str | Path | None = None,
 ) -> None:
     """Serve a checkpoint (folder or Hub id) and an index (a folder, or an address) over HTTP until SIGTERM or SIGINT.
 
     `port` 0 takes a free one; the address is printed, and written as JSON to `ready_file` once requests are answered.
     `predictors` is a file of `write_predictors`; by default, those that were saved with the index serve. `probes` are
-    folders or Hub ids, `data` the dataset behind the index, `state` a folder for what callers leave. SIGHUP opens the
-    index anew. Raises EmbeddingIndexError if index and model differ, ProbeError if a probe and the model do,
-    ValueError if `host` is not this machine alone and there is no `api_key`.
+    folders or Hub ids, `data` the dataset behind the index, `state` a folder for what callers leave. `keys` is a file
+    of keys (docs/access.md), `api_key` one key that may do everything; `request_log` a file for a line per request, or
+    `-` for stderr. SIGHUP opens the index anew.
+
+    Raises EmbeddingIndexError if index and model differ, ProbeError if a probe and the model do, ValueError if `host`
+    is not this machine alone and there is no key.
     """
-    check_host(host, api_key)
+    check_host(host, bool(api_key) or keys is not None)
+    access = None if keys is None else AccessKeys(keys)
+    if request_log is not None:
+        log_requests(None if str(request_log) == "-" else request_log)
     chosen = settings or ServerSettings()
     model = FoundationModel.load(checkpoint, device=device)
     if chosen.compile:
@@ -73,6 +83,9 @@ def serve(
         None if data is None else ObservationDataset(Path(data)),
         None if state is None else Path(state),
         chosen.engine,
+        access,
+        chosen.cors_origins,
+        chosen.hosts,
     )
     service: Service = app.state.service
     if index is not None:
@@ -127,14 +140,14 @@ def run_app(
                 Path(ready_file).unlink(missing_ok=True)
 
 
-def check_host(host: str, api_key: str | None) -> None:
+def check_host(host: str, needs_key: bool) -> None:
     """Raises ValueError if the server could be reached from elsewhere and needs no key."""
     try:
         is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_local = False
-    if not is_local and not api_key:
-        raise ValueError(f"host {host!r} can be reached from other machines: set an api_key, or use {LOOPBACK}")
+    if not is_local and not needs_key:
+        raise ValueError(f"host {host!r} can be reached from other machines: set an api_key or keys, or use {LOOPBACK}")
 
 
 class _AnnouncingServer(uvicorn.Server):

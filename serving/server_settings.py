@@ -1,4 +1,4 @@
-"""Settings of `armillary serve`: limits, batching, start and end. Its arguments `key=value` set them by name."""
+"""Settings of `armillary serve`: limits, batching, start and end. `--set key=value` sets them by name."""
 
 from typing import Annotated
 
@@ -24,3 +24,5 @@ class ServerSettings(Settings):
     """How long requests in flight may then take to end."""
     cors_origins: tuple[str, ...] = ()
     """Pages of other hosts that browsers may let call this server; by default none."""
+    hosts: tuple[str, ...] = ()
+    """Names by which this server may be called; by default any."""

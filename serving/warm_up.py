@@ -11,15 +11,17 @@ from .service import Service
 
 IMAGE_SIDE = 64
 NUM_WAVELENGTHS = 2000
+BATCH = 8
+"""Objects of a batch: enough for a compiler to see that their number varies."""
 
 
 def warm_up(service: Service) -> int:
-    """Embed noise seen by each image and spectrum modality that the model was trained on, alone and as a full batch.
+    """Embed noise seen by each image and spectrum modality that the model was trained on, alone and as a batch.
 
     Returns how many objects were embedded; they leave nothing in the cache.
     """
     spaces, count = list(service.spaces()), 0
-    for observation in _noise(service.model.modalities, service.engine.settings.max_batch):
+    for observation in _noise(service.model.modalities, min(BATCH, service.engine.settings.max_batch)):
         objects = [[observation.select([row])] for row in range(len(observation))]
         for space in spaces:
             for given in (objects[:1], objects[1:]):

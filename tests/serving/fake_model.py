@@ -64,6 +64,8 @@ class FakeModel:
                 vector = features(observation, row) @ projection
                 vectors[object_id] = vectors.get(object_id, 0) + vector
                 names[object_id] = (*names.get(object_id, ()), observation.modality.name)
+        if not vectors:
+            raise ObservationError("every value is missing, so there is nothing to embed")
         stacked = torch.stack(list(vectors.values()))
         self.num_rows += len(stacked)
         if space == "aligned":

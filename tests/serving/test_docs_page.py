@@ -146,7 +146,7 @@ def test_every_command_of_the_page_is_a_request_that_the_server_understands(http
     for method, path, operation in operations(document):
         for name, command in curl_commands(method, path, operation, "http://127.0.0.1:8000").items():
             assert command in text
-            if "--data-binary" in command:
+            if "--data-binary" in command or "-F file=" in command:
                 continue
             answer = send(http, command)
             sent += 1

@@ -281,8 +281,8 @@ def test_json_that_is_none_and_json_of_another_form_are_422(http):
 
 
 def test_other_media_types_are_415(http):
-    headers = {"content-type": "application/fits"}
-    assert_problem(http.post("/v1/embeddings", content=b"SIMPLE", headers=headers), 415, "unsupported-media-type")
+    headers = {"content-type": "application/zip"}
+    assert_problem(http.post("/v1/embeddings", content=b"PK", headers=headers), 415, "unsupported-media-type")
 
 
 def test_too_many_items_are_413(model):

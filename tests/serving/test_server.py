@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,23 +9,25 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
-from fake_model import FakeModel, images
+from fake_model import FakeModel, embedding_table, images
 
 from armillary.serving import server
 from armillary.serving.client import Client
-from armillary.serving.index import EmbeddingIndexError
+from armillary.serving.index import EmbeddingIndex, EmbeddingIndexError
 
 HERE = Path(__file__).parent
 
 
-def start(index_folder, ready_file):
+def start(index_folder, ready_file, warm_up=False, drain_seconds=0.0):
     """The real `serve` in a process of its own; only the checkpoint is fake."""
     program = textwrap.dedent(f"""
         import sys, time
         sys.path.insert(0, {str(HERE)!r})
         from fake_model import FakeModel
         from armillary.serving import server
+        from armillary.serving.server_settings import ServerSettings
 
         class Checkpoint(FakeModel):
             @classmethod
@@ -37,7 +40,8 @@ def start(index_folder, ready_file):
                 return super().embed(observations, space)
 
         server.FoundationModel = Checkpoint
-        server.serve("checkpoint", {str(index_folder)!r}, port=0, ready_file={str(ready_file)!r})
+        settings = ServerSettings(warm_up={warm_up}, drain_seconds={drain_seconds})
+        server.serve("checkpoint", {str(index_folder)!r}, port=0, ready_file={str(ready_file)!r}, settings=settings)
     """)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -46,7 +50,7 @@ def start(index_folder, ready_file):
 
 
 def wait_for(path, process):
-    for _ in range(1500):
+    for _ in range(6000):
         if path.exists():
             return json.loads(path.read_text())
         assert process.poll() is None, process.stderr.read()
@@ -77,6 +81,73 @@ def test_the_server_announces_itself_finishes_its_work_on_sigterm_and_ends_well(
         process.communicate()
 
 
+def test_before_it_stops_a_server_is_unready_and_answers_still_for_as_long_as_it_was_told(index_folder, tmp_path):
+    process = start(index_folder, tmp_path / "ready.json", drain_seconds=2.0)
+    try:
+        url = wait_for(tmp_path / "ready.json", process)["url"]
+        assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 20
+        while (answer := httpx.get(f"{url}/readyz", trust_env=False)).status_code == 200 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert answer.status_code == 503
+        assert "retry-after" in answer.headers
+        with Client(url) as client:
+            assert client.neighbours("object-3", 2)
+        assert process.wait(20) == 0, process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_server_is_ready_only_when_it_is_warm(index_folder, tmp_path):
+    process = start(index_folder, tmp_path / "ready.json", warm_up=True)
+    try:
+        url = wait_for(tmp_path / "ready.json", process)["url"]
+        lines = []
+        while not lines or not lines[-1].startswith("Armillary"):
+            lines.append(process.stdout.readline())
+        # Two cameras and a spectrograph, in two spaces, alone and together.
+        assert lines == ["working\n"] * 12 + [f"Armillary answers on {url}\n"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sighup_opens_the_index_anew_and_a_damaged_one_leaves_the_old(index_folder, tmp_path):
+    place = shutil.copytree(index_folder, tmp_path / "index")
+    process = start(place, tmp_path / "ready.json")
+    try:
+        url = wait_for(tmp_path / "ready.json", process)["url"]
+
+        def index_id():
+            return httpx.get(f"{url}/readyz", trust_env=False).json()["index_id"]
+
+        first = index_id()
+        table = embedding_table(FakeModel(), [images(30)])
+        EmbeddingIndex.build(table).save(tmp_path / "smaller")
+        place.rename(tmp_path / "old")
+        (tmp_path / "smaller").rename(place)
+        process.send_signal(signal.SIGHUP)
+        until = time.monotonic() + 20
+        while (second := index_id()) == first and time.monotonic() < until:
+            time.sleep(0.02)
+        assert second != first
+        with Client(url) as client:
+            assert client.collections()[0]["num_objects"] == 30
+
+        next(place.glob("manifest*.json")).write_text("{")
+        answer = httpx.post(f"{url}/v1/admin/reload", trust_env=False)
+        assert answer.status_code == 409
+        assert "the index is as before" in answer.json()["detail"]
+        with Client(url) as client:
+            assert len(client.neighbours("object-3", 5)) == 5
+        assert index_id() == second
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_an_index_of_another_model_stops_the_server_at_its_start(index_folder, tmp_path, monkeypatch):
     class OtherCheckpoint(FakeModel):
         model_id = "armillary-ffffffffffff"
@@ -94,10 +165,10 @@ def test_an_index_of_another_model_stops_the_server_at_its_start(index_folder, t
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "galaxies.example.org"])
 def test_other_machines_are_answered_only_with_a_key(host):
     with pytest.raises(ValueError, match="set an api_key"):
-        server.check_host(host, None)
-    server.check_host(host, "secret")
+        server.check_host(host, False)
+    server.check_host(host, True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_this_machine_needs_no_key(host):
-    server.check_host(host, None)
+    server.check_host(host, False)

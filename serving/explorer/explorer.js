@@ -1,0 +1,373 @@
+// The page: what the server has, the two views of all objects, and the panel of the one that is looked at.
+
+import { get, getTensors, Problem } from "./api.js";
+import { colouring, isDark } from "./colours.js";
+import { MapView } from "./map_view.js";
+import { ObjectPanel } from "./object_panel.js";
+import { number, ordered, spoken } from "./predictions.js";
+import { searchBox } from "./search_box.js";
+import { SkyView } from "./sky_view.js";
+import { change, onChange, restore, state } from "./state.js";
+import { takeUploads } from "./upload.js";
+
+const UMAP_EVERY_MS = 4000;
+const VIEWS = ["both", "map", "sky"];
+const element = (id) => document.getElementById(id);
+
+let server = null; // what is served: {collection, modalities, units, hasDataset, imageModality, defaultTarget}
+let panel, map, sky;
+let columns = {}; // of the map, by name, as they came
+let numObjects = 0;
+let modalityNames = [];
+let colours = null;
+let neighbours = []; // ids
+let hovering = 0;
+const idOfNumber = new Map();
+const numberOfId = new Map();
+
+start().catch(fail);
+
+async function start() {
+  setTheme(localStorage.getItem("armillary-theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
+  wireButtons();
+  restore();
+  const { collections } = await get("/v1/collections");
+  const [collection] = collections;
+  if (!collection) {
+    element("views").hidden = true;
+    element("welcome-title").textContent = "This server has no index";
+    element("welcome-text").textContent = "Start it with an index and there is something to look at here; the API is described under API.";
+    document.documentElement.dataset.ready = "true";
+    return;
+  }
+  await loadColumns(collection);
+  server = await describe(collection);
+  const events = { over, out, click: async (number) => change({ object: await idOf(number) }) };
+  map = new MapView(element("map-canvas"), element("map-overlay"), { ...events, over: (n, x, y) => (sky.hover(n), over(n, x, y, "map")), out: () => (sky.hover(-1), out()) });
+  sky = new SkyView(element("sky-canvas"), element("sky-overlay"), { ...events, over: (n, x, y) => (map.hover(n), over(n, x, y, "sky")), out: () => (map.hover(-1), out()) });
+  panel = new ObjectPanel(server, showAround, fail);
+  searchBox(collection, (id) => change({ object: id }), fail);
+  takeUploads(collection.space, (made) => {
+    change({ object: "" });
+    panel.showUpload(made);
+  }, fail);
+  fillColours(collection);
+  welcome(collection);
+  onChange(follow);
+  showView();
+  await Promise.all([showObject(), drawMap()]);
+  document.documentElement.dataset.ready = "true";
+  if (state.projection === "umap") await project("umap");
+}
+
+async function describe(collection) {
+  const modalities = Object.keys(collection.num_rows_of_modality);
+  const units = await get("/v1/modalities").then(
+    (told) => Object.fromEntries(told.modalities.map((one) => [one.name, one.unit])),
+    () => ({}), // while the model loads
+  );
+  const images = modalities.filter((name) => /^image\/[^+]+$/.test(name));
+  const hasDataset = numObjects > 0 && (await knowsObservations(collection));
+  const imageModality = hasDataset ? (images.find((name) => name === "image/legacysurvey") ?? images[0] ?? null) : null;
+  return { collection, modalities, units, hasDataset, imageModality, defaultTarget: imageModality ?? "" };
+}
+
+/** Whether the server has the observations behind the index; an object that has none is not the answer. */
+async function knowsObservations(collection) {
+  const { points } = await get(`/v1/collections/${encodeURIComponent(collection.name)}/map/points?number=0`);
+  if (!points[0]?.object_id) return false;
+  return get(`/v1/objects/${encodeURIComponent(points[0].object_id)}/observations`).then(
+    () => true,
+    (error) => !/without a dataset/.test(error.message),
+  );
+}
+
+// --- the views of all objects
+
+const mapPath = (names, projection = "pca", name = server.collection.name) => {
+  const query = new URLSearchParams({ projection, columns: names.join(",") });
+  return `/v1/collections/${encodeURIComponent(name)}/map?${query}`;
+};
+
+async function loadColumns(collection) {
+  const { tensors, metadata } = await getTensors(mapPath(["x", "y", "ra", "dec"], "pca", collection.name));
+  columns = tensors;
+  numObjects = Number(metadata.num_objects);
+  modalityNames = JSON.parse(metadata.modality_names);
+  const known = JSON.parse(metadata.num_labelled);
+  // A label that no object has is nothing to look at.
+  collection.labels = collection.labels.filter((label) => known[label] > 0);
+}
+
+async function drawMap() {
+  element("map-note").textContent = `· ${numObjects.toLocaleString("en")} objects`;
+  const placed = columns.dec.reduce((count, dec) => count + !Number.isNaN(dec), 0);
+  element("sky-note").textContent = placed === numObjects ? "" : `· ${placed ? placed.toLocaleString("en") : "no"} objects with a position`;
+  await recolour();
+  sky.setPoints(columns.ra, columns.dec);
+  await map.setPoints(columns.x, columns.y);
+  mark();
+}
+
+async function project(projection) {
+  for (const button of element("projection").children) button.setAttribute("aria-pressed", String(button.dataset.value === projection));
+  if (projection === "pca") {
+    element("map-note").textContent = `· ${numObjects.toLocaleString("en")} objects`;
+    return map.setPoints(columns.x, columns.y, true);
+  }
+  while (state.projection === "umap") {
+    try {
+      const made = await getTensors(mapPath(["x", "y"], "umap"));
+      if (state.projection !== "umap") return;
+      if (made) {
+        element("map-note").textContent = `· ${numObjects.toLocaleString("en")} objects`;
+        return await map.setPoints(made.tensors.x, made.tensors.y, true);
+      }
+    } catch (error) {
+      change({ projection: "pca" });
+      return fail(error);
+    }
+    element("map-note").textContent = "· UMAP is being laid out; this is PCA";
+    await new Promise((resolve) => setTimeout(resolve, UMAP_EVERY_MS));
+  }
+}
+
+async function recolour() {
+  const name = state.colour || defaultColour();
+  element("colour").value = name;
+  if (name !== "none" && !columns[name]) Object.assign(columns, (await getTensors(mapPath([name]))).tensors);
+  if (name !== (state.colour || defaultColour())) return; // another was chosen meanwhile
+  colours = colouring(columns[name], numObjects, name === "modalities" ? combination : null);
+  showScale(name);
+  sky.setColours(colours);
+  await map.setColours(colours);
+}
+
+const defaultColour = () => ordered(server.collection.labels)[0] ?? "modalities";
+
+/** Bits as the surveys that an object has. */
+function combination(bits) {
+  const names = modalityNames.filter((_, i) => bits & (1 << i));
+  return names.length === modalityNames.length ? "all" : names.map((name) => name.split("/")[1]).join(" + ");
+}
+
+function fillColours({ labels }) {
+  const select = element("colour");
+  const known = document.createElement("optgroup");
+  known.label = "Labels";
+  known.append(...ordered(labels).map((name) => new Option(spoken(name), name)));
+  select.replaceChildren(...(labels.length ? [known] : []), new Option("surveys", "modalities"), new Option("none", "none"));
+  select.onchange = () => change({ colour: select.value });
+}
+
+function showScale(name) {
+  const { kind, low, high } = colours;
+  const bar = element("scale-bar");
+  const classes = element("scale-classes");
+  bar.hidden = element("scale-low").hidden = element("scale-high").hidden = kind !== "scale";
+  classes.hidden = kind !== "classes";
+  if (kind === "scale") {
+    const context = bar.getContext("2d");
+    colours.colours.slice(1).forEach((colour, i) => {
+      context.fillStyle = colour;
+      context.fillRect(i, 0, 1, bar.height);
+    });
+    element("scale-low").textContent = number(low);
+    element("scale-high").textContent = number(high);
+    const unit = server.units[name];
+    element("scale").title = `${spoken(name)}${unit ? `, ${unit}` : ""}; grey: unknown. The outermost percent on each side has the colours of the ends.`;
+  } else {
+    element("scale").title = "";
+    classes.replaceChildren(
+      ...(colours.names ?? []).map((told, i) => {
+        const item = document.createElement("li");
+        const dot = document.createElement("canvas");
+        dot.width = dot.height = 10;
+        const context = dot.getContext("2d");
+        context.fillStyle = colours.colours[i + 1];
+        context.fillRect(0, 0, 10, 10);
+        item.append(dot, ` ${told}`);
+        return item;
+      }),
+    );
+  }
+}
+
+function showView() {
+  const view = VIEWS.includes(state.view) ? state.view : "both";
+  element("views").dataset.view = view;
+  for (const button of element("view").children) button.setAttribute("aria-pressed", String(button.dataset.value === view));
+  for (const button of element("projection").children) button.setAttribute("aria-pressed", String(button.dataset.value === state.projection));
+}
+
+// --- the object
+
+async function showObject() {
+  if (state.object) await panel.showObject(state.object);
+  else if (panel.current?.id !== null) panel.close();
+}
+
+async function showAround(ids, id) {
+  neighbours = ids;
+  const wanted = [...(id ? [id] : []), ...ids].filter((one) => !numberOfId.has(one));
+  if (wanted.length) {
+    const query = new URLSearchParams(wanted.map((one) => ["object_id", one]));
+    const { points } = await get(`/v1/collections/${encodeURIComponent(server.collection.name)}/map/points?${query}`);
+    for (const point of points) numberOfId.set(point.object_id, point.number);
+  }
+  for (const button of ["previous", "next"]) element(button).disabled = !ids.length;
+  mark(id);
+}
+
+function mark(id = panel.current?.id ?? null) {
+  const own = id === null ? -1 : (numberOfId.get(id) ?? -1);
+  const marks = !panel.current ? [] : [own, ...neighbours.map((one) => numberOfId.get(one) ?? -1)];
+  map.setMarks(marks);
+  sky.setMarks(marks);
+}
+
+let trail = []; // the neighbours that arrows walk along, and where on them one is
+let step = -1;
+
+/** The neighbours of the object at which the walk began, one after another. */
+function walk(direction) {
+  if (step < 0 || trail[step] !== state.object) [trail, step] = [[state.object, ...neighbours], 0];
+  if (trail.length < 2) return;
+  step = (step + direction + trail.length) % trail.length;
+  change({ object: trail[step] });
+}
+
+async function follow(changed) {
+  try {
+    if (changed.has("view")) showView();
+    if (changed.has("object")) await showObject();
+    if (changed.has("ask") || changed.has("target")) await panel.refresh();
+    if (changed.has("colour")) await recolour();
+    if (changed.has("projection")) await project(state.projection);
+  } catch (error) {
+    fail(error);
+  }
+}
+
+async function idOf(number) {
+  if (!idOfNumber.has(number)) {
+    const { points } = await get(`/v1/collections/${encodeURIComponent(server.collection.name)}/map/points?number=${number}`);
+    idOfNumber.set(number, points[0].object_id);
+    numberOfId.set(points[0].object_id, number);
+  }
+  return idOfNumber.get(number);
+}
+
+// --- what is hovered
+
+function over(hovered, x, y, where) {
+  const mine = ++hovering;
+  const tip = element("tip");
+  const box = element(where).getBoundingClientRect();
+  const frame = element("views").getBoundingClientRect();
+  const name = state.colour || defaultColour();
+  const value = columns[name]?.[hovered];
+  const told = value === undefined ? "" : name === "modalities" ? combination(value) : `${spoken(name)} ${number(value)}`;
+  const place = Number.isNaN(columns.dec[hovered]) ? "" : `${columns.ra[hovered].toFixed(3)}° ${columns.dec[hovered].toFixed(3)}°`;
+  const write = (id) => (tip.textContent = [id, told, place].filter(Boolean).join("\n"));
+  write(idOfNumber.get(hovered) ?? "");
+  tip.hidden = false;
+  const left = box.left - frame.left + x;
+  tip.style.left = `${Math.min(left + 14, frame.width - tip.offsetWidth - 6)}px`;
+  tip.style.top = `${Math.min(box.top - frame.top + y + 14, frame.height - tip.offsetHeight - 6)}px`;
+  if (!idOfNumber.has(hovered)) setTimeout(() => mine === hovering && idOf(hovered).then((id) => mine === hovering && write(id), () => {}), 80);
+}
+
+function out() {
+  hovering++;
+  element("tip").hidden = true;
+}
+
+// --- the rest of the page
+
+function welcome(collection) {
+  element("welcome-title").textContent = `${collection.num_objects.toLocaleString("en")} objects`;
+  element("welcome-text").textContent = "Each point is one of them; those that the model finds alike lie together. Click one, or search, or drop a file of your own.";
+  const any = element("any");
+  any.hidden = false;
+  any.onclick = async () => change({ object: await idOf(Math.floor(Math.random() * numObjects)) });
+  const entries = [
+    ["Collection", `${collection.name} (${collection.index_id})`],
+    ["Model", collection.model_id],
+    ["Vectors", `${collection.dimension} numbers, ${collection.space}, ${collection.index_type}`],
+    ...Object.entries(collection.num_rows_of_modality).map(([name, count]) => [name, count.toLocaleString("en")]),
+  ];
+  element("served").replaceChildren(
+    ...entries.flatMap((pair) => pair.map((text, i) => Object.assign(document.createElement(i ? "dd" : "dt"), { textContent: text }))),
+  );
+}
+
+function wireButtons() {
+  element("theme").onclick = () => setTheme(isDark() ? "light" : "dark", true);
+  element("help").onclick = () => element("help-dialog").showModal();
+  element("back").onclick = () => history.back();
+  element("previous").onclick = () => walk(-1);
+  element("next").onclick = () => walk(1);
+  element("map-home").onclick = () => map?.showAll();
+  element("sky-home").onclick = () => sky?.showAll();
+  for (const group of ["view", "projection"]) {
+    for (const button of element(group).children) button.onclick = () => change({ [group]: button.dataset.value });
+  }
+  matchMedia("(prefers-color-scheme: dark)").onchange = (event) => {
+    if (!localStorage.getItem("armillary-theme")) setTheme(event.matches ? "dark" : "light");
+  };
+  addEventListener("keydown", onKey);
+}
+
+const KEYS = {
+  ArrowRight: () => walk(1),
+  ArrowLeft: () => walk(-1),
+  ArrowUp: () => history.back(),
+  "/": () => element("search-box").focus(),
+  "?": () => element("help-dialog").showModal(),
+  t: () => element("theme").click(),
+  v: () => change({ view: VIEWS[(VIEWS.indexOf(state.view) + 1) % VIEWS.length] }),
+  p: () => change({ projection: state.projection === "pca" ? "umap" : "pca" }),
+  c: () => {
+    const names = [...element("colour").options].map((option) => option.value);
+    change({ colour: names[(names.indexOf(element("colour").value) + 1) % names.length] });
+  },
+  0: () => {
+    map?.showAll();
+    sky?.showAll();
+  },
+  Escape: () => (element("notice").hidden ? change({ object: "" }) : (element("notice").hidden = true)),
+};
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || !server) return;
+  const act = KEYS[event.key];
+  if (!act || (!state.object && event.key.startsWith("Arrow"))) return;
+  event.preventDefault();
+  act();
+}
+
+function setTheme(theme, isChosen = false) {
+  document.documentElement.dataset.theme = theme;
+  if (isChosen) localStorage.setItem("armillary-theme", theme);
+  if (!colours) return;
+  recolour().then(() => map.drawOverlay());
+  panel.redraw();
+}
+
+function fail(error) {
+  const notice = element("notice");
+  if (!(error instanceof Problem)) console.warn(error);
+  notice.textContent = error.message;
+  notice.hidden = false;
+}
+
+/** For tests: where an object is drawn, in pixels of the page. */
+window.armillary = {
+  screenPosition: (view, place) => {
+    const at = { map, sky }[view].screenPosition(place);
+    const box = element(view).getBoundingClientRect();
+    return at && [box.left + at[0], box.top + at[1]];
+  },
+};
