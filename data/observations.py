@@ -192,6 +192,7 @@ class ImageObservation(_Observation):
             )
         middle = torch.tensor([(shape[2] - 1) / 2, (shape[3] - 1) / 2]).expand(len(self), 2)
         self._set(center=_numbers(middle if center is None else center, modality, "center", like=middle))
+        self._check(~self.center.isfinite(), self.center, "center must be finite")
         for name, given in (("psf_fwhm", psf_fwhm), ("depth", depth)):
             typical = torch.tensor([getattr(self.card.band(b), name) for b in self.bands]).expand(len(self), -1)
             value = _numbers(typical if given is None else given, modality, name, like=typical)

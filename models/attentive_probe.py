@@ -287,13 +287,16 @@ class AttentiveProbe(SavedProbe, BaseEstimator):  # type: ignore[misc]
         self._novelty, self._networks = novelty, []
         for member in range(self.members):
             prefix = f"member_{member}_"
-            network = self._new_network()
+            # Sizes that a file claims take no memory; its arrays must then have them.
+            with torch.device("meta"):
+                network = self._new_network()
             network.load_state_dict(
                 {
-                    name.removeprefix(prefix): torch.from_numpy(a)
+                    name.removeprefix(prefix): torch.from_numpy(a.copy())
                     for name, a in arrays.items()
                     if name.startswith(prefix)
-                }
+                },
+                assign=True,
             )
             self._networks.append(network.eval())
 

@@ -161,7 +161,7 @@ class FoundationModel:
         return Embeddings(ids, vectors.float().cpu(), space, self.model_id, modalities)
 
     def embed_tokens(
-        self, observations: Sequence[Observation], layers: Sequence[int] = (), batch_size: int = 64
+        self, observations: Measurements, layers: Sequence[int] = (), batch_size: int = 64
     ) -> TokenEmbeddings:
         """The encoder's vector of each token, not pooled: for attentive probes.
 
@@ -169,9 +169,10 @@ class FoundationModel:
         By default those after the last block and its norm. Raises ObservationError as `embed` does, ValueError for a
         block that the encoder does not have.
         """
-        if not observations:
+        given = as_observations(observations, self.modalities)
+        if not given:
             raise ObservationError("expected at least one observation, found none")
-        return self.embed_token_grids([self.tokenize(o) for o in observations], layers, batch_size)
+        return self.embed_token_grids([self.tokenize(o) for o in given], layers, batch_size)
 
     @torch.no_grad()
     def embed_token_grids(
@@ -236,7 +237,7 @@ class FoundationModel:
     @torch.no_grad()
     def generate(
         self,
-        observations: Sequence[Observation],
+        observations: Measurements,
         targets: Sequence[str],
         *,
         num_samples: int = 1,
@@ -267,7 +268,7 @@ class FoundationModel:
         wanted = [self.modality(name) for name in targets]
         if not wanted or len(set(targets)) < len(wanted):
             raise ValueError(f"expected at least one target, each once, found {list(targets)}")
-        given = [observation for observation in observations if observation.modality.name not in targets]
+        given = [o for o in as_observations(observations, self.modalities) if o.modality.name not in targets]
         if not given:
             raise ObservationError(f"expected at least one observation other than of {list(targets)}, found none")
         found: dict[str, ScalarPrediction | GeneratedObservations] = {}

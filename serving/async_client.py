@@ -9,8 +9,10 @@ Requests are data (`client_requests.py`); here they are sent, and sent again whe
 """
 
 import asyncio
+import os
+import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,15 @@ from ..data.observations import Observation, ObservationError
 from ..data.observe import Measurements, as_observations
 from .client_batches import Batch, batches, objects_of
 from .client_errors import UnreachableError, api_error
+from .client_jobs import (
+    JobRecord,
+    delete_job_call,
+    embed_job_call,
+    job_call,
+    jobs_call,
+    neighbours_job_call,
+    result_call,
+)
 from .client_probes import (
     ProbeRecord,
     delete_probe_call,
@@ -52,7 +63,7 @@ from .client_requests import (
 )
 from .client_results import FailedObject, Neighbours, ObjectRecord, Prediction, scalar_prediction
 from .client_sources import count_objects, items_of, observe_item
-from .client_stream import AsyncEmbeddingStream, OnError, Part, send_batch
+from .client_stream import AsyncEmbeddingStream, OnError, Part, progress_bar, send_batch
 
 if TYPE_CHECKING:
     from ..models.embeddings import Embeddings
@@ -62,14 +73,17 @@ if TYPE_CHECKING:
     from ..models.probe_loading import AnyProbe
 
 Answer = TypeVar("Answer")
+PIECE_BYTES = 2**20
+"""Of a file that is sent or fetched, in memory at once."""
 
 
 class AsyncClient:
     """A connection to one server, for one event loop; use it in an `async with` block, or `aclose` it.
 
     `api_key` is sent as a bearer token. `timeout` is of one attempt, `deadline` of a request with all its attempts
-    (seconds); see `RetryRules`. Requests that fail for want of room or of a connection are sent again. Errors are
-    ApiError and its subclasses. Raises ValueError if `url` is no address of HTTP.
+    (seconds); see `RetryRules`. Requests that fail for want of room or of a connection are sent again. `num_in_flight`
+    requests of one call are under way at once. `certificates` is a PEM file of the authorities to trust with https, in
+    place of the usual ones. Errors are ApiError and its subclasses. Raises ValueError if `url` is no address of HTTP.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class AsyncClient:
         deadline: float | int = 300.0,
         retries: int = 7,
         num_in_flight: int = 4,
+        certificates: str | Path | None = None,
     ) -> None:
         self.url = checked_url(url)
         self.rules = RetryRules(float(timeout), float(deadline), retries)
@@ -88,7 +103,11 @@ class AsyncClient:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         # The server may be this machine: proxies of the environment are not asked.
         self._http = httpx.AsyncClient(
-            base_url=self.url, timeout=self.rules.timeout, headers=headers, trust_env=False, follow_redirects=False
+            base_url=self.url,
+            timeout=self.rules.timeout,
+            headers=headers,
+            trust_env=False,
+            verify=True if certificates is None else ssl.create_default_context(cafile=str(certificates)),
         )
         self._limits: dict[str, int] | None = None
         self._was_answered = False
@@ -295,6 +314,59 @@ class AsyncClient:
 
         return await self.send(upload_call(probe_bytes(probe)))
 
+    async def start_embedding_job(
+        self,
+        path: str | Path,
+        space: str = "aligned",
+        *,
+        modality: str | None = None,
+        bands: str | None = None,
+        zero_point: float | int | None = None,
+    ) -> JobRecord:
+        """Leave a file of many objects to be embedded; see `Client.start_embedding_job`."""
+        options = {"space": space, "modality": modality, "bands": bands, "zero_point": zero_point}
+        return await self.send(embed_job_call(path, options))
+
+    async def start_neighbours_job(
+        self,
+        object_ids: Sequence[str],
+        k: int = 10,
+        *,
+        modality: str | None = None,
+        target_modality: str | None = None,
+        exclude_self: bool = True,
+    ) -> JobRecord:
+        """Leave the search for the neighbours of many objects of the index."""
+        options = {"k": k, "modality": modality, "target_modality": target_modality, "exclude_self": exclude_self}
+        return await self.send(neighbours_job_call(object_ids, options))
+
+    async def jobs(self) -> tuple[JobRecord, ...]:
+        """The jobs on the server, the newest first."""
+        return await self.send(jobs_call())
+
+    async def job(self, job_id: str) -> JobRecord:
+        """How far a job is. Raises NotFoundError."""
+        return await self.send(job_call(job_id, 0.0))
+
+    async def wait_for_job(self, job_id: str, progress: bool = False) -> JobRecord:
+        """Wait until a job has finished, well or not; `progress` shows a bar. Raises NotFoundError."""
+        with progress_bar(progress, None) as advance:
+            done = 0
+            while True:
+                found = await self.send(job_call(job_id, min(20.0, self.rules.timeout / 2)))
+                advance(found.num_done - done)
+                done = found.num_done
+                if found.is_finished:
+                    return found
+
+    async def delete_job(self, job_id: str) -> None:
+        """Abort a job that is not finished; forget one that is. Raises NotFoundError."""
+        await self.send(delete_job_call(job_id))
+
+    async def download_result(self, job_id: str, path: str | Path) -> Path:
+        """The result of a job as a file, by its suffix .parquet, .arrow or .npy; see `Client.download_result`."""
+        return await self.send(result_call(job_id, path))
+
     async def object(self, object_id: str) -> ObjectRecord:
         """What the index knows of an object: position, modalities, labels, links. Raises NotFoundError."""
         return await self.send(object_call(object_id))
@@ -337,9 +409,7 @@ class AsyncClient:
         while True:
             try:
                 async with asyncio.timeout(end - time.monotonic()):
-                    response = await self._http.request(
-                        call.method, call.path, content=call.body, headers=dict(call.headers)
-                    )
+                    response = await self._attempt(call)
             except httpx.TransportError as error:
                 if not self.rules.attempts_left(attempt, self._was_answered):
                     raise UnreachableError(
@@ -367,6 +437,26 @@ class AsyncClient:
                 raise last
             await asyncio.sleep(wait)
             attempt += 1
+
+    async def _attempt(self, call: Call[Any]) -> httpx.Response:
+        content = call.body if call.file is None else _pieces(call.file)
+        request = self._http.build_request(call.method, call.path, content=content, headers=dict(call.headers))
+        response = await self._http.send(request, stream=call.into is not None)
+        if call.into is None:
+            return response
+        partial_file = call.into.with_name(f".{call.into.name}.{os.getpid()}.partial")
+        try:
+            if not response.is_success:
+                await response.aread()
+                return response
+            with partial_file.open("wb") as file:
+                async for piece in response.aiter_bytes(PIECE_BYTES):
+                    file.write(piece)
+            partial_file.replace(call.into)
+        finally:
+            await response.aclose()
+            partial_file.unlink(missing_ok=True)
+        return response
 
     async def _together(self, asked: Sequence[Callable[[], Coroutine[Any, Any, Answer]]]) -> list[Answer]:
         """The answers to all, in order, `num_in_flight` under way at once; the first error cancels the others."""
@@ -408,6 +498,13 @@ class AsyncClient:
         return AsyncEmbeddingStream(
             split, send, self.num_in_flight if num_in_flight is None else num_in_flight, on_error, progress, total
         )
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    """The bytes of a file, read as they are sent."""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 def _reason(error: httpx.TransportError) -> str:

@@ -35,7 +35,10 @@ DTYPES = (
     *("float16", "float32", "float64", "bool"),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
-_NO_NPY = (ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError, LookupError, RecursionError, MemoryError)
+NO_NPY = (
+    *(ValueError, TypeError, EOFError, SyntaxError, tokenize.TokenError),
+    *(LookupError, ArithmeticError, RecursionError, MemoryError),
+)
 """What numpy raises on headers that are none."""
 UNNAMED = "(unnamed)"
 JSON = "application/json"
@@ -114,9 +117,9 @@ def observation_of(typed: TypedObject, place: Place, known: Mapping[str, Modalit
     if modality is None:
         problem = not_found("modality", typed.modality, known)
         raise ProblemError("not-found", problem.detail, [at(pointer(*place, "modality"), problem.detail)])
-    values = _array(typed.data, (*place, "data"), typed.shape, typed.dtype)
+    values = array_of(typed.data, (*place, "data"), typed.shape, typed.dtype)
     fields = {
-        name: _array(given, (*place, name))
+        name: array_of(given, (*place, name))
         for name in FIELDS[modality.kind]
         if name != "bands" and (given := getattr(typed, name)) is not None
     }
@@ -194,7 +197,7 @@ def read_npy(body: bytes) -> np.ndarray:
         version = npy_format.read_magic(file)
         read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, is_fortran, dtype = read_header(file)
-    except _NO_NPY as error:
+    except NO_NPY as error:
         raise ProblemError("malformed-body", f"the body is not a .npy file: {str(error)[:300]}") from None
     if dtype.kind not in "fiub":
         raise ProblemError("malformed-body", f"a .npy body must hold numbers; found {dtype}")
@@ -340,10 +343,14 @@ def _check_sizes(modality: Modality, values: np.ndarray, place: Place, limits: L
         raise _unusable(place, f"expected one number, found shape {list(values.shape)}")
 
 
-def _array(given: Any, place: Place, shape: list[int] | None = None, dtype: str = "float32") -> np.ndarray:
+def array_of(given: Any, place: Place, shape: list[int] | None = None, dtype: str = "float32") -> np.ndarray:
+    """A field that holds an array: `{data, shape, dtype}`, base64 with its shape beside it, or nested lists.
+
+    Raises ProblemError (422) that points to it.
+    """
     if isinstance(given, dict):
         encoded = parse_fields(EncodedArray, given, place)
-        return _array(encoded.data, (*place, "data"), encoded.shape, encoded.dtype)
+        return array_of(encoded.data, (*place, "data"), encoded.shape, encoded.dtype)
     if isinstance(given, str):
         if shape is None:
             raise _invalid(place, "base64 needs its shape; send data, shape and dtype")

@@ -31,6 +31,7 @@ Objects = Sequence[list[Observation] | ProblemError]
 _NPY_AXES = AXES | {"spectrum": 2}
 MAX_FITS_BYTES = 2**30
 """Of a FITS upload, which has no rows to read by, and is held in memory."""
+_MAX_AXES, _MAX_NUMBERS = 32, 2**59
 _PLACE = re.compile(r"/input/(\d+)")
 _PER_OBJECT = 4096
 """Bytes to allow for beside an object's arrays."""
@@ -98,6 +99,9 @@ def _open_safetensors(path: Path, query: Mapping[str, str], known: Mapping[str, 
     for name, dtype in types.items():
         if dtype == "BF16" or dtype.startswith("F8") or dtype[:1] not in "FIUB":
             raise ProblemError("malformed-body", f"tensor {name!r} has type {dtype}, which numpy lacks")
+        # Even of no numbers at all, numpy makes no array of such a shape.
+        if len(shapes[name]) > _MAX_AXES or math.prod(max(size, 1) for size in shapes[name]) > _MAX_NUMBERS:
+            raise ProblemError("malformed-body", f"tensor {name!r} has shape {list(shapes[name])[:8]}")
     modality = known.get(metadata.get("modality", ""))
     main = "flux" if "flux" in shapes else "values"
     axes = 0 if modality is None else AXES[modality.kind]
@@ -144,7 +148,7 @@ def _ids(metadata: Mapping[str, str], count: int) -> Callable[[int, int], str] |
 def _open_npy(path: Path, query: Mapping[str, str], known: Mapping[str, Modality], limits: Limits) -> BulkInput:
     try:
         array = npy_format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError) as error:
+    except (*bodies.NO_NPY, OSError) as error:
         raise ProblemError("malformed-body", f"the upload is not a .npy file of numbers: {error}") from None
     modality = known.get(query.get("modality", ""))
     axes = 0 if modality is None else _NPY_AXES[modality.kind]

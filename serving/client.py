@@ -32,6 +32,7 @@ from .client_errors import (
     UnauthorizedError,
     UnreachableError,
 )
+from .client_jobs import JobRecord
 from .client_loop import EmbeddingStream, LoopThread
 from .client_probes import ProbeRecord
 from .client_results import (
@@ -64,6 +65,7 @@ __all__ = [
     "FailedObject",
     "Interval",
     "InvalidRequestError",
+    "JobRecord",
     "Neighbour",
     "Neighbours",
     "NotFoundError",
@@ -82,8 +84,10 @@ class Client:
     """A connection to one server; close it, or use it in a `with` block. Threads may share it.
 
     `api_key` is sent as a bearer token. `timeout` is of one attempt, `deadline` of a request with all its attempts
-    (seconds); requests that fail for want of room or of a connection are sent again, with growing waits. Errors are
-    ApiError and its subclasses. Raises ValueError if `url` is no address of HTTP.
+    (seconds); requests that fail for want of room or of a connection are sent again, with growing waits.
+    `num_in_flight` requests of one call are under way at once. `certificates` is a PEM file of the authorities to trust
+    with https, in place of the usual ones. Errors are ApiError and its subclasses. Raises ValueError if `url` is no
+    address of HTTP.
     """
 
     def __init__(
@@ -95,12 +99,14 @@ class Client:
         deadline: float | int = 300.0,
         retries: int = 7,
         num_in_flight: int = 4,
+        certificates: str | Path | None = None,
     ) -> None:
         self._options: dict[str, Any] = {
             "timeout": timeout,
             "deadline": deadline,
             "retries": retries,
             "num_in_flight": num_in_flight,
+            "certificates": certificates,
         }
         self._api_key = api_key
         self._remote = AsyncClient(url, api_key, **self._options)
@@ -314,6 +320,61 @@ class Client:
     def upload_probe(self, probe: "AnyProbe") -> ProbeRecord:
         """Leave a probe that was fitted here, on embeddings of the served model. Raises ApiError."""
         return self._run(self._here().upload_probe(probe))
+
+    def start_embedding_job(
+        self,
+        path: str | Path,
+        space: str = "aligned",
+        *,
+        modality: str | None = None,
+        bands: str | None = None,
+        zero_point: float | int | None = None,
+    ) -> JobRecord:
+        """Leave a file of many objects to be embedded (.safetensors, .arrow, .npy, .fits), of up to gigabytes.
+
+        It is read as it is sent. `modality` and `bands` ("g,r,i") say what a .npy or .fits file holds. Raises ApiError,
+        ValueError for another suffix.
+        """
+        start = self._here().start_embedding_job(path, space, modality=modality, bands=bands, zero_point=zero_point)
+        return self._run(start)
+
+    def start_neighbours_job(
+        self,
+        object_ids: Sequence[str],
+        k: int = 10,
+        *,
+        modality: str | None = None,
+        target_modality: str | None = None,
+        exclude_self: bool = True,
+    ) -> JobRecord:
+        """Leave the search for the neighbours of many objects of the index."""
+        start = self._here().start_neighbours_job(
+            object_ids, k, modality=modality, target_modality=target_modality, exclude_self=exclude_self
+        )
+        return self._run(start)
+
+    def jobs(self) -> tuple[JobRecord, ...]:
+        """The jobs on the server, the newest first."""
+        return self._run(self._here().jobs())
+
+    def job(self, job_id: str) -> JobRecord:
+        """How far a job is. Raises NotFoundError."""
+        return self._run(self._here().job(job_id))
+
+    def wait_for_job(self, job_id: str, progress: bool = False) -> JobRecord:
+        """Wait until a job has finished, well or not; `progress` shows a bar. Raises NotFoundError."""
+        return self._run(self._here().wait_for_job(job_id, progress))
+
+    def delete_job(self, job_id: str) -> None:
+        """Abort a job that is not finished; forget one that is. Raises NotFoundError."""
+        self._run(self._here().delete_job(job_id))
+
+    def download_result(self, job_id: str, path: str | Path) -> Path:
+        """The result of a job as a file, in the format of its suffix: .parquet, .arrow (a stream), or .npy.
+
+        It appears whole or not at all. Raises ConflictError if the job has no result, ValueError for another suffix.
+        """
+        return self._run(self._here().download_result(job_id, path))
 
     def object(self, object_id: str) -> ObjectRecord:
         """What the index knows of an object: position, modalities, labels, links. Raises NotFoundError."""

@@ -1,6 +1,6 @@
 """Bulk work over the client: a file or many ids are left on the server, asked for, and their result is downloaded."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from .client_batches import SAFETENSORS
 from .client_requests import Call, get, idempotency_key, json_of, place, post
 from .client_results import known_fields
 
-CHUNK_BYTES = 2**20
 UPLOADS = {
     ".safetensors": SAFETENSORS,
     ".arrow": "application/vnd.apache.arrow.stream",
@@ -97,16 +96,13 @@ def delete_job_call(job_id: str) -> Call[None]:
     return Call("DELETE", place("v1", "jobs", job_id), read)
 
 
-def result_path(job_id: str, format: str) -> str:
-    """Where a job's result is, in one of FORMATS."""
-    return f"{place('v1', 'jobs', job_id, 'result')}?{urlencode({'format': format})}"
-
-
-async def pieces(path: Path) -> AsyncIterator[bytes]:
-    """The bytes of a file, read as they are sent."""
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK_BYTES):
-            yield piece
+def result_call(job_id: str, path: str | Path) -> Call[Path]:
+    """Download a job's result into a file, in the format of its suffix. Raises ValueError for another suffix."""
+    into = Path(path)
+    if into.suffix.lower() not in FORMATS:
+        raise ValueError(f"{into}: expected one of {sorted(FORMATS)}")
+    query = urlencode({"format": FORMATS[into.suffix.lower()]})
+    return Call("GET", f"{place('v1', 'jobs', job_id, 'result')}?{query}", lambda response: into, into=into)
 
 
 def _read_job(response: httpx.Response) -> JobRecord:

@@ -101,8 +101,16 @@ class EmbeddingStream(Iterator[Embeddings]):
         """How many objects have been dealt with."""
         return self._stream.num_done
 
+    @property
+    def finished(self) -> Embeddings | None:
+        """What `collect` has gathered so far, None if nothing."""
+        return self._stream.finished
+
     def collect(self) -> EmbeddedSet:
-        """All embeddings and all errors. An ApiError bears those that were `finished` before it."""
+        """All embeddings and all errors. Whatever ends it early, `finished` has what was there before.
+
+        Raises ConflictError if the server changes its model meanwhile: vectors of two models do not go together.
+        """
         return self._loop.run(self._stream.collect())
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -71,6 +72,10 @@ class Call(Generic[Answer]):
     read: Callable[[httpx.Response], Answer]
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    file: Path | None = None
+    """In place of `body`: a file that is read as it is sent."""
+    into: Path | None = None
+    """Where the body of a successful answer goes, whole or not at all; without it, into memory."""
 
 
 def get(path: str, read: Callable[[Any], Answer]) -> Call[Answer]:

@@ -67,6 +67,7 @@ class AsyncEmbeddingStream(AsyncIterator[Embeddings]):
         self._progress = progress
         self._total = total
         self._parts = self._run()
+        self._collected: list[Embeddings] = []
 
     def __aiter__(self) -> "AsyncEmbeddingStream":
         return self
@@ -79,22 +80,31 @@ class AsyncEmbeddingStream(AsyncIterator[Embeddings]):
         await self._parts.aclose()
 
     async def collect(self) -> EmbeddedSet:
-        """All embeddings and all errors. An ApiError bears those that were `finished` before it."""
-        parts: list[Embeddings] = []
+        """All embeddings and all errors. Whatever ends it early, `finished` has what was there before.
+
+        Raises ConflictError if the server changes its model meanwhile: vectors of two models do not go together.
+        """
         try:
             async for part in self:
-                parts.append(part)
-            return EmbeddedSet(joined(parts), tuple(self.errors))
+                if self._collected and part.model_id != self._collected[0].model_id:
+                    raise model_changed(self._collected[0].model_id, part.model_id)
+                self._collected.append(part)
+            return EmbeddedSet(self.finished, tuple(self.errors))
         except ApiError as error:
-            error.finished = joined(parts[:1] if isinstance(error, ConflictError) else parts)
+            error.finished = self.finished
             error.add_note(f"{self.num_done} objects were done before; their embeddings are in the error's `finished`")
             raise
+
+    @property
+    def finished(self) -> Embeddings | None:
+        """What `collect` has gathered so far, None if nothing."""
+        return joined(self._collected)
 
     async def _run(self) -> AsyncGenerator[Embeddings, None]:
         waiting: deque[asyncio.Future[Part]] = deque()
         pull: asyncio.Task[Batch | FailedObject | None] | None = None
         try:
-            with _bar(self._progress, self._total) as advance:
+            with progress_bar(self._progress, self._total) as advance:
                 source = await self._batches()
                 is_exhausted = False
                 while True:
@@ -150,14 +160,19 @@ class AsyncEmbeddingStream(AsyncIterator[Embeddings]):
 async def send_batch(
     batch: Batch, space: str, max_bytes: int, send: Callable[[Call[httpx.Response]], Awaitable[httpx.Response]]
 ) -> Part:
-    """Embed the objects of one batch: an object that is at fault fails alone. Raises ApiError for all other faults."""
+    """Embed the objects of one batch: an object that is at fault fails alone. Raises ApiError for all other faults.
+
+    A batch that is too large after all, for a proxy or a server with new limits, goes in halves.
+    """
     try:
         body, media_type = await asyncio.to_thread(batch.body, space, max_bytes)
         headers = {"Content-Type": media_type, "Accept": "application/vnd.safetensors"}
         response = await send(Call("POST", "/v1/embeddings", lambda answer: answer, body, headers))
     except TooLargeError as error:
-        if len(batch.objects) > 1:
-            raise
+        middle = len(batch.objects) // 2
+        if middle:
+            halves = (Batch(batch.first, batch.objects[:middle]), Batch(batch.first + middle, batch.objects[middle:]))
+            return _together([await send_batch(half, space, max_bytes, send) for half in halves])
         return Part(None, (FailedObject(batch.first, batch.objects[0].object_id, error),), 1)
     except InvalidRequestError as error:
         return _all_failed(batch, error)
@@ -190,10 +205,9 @@ def joined(parts: Sequence[Embeddings]) -> Embeddings | None:
     """Parts as one, None if there is none. Raises ConflictError if the server changed its model between them."""
     if not parts:
         return None
-    models = sorted({part.model_id for part in parts})
-    if len(models) > 1:
-        detail = f"the server changed its model meanwhile ({' and '.join(models)}): their vectors do not go together"
-        raise ConflictError(409, {"title": "The model changed", "detail": detail})
+    for part in parts:
+        if part.model_id != parts[0].model_id:
+            raise model_changed(parts[0].model_id, part.model_id)
     return Embeddings(
         tuple(name for part in parts for name in part.object_id),
         torch.cat([part.vectors for part in parts]),
@@ -201,6 +215,18 @@ def joined(parts: Sequence[Embeddings]) -> Embeddings | None:
         parts[0].model_id,
         tuple(names for part in parts for names in part.modalities),
     )
+
+
+def model_changed(before: str, after: str) -> ConflictError:
+    """The error of a task that two models have answered."""
+    detail = f"the server changed its model meanwhile ({before} and {after}): their vectors do not go together"
+    return ConflictError(409, {"title": "The model changed", "detail": detail})
+
+
+def _together(parts: Sequence[Part]) -> Part:
+    embeddings = joined([part.embeddings for part in parts if part.embeddings is not None])
+    failed = tuple(one for part in parts for one in part.failed)
+    return Part(embeddings, failed, sum(part.num_objects for part in parts))
 
 
 def _all_failed(batch: Batch, error: InvalidRequestError) -> Part:
@@ -245,7 +271,7 @@ def _of_failed(failed: Sequence[FailedObject]) -> Exception:
 
 
 @contextlib.contextmanager
-def _bar(is_shown: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(is_shown: bool, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar on the standard error output; gives what moves it on."""
     if not is_shown:
         yield lambda count: None

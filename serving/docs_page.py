@@ -74,17 +74,16 @@ def curl_commands(method: str, path: str, operation: Document, url: str, needs_k
     head = "curl -s" if method == "get" else f"curl -s -X {method.upper()}"
     key = f'\n  -H "Authorization: Bearer ${KEY_VARIABLE}"' if needs_key else ""
     content = operation.get("requestBody", {}).get("content", {})
+    whole = shlex.quote(url + filled + ("?" + query if query else ""))
     if not content:
-        return {"": _shell(f"{head} {shlex.quote(url + filled + ('?' + query if query else ''))}{key}")}
+        return {"": _shell(f"{head} {whole}{key}")}
     commands = {}
     for media_type, body in content.items():
         kind = f"\n  -H {shlex.quote('Content-Type: ' + media_type)}"
         if media_type == JSON:
             for name, example in body.get("examples", {}).items():
                 text = _pretty(example["value"])
-                commands[name] = (
-                    f"{_shell(f'{head} {shlex.quote(url + filled)}{key}{kind}')} \\\n  -d {shlex.quote(text)}"
-                )
+                commands[name] = f"{_shell(f'{head} {whole}{key}{kind}')} \\\n  -d {shlex.quote(text)}"
         else:
             sent = body.get("x-example", {"file": "body.bin", "query": ""})
             place = shlex.quote(url + filled + ("?" + sent["query"] if sent["query"] else ""))

@@ -5,6 +5,7 @@ it (`fits_images.py`), or spectra (`fits_spectra.py`).
 """
 
 import logging
+import math
 import traceback
 from collections.abc import Mapping
 
@@ -63,6 +64,7 @@ def observations_from_fits(
 def _objects(
     file: FitsFile, source: FitsBytes, asked: FitsQuery, known: Mapping[str, Modality], limits: Limits
 ) -> Objects:
+    asked = _with_header(file, asked)
     survey = survey_of(file)
     name = asked.modality or survey
     if name is None:
@@ -85,3 +87,23 @@ def _objects(
     if len(objects) == 1 and asked.object_id is not None and not isinstance(objects[0], ProblemError):
         return [[observation.renamed((asked.object_id,)) for observation in objects[0]]]
     return objects
+
+
+def _with_header(file: FitsFile, asked: FitsQuery) -> FitsQuery:
+    """What is asked, completed by what a file that was downloaded from us says in its header (`observation_files.py`).
+
+    Others have no MODALITY, and their OBJECT, RA and DEC may be those of a whole field.
+    """
+    stated = file.value(0, "MODALITY")
+    if not isinstance(stated, str):
+        return asked
+    found: dict[str, object] = {"modality": stated}
+    name = file.value(0, "OBJECT")
+    if isinstance(name, str) and name:
+        found["object_id"] = name
+    if asked.ra is None and asked.dec is None:
+        for key in ("ra", "dec"):
+            value = file.value(0, key.upper())
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                found[key] = float(value)
+    return asked.model_copy(update={key: value for key, value in found.items() if getattr(asked, key) is None})

@@ -18,6 +18,8 @@ from .problems import ProblemError
 MAX_HDUS = 256
 MAX_HEADER_BYTES = 2**20
 """Of one extension: 13,000 cards."""
+MAX_ALL_HEADER_BYTES = 2**22
+"""Of all extensions: a card takes ten times its bytes when it is parsed."""
 MAX_AXES = 8
 MAX_COLUMNS = 999
 MAX_TILES = 2**16
@@ -99,7 +101,7 @@ def check_fits(body: bytes, limits: Limits) -> None:
 
 
 def _extensions(body: bytes) -> Iterator[_Extension]:
-    place, number = 0, 0
+    place, number, in_headers = 0, 0, 0
     while place < len(body):
         # What follows the last extension is special records by the standard, and zeros in files from tape.
         if number and not body.startswith(b"XTENSION", place):
@@ -109,6 +111,9 @@ def _extensions(body: bytes) -> Iterator[_Extension]:
         if number == MAX_HDUS:
             raise _malformed(f"at most {MAX_HDUS} extensions are read")
         cards, start = _header(body, place, number)
+        in_headers += start - place
+        if in_headers > MAX_ALL_HEADER_BYTES:
+            raise _malformed(f"at most {MAX_ALL_HEADER_BYTES} bytes of headers are read")
         extension = _Extension(number, cards, start, 0)
         axes = extension.whole("NAXIS")
         if not 0 <= axes <= MAX_AXES or extension.whole("BITPIX") not in _BITS:

@@ -99,9 +99,7 @@ def image_of_fits(file: FitsFile, modality: Modality, asked: FitsQuery, limits: 
             valid &= np.isfinite(weight) & (weight > 0)
             fields[role] = np.where(valid, weight, 0.0).astype(np.float32)
     fields["mask"] = valid
-    fwhm = _psf_fwhm(file, planes.get("psf_fwhm", []), shapes, flux)
-    if fwhm is not None:
-        fields["psf_fwhm"] = fwhm
+    fields |= _seeing(file, planes.get("psf_fwhm", []), shapes, flux)
     typed = TypedObject(modality=modality.name, data=0.0, bands=bands, object_id=asked.object_id, ra=ra, dec=dec)
     with np.errstate(over="ignore"):
         values = pixels.astype(np.float32)
@@ -287,7 +285,8 @@ def _cut(
     part = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
     for place, plane in enumerate(planes):
         key = part if plane.row is None else (plane.row, *part)
-        found[place, rows, columns] = file.section(plane.extension, key)
+        with np.errstate(invalid="ignore", over="ignore"):
+            found[place, rows, columns] = file.section(plane.extension, key)
     return found
 
 
@@ -348,21 +347,32 @@ def _matched(
     raise _unusable(role, f"expected one plane for each of the bands {list(bands)}, found {len(beside)}")
 
 
-def _psf_fwhm(
+def _seeing(
     file: FitsFile, planes: Sequence[_Plane], shapes: Mapping[int, tuple[int, ...]], flux: Sequence[_Plane]
-) -> np.ndarray | None:
-    """Arcsec, one for each band, from an extension or from cards of the bands' own; None without."""
+) -> dict[str, np.ndarray]:
+    """`psf_fwhm` (arcsec) and `depth` (AB mag), one for each band, where the file knows them.
+
+    From an extension PSF_FWHM, cards PSF_FWHM of the bands' own, or the columns of a table BANDS.
+    """
     if planes:
         number = planes[0].extension
         if shapes[number] != (len(flux),):
             raise _unusable(
                 "psf_fwhm", f"expected {len(flux)} numbers, one for each band, found {list(shapes[number])}"
             )
-        return file.image(number).astype(np.float32)
+        return {"psf_fwhm": file.image(number).astype(np.float32)}
     cards = [file.value(plane.extension, "PSF_FWHM") for plane in flux]
-    if any(not isinstance(value, (int, float)) or isinstance(value, bool) for value in cards):
-        return None
-    return np.array(cards, np.float32)
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in cards):
+        return {"psf_fwhm": np.array(cards, np.float32)}
+    for number in file.tables():
+        if str(file.value(number, "EXTNAME")).upper() == "BANDS" and file.num_rows(number) == len(flux):
+            stored = {name.upper() for name in file.column_names(number)}
+            names = [name for name in ("PSF_FWHM", "DEPTH") if name in stored]
+            values = dict(zip(names, file.columns(number, names), strict=True))
+            return {
+                name.lower(): array.astype(np.float32) for name, array in values.items() if array.dtype.kind in "fiu"
+            }
+    return {}
 
 
 def _names(file: FitsFile) -> list[str]:

@@ -2,7 +2,8 @@
 
 Others hold FLUX, a wavelength (WAVELENGTH, WAVE, LAMBDA or LOGLAM, the logarithm to base 10 of angstrom) and IVAR or
 ERROR, as columns of a table (one row for each pixel, or one for each object) or as image extensions ([wavelengths] or
-[objects, wavelengths]). MASK holds flags, 0 = good. Many spectra are many objects, and a bad one fails alone.
+[objects, wavelengths]), and perhaps MASK (flags, 0 = good) and RESOLVING_POWER. Many spectra are many objects, and a
+bad one fails alone.
 """
 
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ INVERSE_VARIANCE = ("IVAR", "INVVAR", "INVERSE_VARIANCE")
 ERROR = ("ERROR", "ERR", "SIGMA", "UNCERTAINTY", "FLUX_ERROR")
 """Standard deviation, where there is no inverse variance."""
 MASK = ("MASK", "AND_MASK")
+RESOLVING_POWER = ("RESOLVING_POWER",)
 OBJECT_ID = ("OBJECT_ID", "TARGETID", "ID")
 RA, DEC = ("RA", "TARGET_RA"), ("DEC", "TARGET_DEC")
 
@@ -119,6 +121,9 @@ def named_objects(file: FitsFile, modality: Modality, asked: FitsQuery, limits: 
             valid &= _same_shape(arrays, mask, flux.shape) == 0
         columns = {"data": values.astype(np.float32), "inverse_variance": np.where(valid, ivar, 0).astype(np.float32)}
     columns |= {"wavelength": wavelength, "mask": valid}
+    power = arrays.first(RESOLVING_POWER)
+    if power is not None:
+        columns["resolving_power"] = _same_shape(arrays, power, flux.shape)
     if not is_batch:
         columns = {name: array[None] for name, array in columns.items()}
     count = len(columns["data"])
@@ -143,7 +148,7 @@ def _of_table(file: FitsFile, limits: Limits) -> _Arrays | None:
         rows = file.num_rows(number)
         if rows > max(limits.max_items, limits.max_wavelengths):
             _check_length(rows, limits)
-        known = [*FLUX, *WAVELENGTH, *INVERSE_VARIANCE, *ERROR, *MASK, *OBJECT_ID, *RA, *DEC]
+        known = [*FLUX, *WAVELENGTH, *INVERSE_VARIANCE, *ERROR, *MASK, *RESOLVING_POWER, *OBJECT_ID, *RA, *DEC]
         wanted = [name for name in known if name in stored]
         values = dict(zip(wanted, file.columns(number, [stored[name] for name in wanted]), strict=True))
         units = {name.upper(): unit for name, unit in file.column_units(number).items()}
@@ -161,7 +166,9 @@ def _of_images(file: FitsFile) -> _Arrays | None:
     stored = {str(file.value(number, "EXTNAME") or "").upper(): number for number in reversed(shapes)}
     if not all(set(names) & stored.keys() for names in (FLUX, WAVELENGTH, (*INVERSE_VARIANCE, *ERROR))):
         return None
-    known = [name for name in (*FLUX, *WAVELENGTH, *INVERSE_VARIANCE, *ERROR, *MASK) if name in stored]
+    known = [
+        name for name in (*FLUX, *WAVELENGTH, *INVERSE_VARIANCE, *ERROR, *MASK, *RESOLVING_POWER) if name in stored
+    ]
     for name in known:
         if len(shapes[stored[name]]) > 2:
             raise _unusable(("data",), f"{name} has shape {list(shapes[stored[name]])}; expected 1 or 2 axes")

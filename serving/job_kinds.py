@@ -31,6 +31,8 @@ class ChunkedWork(Protocol):
 
     total: int
     schema: pa.Schema
+    index_id: str | None
+    """Of the index that the result depends on."""
 
     def rows(self, start: int, stop: int) -> pa.Table:
         """The result for the objects from `start` to before `stop`."""
@@ -46,6 +48,7 @@ class EmbedWork:
         self._input = open_input(place / INPUT, job.media_type, query, known, service.limits)
         self._dimension = service.check_space(self._space)
         self.total = self._input.count
+        self.index_id: str | None = None
         provenance = service.provenance(self._space).model_dump()
         self.schema = pa.schema(
             [
@@ -101,6 +104,7 @@ class NeighboursWork:
         if self._asked.modality is not None and self._asked.modality not in self._index.modalities:
             raise not_found("modality of the collection", self._asked.modality, self._index.modalities)
         self.total = len(self._asked.object_ids)
+        self.index_id: str | None = self._index.manifest.index_id
         provenance = service.provenance(self._index.manifest.space).model_dump()
         self.schema = pa.schema(
             [
@@ -162,12 +166,16 @@ def _known(coordinate: float) -> float | None:
     return None if np.isnan(coordinate) else float(coordinate)
 
 
-def do_fit(service: Service, place: Path, job: JobRecord) -> dict[str, Any]:
-    """Fit the probe that `POST /v1/probes` asked for; its id was chosen when the job came, so it is kept once."""
+def do_fit(service: Service, place: Path, job: JobRecord, check: Callable[[], None]) -> dict[str, Any]:
+    """Fit the probe that `POST /v1/probes` asked for; its id was chosen when the job came, so it is kept once.
+
+    `check` raises if the job was aborted meanwhile.
+    """
     stores, probe_id = stores_of(service), str(job.parameters["probe_id"])
     if stores.probes.get(probe_id) is None:
         asked = bodies.parse_json(ProbeRequest, (place / INPUT).read_bytes())
         probe, record = fit_probe(service, asked, job.idempotency_key, job.fingerprint or "")
+        check()
         stores.probes.add(probe, record, probe_id)
     return {"probe_id": probe_id}
 
@@ -176,4 +184,4 @@ CHUNKED: Mapping[str, Callable[[Service, Path, JobRecord], ChunkedWork]] = {
     "embed": EmbedWork,
     "neighbours": NeighboursWork,
 }
-WHOLE: Mapping[str, Callable[[Service, Path, JobRecord], dict[str, Any]]] = {"fit": do_fit}
+WHOLE: Mapping[str, Callable[[Service, Path, JobRecord, Callable[[], None]], dict[str, Any]]] = {"fit": do_fit}

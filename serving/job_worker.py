@@ -32,6 +32,7 @@ LOCK = ".lock"
 POLL_SECONDS = 1.0
 """How often to look for jobs that another process took in."""
 SWEEP_SECONDS = 60.0
+AFTER_FAILURE_SECONDS = 10.0
 MAX_ATTEMPTS = 3
 """Starts without any progress, after which a job is given up: it may be what ends the process."""
 NICENESS = 10
@@ -87,8 +88,9 @@ class JobWorker:
                     is_idle = not (self._has_lock() and self._next())
                 except Exception:
                     # A disk that fails for a moment must not end all jobs.
-                    LOG.exception("the worker of jobs failed; it goes on")
-                    is_idle = True
+                    LOG.exception("the worker of jobs failed; it tries again in %g s", AFTER_FAILURE_SECONDS)
+                    self._stopping.wait(AFTER_FAILURE_SECONDS)
+                    is_idle = False
                 if is_idle:
                     self._woken.wait(POLL_SECONDS)
                     self._woken.clear()
@@ -142,8 +144,8 @@ class JobWorker:
             if job.kind in CHUNKED:
                 job = self._in_chunks(job, place, CHUNKED[job.kind](self._service, place, job))
             else:
-                whole = WHOLE[job.kind]
-                result = self._patiently(job, lambda: whole(self._service, place, job))
+                whole, check = WHOLE[job.kind], functools.partial(self._check, job)
+                result = self._patiently(job, lambda: whole(self._service, place, job, check))
             self._check(job)
             self._end(job, {"phase": "COMPLETED", "result": result, "done": job.total or 0})
         except _StoppedError:
@@ -158,6 +160,11 @@ class JobWorker:
             self._end(job, {"phase": "ERROR", "error": fault.document(f"/v1/jobs/{job.job_id}")})
 
     def _in_chunks(self, job: JobRecord, place: Path, work: ChunkedWork) -> JobRecord:
+        if work.index_id != job.index_id:
+            # Chunks of two indexes do not make one result: what was done with another is done again.
+            shutil.rmtree(place / CHUNKS, ignore_errors=True)
+            job = self._store.update(job, {"index_id": work.index_id, "done": 0})
+        (place / CHUNKS).mkdir(exist_ok=True)
         starts = range(0, work.total, job.chunk_objects)
         for start in starts:
             self._check(job)

@@ -7,6 +7,7 @@ the worker (`job_worker.py`) writes `job.json` again; to abort a job is to leave
 """
 
 import logging
+import os
 import secrets
 import shutil
 import time
@@ -63,6 +64,8 @@ class JobRecord(Settings):
     model_id: str
     """The model that was served when the job came: another one does not go on with it."""
     chunk_objects: int
+    index_id: str | None = None
+    """Of the index that its chunks were made with, where they were."""
     attempts: int = 0
     """Starts since something of it was last done."""
     error: dict[str, Any] | None = None
@@ -84,6 +87,8 @@ class JobStore:
     def __init__(self, folder: Path, settings: JobSettings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.settings = folder, settings
+        self._finished: dict[str, JobRecord] = {}
+        """Jobs that will not change: a week of them need not be read again each second."""
         for path in folder.glob(".[0-9a-z]*"):
             if path.is_dir() and time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
@@ -129,8 +134,16 @@ class JobStore:
 
     def all(self) -> list[JobRecord]:
         """Every job, the oldest first."""
-        found = [self.get(path.name) for path in self.folder.iterdir() if is_id(path.name)]
-        return sorted((job for job in found if job is not None), key=lambda job: (job.created, job.job_id))
+        with os.scandir(self.folder) as entries:
+            names = {entry.name for entry in entries if is_id(entry.name)}
+        known = {name: job for name, job in self._finished.items() if name in names}
+        for name in names - known.keys():
+            job = self.get(name)
+            if job is not None:
+                known[name] = job
+        # `finished` is what the worker writes last.
+        self._finished = {name: job for name, job in known.items() if job.is_finished and job.finished is not None}
+        return sorted(known.values(), key=lambda job: (job.created, job.job_id))
 
     def by_key(self, key: str | None, kinds: Collection[str]) -> JobRecord | None:
         """The job of one of these kinds that came with an idempotency key: each route has keys of its own."""
@@ -148,6 +161,7 @@ class JobStore:
         """Mark a job as aborted: nothing of it that is not done yet will be."""
         place = self.folder / job_id
         (place / ABORT).touch()
+        self._finished.pop(job_id, None)
         sync_folder(place)
 
     def remove(self, job_id: str) -> None:

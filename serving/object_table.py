@@ -21,6 +21,8 @@ from .index_rows import ID, order_by_id
 
 MOST_MODALITIES = 24
 """Bits of `modalities` that float32 holds exactly; modalities beyond have none."""
+_BLOCK = 65_536
+"""Ids that are Python's at once."""
 _MARGIN = 1e-8
 """Degrees by which the belt of a cone is made wider, above rounding."""
 
@@ -71,7 +73,7 @@ class ObjectTable:
 
         def of_objects(name: str, kind: type) -> np.ndarray:
             """The first known value of each object."""
-            found = np.full(count, np.nan, kind)
+            found: np.ndarray = np.full(count, np.nan, kind)
             values = np.concatenate([*columns[name], np.zeros(0, kind)])[order]
             known = np.isfinite(values)
             found[number[known][::-1]] = values[known][::-1]
@@ -107,8 +109,24 @@ class ObjectTable:
 
     def numbers_of(self, object_id: pa.Array) -> Int64[np.ndarray, " R"]:
         """The numbers of many objects, -1 for those that are not there."""
-        found = pc.fill_null(pc.index_in(object_id, value_set=self.object_id), -1)
-        return found.to_numpy(zero_copy_only=False).astype(np.int64)
+        if not len(self) or not len(object_id):
+            return np.full(len(object_id), -1, np.int64)
+        hashes, number_of_hash = self._by_hash
+        place = np.searchsorted(hashes, _hashes(object_id)).clip(max=len(self) - 1)
+        number = number_of_hash[place]
+        is_it = pc.equal(self.object_id.take(pa.array(number)), object_id).to_numpy(zero_copy_only=False)
+        if not is_it.all():
+            # Not there, or two ids of one hash: Arrow tells, for which it makes a table of all ids each time.
+            rest = object_id.filter(pa.array(~is_it))
+            number[~is_it] = pc.fill_null(pc.index_in(rest, value_set=self.object_id), -1).to_numpy()
+        return number
+
+    @functools.cached_property
+    def _by_hash(self) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
+        """Hashes of the ids, ascending, and the numbers that they belong to."""
+        hashes = np.concatenate([_hashes(self.object_id[i : i + _BLOCK]) for i in range(0, len(self), _BLOCK)])
+        order = np.argsort(hashes)
+        return hashes[order], order
 
     def beginning_with(self, prefix: str, start: int, limit: int) -> list[int]:
         """Numbers, from `start` on, of at most `limit` objects whose ids begin so."""
@@ -138,3 +156,7 @@ class ObjectTable:
 
     def _first_from(self, wanted: bytes) -> int:
         return bisect.bisect_left(range(len(self)), wanted, key=lambda number: self.id_of(number).encode())
+
+
+def _hashes(object_id: pa.Array) -> Int64[np.ndarray, " R"]:
+    return np.array([hash(one) for one in object_id.to_pylist()], np.int64)

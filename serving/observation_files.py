@@ -4,6 +4,7 @@ What a file says is all that the dataset knows: flux, inverse variance, mask, PS
 names are those that `armillary` reads, so that a file that was downloaded here can be sent to /v1/embeddings.
 """
 
+import base64
 import io
 import math
 from typing import Any
@@ -12,15 +13,18 @@ import numpy as np
 from astropy.io import fits
 from jaxtyping import Shaped
 
-from ..data.observations import ImageObservation, SpectrumObservation
+from ..data.observations import ImageObservation, Observation, SpectrumObservation
+from . import bodies
 
 DIGITS = 9
 """Significant digits of a number in JSON: as many as tell any two float32 apart."""
+PIXELS = (ImageObservation, SpectrumObservation)
+"""Kinds whose values are called flux."""
 ORIENTATION = "North up, east left: assumed, for a dataset does not record how a cutout lies."
 
 
 def image_fits(image: ImageObservation) -> bytes:
-    """The one image: flux [bands, rows, columns] in nanomaggies; extensions IVAR, MASK (1 = valid) and BANDS."""
+    """The one image: flux [bands, rows, columns] in nanomaggies; extensions IVAR, MASK (flags, 0 = good) and BANDS."""
     header = _object_header(image)
     header["BUNIT"] = ("nanomaggy", "AB, zero point 22.5")
     header["BANDS"] = (",".join(image.bands), "along the third axis")
@@ -39,20 +43,21 @@ def image_fits(image: ImageObservation) -> bytes:
     )
     ivar = fits.ImageHDU(image.inverse_variance[0].numpy(), name="IVAR")
     ivar.header["BUNIT"] = "nanomaggy-2"
-    mask = fits.ImageHDU(image.mask[0].numpy().astype(np.uint8), name="MASK")
-    mask.header["COMMENT"] = "1 = valid"
+    # Files of surveys hold flags, not what is valid.
+    mask = fits.ImageHDU((~image.mask[0].numpy()).astype(np.uint8), name="MASK")
+    mask.header["COMMENT"] = "0 = good"
     return _bytes(fits.HDUList([fits.PrimaryHDU(image.flux[0].numpy(), header), ivar, mask, bands]))
 
 
 def spectrum_fits(spectrum: SpectrumObservation) -> bytes:
-    """The one spectrum as a table: WAVELENGTH (vacuum), FLUX, IVAR, MASK (1 = valid), RESOLVING_POWER."""
+    """The one spectrum as a table: WAVELENGTH (vacuum), FLUX, IVAR, MASK (flags, 0 = good), RESOLVING_POWER."""
     flux_unit = "10**-17 erg / (s cm2 Angstrom)"
     table = fits.BinTableHDU.from_columns(
         [
             fits.Column("WAVELENGTH", "D", "Angstrom", array=spectrum.wavelength[0].numpy()),
             fits.Column("FLUX", "E", flux_unit, array=spectrum.flux[0].numpy()),
             fits.Column("IVAR", "E", "10**34 s2 cm4 Angstrom2 / erg2", array=spectrum.inverse_variance[0].numpy()),
-            fits.Column("MASK", "B", array=spectrum.mask[0].numpy().astype(np.uint8)),
+            fits.Column("MASK", "B", array=(~spectrum.mask[0].numpy()).astype(np.uint8)),
             fits.Column("RESOLVING_POWER", "E", array=spectrum.resolving_power[0].numpy()),
         ],
         name="SPECTRUM",
@@ -79,6 +84,29 @@ def spectrum_body(spectrum: SpectrumObservation) -> dict[str, Any]:
         "error": _numbers(np.where(valid & (ivar > 0), error, math.nan)),
         "mask": valid.tolist(),
     }
+
+
+def typed_object(observation: Observation) -> dict[str, Any]:
+    """The one observation as a request's body has it (`TypedObject`), for any route that takes observations."""
+    fields = bodies.FIELDS[observation.modality.kind]
+    values = observation.flux if isinstance(observation, PIXELS) else observation.values
+    body: dict[str, Any] = {"modality": observation.modality.name, "object_id": observation.object_id[0]}
+    for name in ("ra", "dec"):
+        value = float(getattr(observation, name)[0])
+        if math.isfinite(value):
+            body[name] = value
+    body["data"] = _encoded(values[0].numpy())
+    for name in fields:
+        given = getattr(observation, name)
+        body[name] = list(given) if name == "bands" else _encoded(given[0].numpy())
+    return body
+
+
+def _encoded(array: np.ndarray) -> dict[str, Any]:
+    """`EncodedArray`: base64 of little-endian numbers in C order."""
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    data = base64.b64encode(little.tobytes()).decode()
+    return {"data": data, "shape": list(array.shape), "dtype": array.dtype.name}
 
 
 def _numbers(values: Shaped[np.ndarray, " L"], digits: int = DIGITS) -> list[float | None]:

@@ -22,7 +22,6 @@ from ..models.probes import LinearProbe
 from ..models.token_embeddings import TokenEmbeddings
 from . import bodies
 from .index_protocol import SearchIndex
-from .posted_arrays import posted_array
 from .probe_schemas import CoverageBody, ProbeRequest, Value
 from .probe_store import ProbeRecord
 from .problems import ProblemError, at, pointer
@@ -116,7 +115,7 @@ def training_set(service: Service, asked: ProbeRequest) -> TrainingSet:
 
 def _from_vectors(service: Service, asked: ProbeRequest) -> TrainingSet:
     labels, task = _labels(asked.values or [], asked.task, ("values",))
-    array = posted_array(asked.vectors, ("vectors",))
+    array = bodies.array_of(asked.vectors, ("vectors",))
     axes, wanted = (3, "[objects, tokens, width]") if asked.kind == "attentive" else (2, "[objects, dimension]")
     if array.ndim != axes or 0 in array.shape:
         raise _invalid(("vectors",), f"expected shape {wanted}, found {list(array.shape)}")

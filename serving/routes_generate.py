@@ -1,5 +1,6 @@
 """`POST /v1/generate`: samples of a modality that was not observed, or the distribution of a scalar."""
 
+import base64
 import io
 import json
 from typing import Any
@@ -18,7 +19,6 @@ from . import bodies
 from .binary_answers import wanted_type
 from .documentation import answers, json_body
 from .generate_schemas import GenerateAnswer, GenerateRequest
-from .posted_arrays import encoded_array, posted_array
 from .problems import ProblemError, at, not_found, pointer
 from .safetensors_body import SAFETENSORS
 from .service import Service
@@ -165,7 +165,7 @@ def _like(service: Service, asked: GenerateRequest, target: Modality) -> list[Ob
     """An observation with the pixels that are wanted, where the request says so."""
     if asked.wavelength is None:
         return []
-    wavelength = posted_array(asked.wavelength, ("wavelength",)).astype(np.float64)
+    wavelength = bodies.array_of(asked.wavelength, ("wavelength",)).astype(np.float64)
     if wavelength.ndim != 1 or not 2 <= len(wavelength) <= service.limits.max_wavelengths:
         detail = f"expected 2 to {service.limits.max_wavelengths} wavelengths, found shape {list(wavelength.shape)}"
         raise _invalid(("wavelength",), detail)
@@ -207,12 +207,19 @@ def _samples_answer(service: Service, asked: GenerateRequest, found: GeneratedOb
         metadata = {name: json.dumps(value) for name, value in body.items() if value is not None}
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         return Response(safetensors.numpy.save(contiguous, metadata), media_type=SAFETENSORS, headers=headers)
-    body |= {name: encoded_array(array) for name, array in arrays.items()}
-    body["mean"] = encoded_array(found.mean()[0].float().cpu().numpy())
+    body |= {name: _encoded(array) for name, array in arrays.items()}
+    body["mean"] = _encoded(found.mean()[0].float().cpu().numpy())
     if len(samples) >= FEWEST_FOR_INTERVAL:
         lower, upper = (bound[0].float().cpu().numpy() for bound in found.interval(SHOWN_LEVEL))
-        body["interval"] = {"level": SHOWN_LEVEL, "lower": encoded_array(lower), "upper": encoded_array(upper)}
+        body["interval"] = {"level": SHOWN_LEVEL, "lower": _encoded(lower), "upper": _encoded(upper)}
     return JSONResponse(body)
+
+
+def _encoded(array: np.ndarray) -> dict[str, Any]:
+    """`EncodedArray`."""
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    data = base64.b64encode(little.tobytes()).decode()
+    return {"data": data, "shape": list(array.shape), "dtype": array.dtype.name}
 
 
 def _common(service: Service, asked: GenerateRequest, target: Modality) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse
 
 from . import bodies
+from .arrow_body import ARROW
 from .bulk_inputs import OPENERS, open_input
 from .documentation import Responses, errors, json_body
+from .fits_body import FITS
 from .idempotency import PARAMETER, REPLAYED, check_same, fingerprint, key_of
 from .job_answers import accepted, job_body
 from .job_kinds import NeighboursWork
@@ -25,6 +27,7 @@ from .job_worker import JobWorker
 from .jobs import INPUT, JobRecord, Phase
 from .probe_store import new_id
 from .problems import ProblemError
+from .safetensors_body import SAFETENSORS
 from .service import Service
 from .state_stores import StateStores, stores_of
 from .uploads import receive, room_for_a_job, storage
@@ -40,6 +43,15 @@ _NEIGHBOURS = {
     }
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_UPLOADS = {
+    media_type: {**_BINARY, "x-example": {"file": f"objects.{suffix}", "query": query}}
+    for media_type, suffix, query in (
+        (SAFETENSORS, "safetensors", "kind=embed"),
+        (ARROW, "arrows", "kind=embed"),
+        (bodies.NPY, "npy", "kind=embed&modality=image/hsc&bands=g,r,i"),
+        (FITS, "fits", "kind=embed&modality=image/hsc&bands=g,r,i"),
+    )
+}
 JobId = Annotated[str, PathParameter(examples=["9f2c1d7a04be6631"])]
 
 
@@ -66,13 +78,13 @@ def job_routes(service: Service) -> APIRouter:
         summary="Leave work that takes longer than a request: a file to embed, the neighbours of many objects",
         responses=_accepted(),
         openapi_extra={
-            **json_body(NeighboursRequest, _NEIGHBOURS, dict.fromkeys(OPENERS, _BINARY)),
+            **json_body(NeighboursRequest, _NEIGHBOURS, _UPLOADS),
             "parameters": [PARAMETER],
         },
     )
     async def create_job(
         request: Request,
-        kind: Literal["embed", "neighbours"],
+        kind: Annotated[Literal["embed", "neighbours"], Query(examples=["neighbours"])],
         space: Annotated[Literal["aligned", "encoder"], Query(description="Of embed: of the vectors")] = "aligned",
         modality: Annotated[str | None, Query(description="Of a .npy or FITS upload: what it is")] = None,
         bands: Annotated[str | None, Query(description="Of images in a .npy or FITS upload: `g,r,i`")] = None,

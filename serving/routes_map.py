@@ -68,11 +68,11 @@ def map_routes(service: Service) -> APIRouter:
     ) -> Response:
         """A safetensors file with one tensor [objects] for each column; an object's row is its number.
 
-        `pca` is the plane of the two principal components; `umap` is laid out when first asked for, and until
-        then the answer is 202, without a map. Vectors are taken relative to the mean of their modality. `ra` and `dec` are degrees, NaN where
-        unknown; `modalities` is a sum of bits, named in the metadata by `modality_names`. Metadata: `index_id`,
-        `num_objects`, `projection`, `modality_names` (a JSON list), `num_labelled` (a JSON object: of how many objects
-        each label is known).
+        `pca` is the plane of the two principal components; `umap` is laid out when first asked for, and until then the
+        answer is 202, without a map. Vectors are taken relative to the mean of their modality. `ra` and `dec` are
+        degrees, NaN where unknown; `modalities` is a sum of bits, named in the metadata by `modality_names`. Metadata:
+        `index_id`, `num_objects`, `projection`, `modality_names` (a JSON list), `num_labelled` (of how many objects
+        each label is known, a JSON object).
         """
         index = service.collection(collection)
         names = list(dict.fromkeys(name.strip() for name in columns.split(",") if name.strip()))

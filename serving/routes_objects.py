@@ -11,7 +11,7 @@ from ..data.modalities import Modality
 from ..data.observations import ImageObservation, Observation, ScalarObservation, SpectrumObservation
 from .colour_picture import colour_picture, jpeg
 from .documentation import Responses, errors, example
-from .observation_files import image_fits, spectrum_body, spectrum_fits
+from .observation_files import image_fits, spectrum_body, spectrum_fits, typed_object
 from .problems import ProblemError, not_found
 from .search_queries import number_or_null
 from .service import Service
@@ -35,6 +35,12 @@ _OBSERVATIONS = {
         {"modality": "scalar/redshift", "kind": "scalar", "unit": "dimensionless", "value": 0.21, "error": None},
     ],
 }
+_OBSERVATION = {
+    "modality": "image/hsc",
+    "object_id": "39633345008634465",
+    "bands": ["g"],
+    "data": {"data": "AACAPwAAAEAAAEBAAACAQA==", "shape": [1, 2, 2], "dtype": "float32"},
+}
 _SPECTRUM = {
     "object_id": "39633345008634465",
     "modality": "spectrum/desi",
@@ -53,7 +59,7 @@ IfNoneMatch = Annotated[str | None, Header()]
 
 
 def object_routes(service: Service) -> APIRouter:
-    """`/v1/objects/{object_id}/observations`, `image.jpg`, `image.fits`, `spectrum`, `spectrum.fits`."""
+    """`/v1/objects/{object_id}/observations`, `observation`, `image.jpg`, `image.fits`, `spectrum`, `spectrum.fits`."""
     router = APIRouter(tags=["objects"])
 
     @router.get(
@@ -71,6 +77,23 @@ def object_routes(service: Service) -> APIRouter:
                 raise ProblemError("not-found", f"the dataset has no object {object_id!r}")
             described = [_describe(dataset, modality, object_id) for modality in found]
             return JSONResponse({"object_id": object_id, "observations": described})
+
+        return await service.in_worker(work)
+
+    @router.get(
+        "/v1/objects/{object_id}/observation",
+        summary="A measurement of an object, as a request's body has it",
+        responses=example(_OBSERVATION, 404, 422),
+    )
+    async def observation(
+        object_id: ObjectPath,
+        modality: Annotated[str, Query(examples=["image/legacysurvey"], max_length=200)],
+    ) -> JSONResponse:
+        """Of any modality: an entry of `observations` for /v1/embeddings, /v1/predict and /v1/generate."""
+
+        def work() -> JSONResponse:
+            found = _read(service, object_id, modality, None)
+            return JSONResponse(typed_object(found), headers={"Cache-Control": CACHE})
 
         return await service.in_worker(work)
 
@@ -106,7 +129,7 @@ def object_routes(service: Service) -> APIRouter:
     async def image_file(
         object_id: ObjectPath, modality: ModalityQuery = None, if_none_match: IfNoneMatch = None
     ) -> Response:
-        """Flux [bands, rows, columns] in nanomaggies, with the extensions IVAR, MASK (1 = valid) and BANDS."""
+        """Flux [bands, rows, columns] in nanomaggies, with the extensions IVAR, MASK (flags, 0 = good) and BANDS."""
 
         def work() -> Response:
             found = _read(service, object_id, modality, "image")
@@ -139,7 +162,7 @@ def object_routes(service: Service) -> APIRouter:
     async def spectrum_file(
         object_id: ObjectPath, modality: ModalityQuery = None, if_none_match: IfNoneMatch = None
     ) -> Response:
-        """A table of WAVELENGTH, FLUX, IVAR, MASK (1 = valid) and RESOLVING_POWER."""
+        """A table of WAVELENGTH, FLUX, IVAR, MASK (flags, 0 = good) and RESOLVING_POWER."""
 
         def work() -> Response:
             found = _read(service, object_id, modality, "spectrum")
@@ -165,18 +188,18 @@ def _dataset(service: Service) -> ObservationDataset:
     return service.dataset
 
 
-def _read(service: Service, object_id: str, modality: str | None, kind: str) -> Observation:
+def _read(service: Service, object_id: str, modality: str | None, kind: str | None) -> Observation:
     """The object's observation of this modality, or of the first of this kind. Raises ProblemError (404)."""
     dataset = _dataset(service)
-    names = [m.name for m in dataset.modalities if m.kind == kind]
+    names = [m.name for m in dataset.modalities if kind in (None, m.kind)]
+    of_kind = "modality" if kind is None else f"{kind} modality"
     if modality is not None and modality not in names:
-        raise not_found(f"{kind} modality of the dataset", modality, names)
+        raise not_found(f"{of_kind} of the dataset", modality, names)
     has = [name for name in names if dataset.holds(name, object_id)]
     wanted = [modality] if modality is not None else has[:1]
     if not wanted or wanted[0] not in has:
-        what = modality or f"{kind} modality"
-        others = f"it has {has}" if has else f"it has no {kind} at all"
-        raise ProblemError("not-found", f"object {object_id!r} has no {what} in the dataset; {others}")
+        others = f"it has {has}" if has else f"it has no {kind or 'observation'} at all"
+        raise ProblemError("not-found", f"object {object_id!r} has no {modality or of_kind} in the dataset; {others}")
     return dataset.read(wanted[0], [object_id])
 
 

@@ -23,6 +23,7 @@ from .job_answers import accepted
 from .job_schemas import JOB_EXAMPLE, JobAnswer
 from .jobs import INPUT, JobRecord
 from .probe_answers import check_usable, probe_answer, probe_answers
+from .probe_cards import CARD_EXAMPLE, all_probes, card, find_probe, unknown_probe
 from .probe_fitting import fit_probe, is_bulk, now, num_labels
 from .probe_schemas import ProbeCard, ProbeList, ProbePredictions, ProbePredictRequest, ProbeRequest
 from .probe_store import ProbeRecord, StoredProbe, new_id
@@ -35,30 +36,6 @@ from .uploads import room_for_a_job, storage
 
 MAX_PROBES = 1000
 """Probes that callers may leave."""
-_CARD: dict[str, Any] = {
-    "id": "3be19c6f5a2d7704",
-    "label": "scalar/redshift",
-    "task": "regression",
-    "kind": "linear",
-    "unit": "dimensionless",
-    "created": "2026-11-28T23:40:00.000000+00:00",
-    "note": "visual inspection, two of us",
-    "num_labels": 400,
-    "classes": None,
-    "scores": {"r2": 0.91, "mean_absolute_error": 0.02},
-    "coverage": [{"level": 0.9, "share": 0.91, "num_objects": 80, "width": 0.1}],
-    "fitted_on": "objects",
-    "model_id": "armillary-1f3a9c0d2b4e",
-    "index_id": "objects-5d1c0a9e7b21",
-    "space": "aligned",
-    "modalities": ["image/hsc"],
-    "is_usable": True,
-    "links": {
-        "self": "/v1/probes/3be19c6f5a2d7704",
-        "file": "/v1/probes/3be19c6f5a2d7704/file",
-        "predict": "/v1/probes/3be19c6f5a2d7704/predict",
-    },
-}
 _FITS = {
     "labels of objects of the index": {
         "label": "scalar/redshift",
@@ -101,6 +78,7 @@ _PREDICTIONS = {
     "provenance": {"model_id": "armillary-1f3a9c0d2b4e", "index_id": None, "space": "aligned", "metric": None},
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+_UPLOAD = {**_BINARY, "x-example": {"file": "probe.safetensors", "query": ""}}
 ProbeId = Annotated[str, Path(examples=["3be19c6f5a2d7704"])]
 
 
@@ -121,7 +99,7 @@ def probe_routes(service: Service) -> APIRouter:
             },
             **errors(400, 404, 409, 413, 415, 422, 429, 503, 507),
         },
-        openapi_extra={**json_body(ProbeRequest, _FITS, {SAFETENSORS: _BINARY}), "parameters": [PARAMETER]},
+        openapi_extra={**json_body(ProbeRequest, _FITS, {SAFETENSORS: _UPLOAD}), "parameters": [PARAMETER]},
     )
     async def create_probe(request: Request) -> Response:
         """A small head on frozen vectors: of objects of the index by id, of observations, or of vectors that
@@ -161,13 +139,13 @@ def probe_routes(service: Service) -> APIRouter:
         "/v1/probes",
         summary="The probes on this server",
         responses={
-            200: {"model": ProbeList, "content": {"application/json": {"example": {"probes": [_CARD]}}}},
+            200: {"model": ProbeList, "content": {"application/json": {"example": {"probes": [CARD_EXAMPLE]}}}},
             **errors(503),
         },
     )
     def list_probes() -> JSONResponse:
         """Those the server was started with, and those that callers have left, the oldest first."""
-        return JSONResponse({"probes": [card(service, stored) for stored in _all(service)]})
+        return JSONResponse({"probes": [card(service, stored) for stored in all_probes(service)]})
 
     @router.get(
         "/v1/probes/{probe_id}",
@@ -177,7 +155,7 @@ def probe_routes(service: Service) -> APIRouter:
     def probe_by_id(probe_id: ProbeId, request: Request) -> Response:
         """By `Accept`: JSON, or `application/vnd.safetensors`, which is what /v1/probes/{id}/file gives."""
         wanted = wanted_type(request.headers.get("accept"), (bodies.JSON, SAFETENSORS))
-        stored = _find(service, probe_id)
+        stored = find_probe(service, probe_id)
         return _file(stored) if wanted == SAFETENSORS else JSONResponse(card(service, stored))
 
     @router.get(
@@ -191,7 +169,7 @@ def probe_routes(service: Service) -> APIRouter:
 
         /v1/probes takes it, on any server of the same model.
         """
-        return _file(_find(service, probe_id))
+        return _file(find_probe(service, probe_id))
 
     @router.delete(
         "/v1/probes/{probe_id}",
@@ -205,13 +183,13 @@ def probe_routes(service: Service) -> APIRouter:
 
         stays (409).
         """
-        stored = _find(service, probe_id)
+        stored = find_probe(service, probe_id)
         if stored.record is None:
             raise ProblemError(
                 "conflict", "the server was started with this probe, which its operator alone can change"
             )
         if not stores_of(service).probes.remove(probe_id):
-            raise _unknown(service, probe_id)
+            raise unknown_probe(service, probe_id)
         return Response(status_code=204)
 
     @router.post(
@@ -235,59 +213,13 @@ def probe_routes(service: Service) -> APIRouter:
 
         def work() -> JSONResponse:
             asked = bodies.parse_json(ProbePredictRequest, body)
-            probe = _find(service, probe_id).probe
+            probe = find_probe(service, probe_id).probe
             check_usable(service, probe)
             return JSONResponse(_predicted(service, probe, asked))
 
         return await service.in_worker(work)
 
     return router
-
-
-def card(service: Service, stored: StoredProbe) -> dict[str, Any]:
-    """The body of `ProbeCard`."""
-    probe, record, address = stored.probe, stored.record, f"/v1/probes/{stored.probe_id}"
-    classes = [str(name) for name in probe.classes_.tolist()] if probe.task == "classification" else None
-    return {
-        "id": stored.probe_id,
-        "label": probe.label,
-        "task": probe.task,
-        "kind": probe.kind,
-        "unit": probe.unit_,
-        "created": None if record is None else record.created,
-        "note": "" if record is None else record.note,
-        "num_labels": probe.num_train_,
-        "classes": classes,
-        "scores": probe.scores_,
-        "coverage": [] if record is None else [measured.model_dump() for measured in record.coverage],
-        "fitted_on": "start" if record is None else record.fitted_on,
-        "model_id": probe.model_id_,
-        "index_id": None if record is None else record.index_id,
-        "space": probe.space_,
-        "modalities": [name for name in probe.modalities_ if name],
-        "is_usable": probe.model_id_ == service.model.model_id,
-        "links": {"self": address, "file": f"{address}/file", "predict": f"{address}/predict"},
-    }
-
-
-def _all(service: Service) -> list[StoredProbe]:
-    # What the server was started with has an id too, made of its label, so that it can be addressed.
-    started = [
-        StoredProbe(hashlib.sha256(label.encode()).hexdigest()[:16], probe) for label, probe in service.probes.items()
-    ]
-    return started + ([] if service.state is None else stores_of(service).probes.all())
-
-
-def _find(service: Service, probe_id: str) -> StoredProbe:
-    for stored in _all(service):
-        if stored.probe_id == probe_id:
-            return stored
-    raise _unknown(service, probe_id)
-
-
-def _unknown(service: Service, probe_id: str) -> ProblemError:
-    labels = sorted({str(stored.probe.label) for stored in _all(service)})
-    return ProblemError("not-found", f"no probe {probe_id!r}; see /v1/probes, which has probes of {labels}")
 
 
 def _file(stored: StoredProbe) -> Response:
@@ -402,5 +334,5 @@ def _predicted(service: Service, probe: AnyProbe, asked: ProbePredictRequest) ->
 
 
 def _card(description: str, others: dict[str, Any] | None = None) -> dict[str, Any]:
-    content = {"application/json": {"example": _CARD}, **(others or {})}
+    content = {"application/json": {"example": CARD_EXAMPLE}, **(others or {})}
     return {"model": ProbeCard, "description": description, "content": content}

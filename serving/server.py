@@ -23,6 +23,7 @@ from ..models.neighbour_prediction import NeighbourPredictor, read_predictors
 from ..models.probe_loading import load_probe
 from .access_keys import AccessKeys
 from .app import create_app
+from .cross_site import LOCAL_HOSTS
 from .index_open import open_index
 from .index_protocol import SearchIndex
 from .problems import ProblemError
@@ -85,7 +86,7 @@ def serve(
         chosen.engine,
         access,
         chosen.cors_origins,
-        chosen.hosts,
+        chosen.hosts or (() if access is not None or api_key else LOCAL_HOSTS),
     )
     service: Service = app.state.service
     if index is not None:

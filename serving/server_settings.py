@@ -25,4 +25,4 @@ class ServerSettings(Settings):
     cors_origins: tuple[str, ...] = ()
     """Pages of other hosts that browsers may let call this server; by default none."""
     hosts: tuple[str, ...] = ()
-    """Names by which this server may be called; by default any."""
+    """Names by which this server may be called. By default any; where no key is needed, those of this machine alone."""

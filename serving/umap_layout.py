@@ -1,5 +1,6 @@
 """UMAP in a process of its own: `python -m armillary.serving.umap_layout COMPONENTS.npy PLANE.npy`."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -14,8 +15,7 @@ SEED = 0
 
 def lay_out(places: Float32[np.ndarray, "B K"]) -> Float32[np.ndarray, "B 2"]:
     """The plane of UMAP, the same for the same places. Raises ImportError without `umap-learn`."""
-    import umap
-
+    umap = importlib.import_module("umap")
     if len(places) <= 4:
         return np.ascontiguousarray(places[:, :2])
     made = umap.UMAP(

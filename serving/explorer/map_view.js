@@ -28,7 +28,7 @@ export class MapView {
 
   makePlot() {
     const probe = document.createElement("canvas").getContext("webgl");
-    if (!probe) throw new Error("no WebGL");
+    if (!probe?.getExtension("OES_texture_float")) throw new Error("no WebGL, or one without textures of floats");
     probe.getExtension("WEBGL_lose_context")?.loseContext();
     const { width, height } = this.canvas.getBoundingClientRect();
     const plot = createScatterplot({

@@ -1,6 +1,7 @@
 // All that is known of one object: images, spectrum, properties, neighbours; the same for a file of one's own.
 
 import { fileOf, get } from "./api.js";
+import { canGenerate, generated } from "./generate.js";
 import { showNeighbours } from "./neighbours.js";
 import { figures } from "./pictures.js";
 import { showPredictions } from "./predictions.js";
@@ -124,12 +125,38 @@ export class ObjectPanel {
     const kinds = (kind) => observed.filter((one) => one.kind === kind).map((one) => one.modality);
     element("images").replaceChildren(...figures(id, kinds("image")));
     const known = { ...labels };
+    this.offerGenerating(id, kinds("image"), signal);
     await Promise.all([
       this.spectrum.show(id, kinds("spectrum"), signal),
       this.predictions(known, signal).then((redshift) => {
         if (redshift && !signal.aborted) this.spectrum.setRedshift(redshift.value, redshift.isPredicted);
       }),
     ]);
+  }
+
+  /** The button that lays the model's own spectrum over the measured one, where server and object allow it. */
+  async offerGenerating(id, images, signal) {
+    const button = element("generate");
+    button.hidden = true;
+    this.server.canGenerate ??= canGenerate();
+    if (!images.length || !(await this.server.canGenerate) || signal.aborted) return;
+    button.hidden = button.disabled = false;
+    button.textContent = "Generate";
+    button.title = "What the model expects this spectrum to be, from the images alone";
+    button.onclick = async () => {
+      button.disabled = true;
+      button.textContent = "Generating…";
+      const target = element("spectrum-which").value;
+      try {
+        const made = await generated(id, images, target, signal);
+        if (element("spectrum-which").value === target) this.spectrum.setGenerated(made);
+      } catch (error) {
+        if (error.name === "AbortError") return;
+        this.fail(error);
+      }
+      button.disabled = false;
+      button.textContent = "Generate";
+    };
   }
 
   predictions(known, signal) {

@@ -47,7 +47,7 @@ export async function showPredictions(query, known, collection, units, signal) {
   };
   await Promise.all(Array.from({ length: MOST_AT_ONCE }, work));
   element("prediction-note").textContent =
-    "From the labels of the nearest neighbours, the object itself left out. " +
+    `From the labels of the nearest neighbours${query.object_id ? ", the object itself left out" : ""}. ` +
     (calibrated ? "Intervals are calibrated on held-out objects." : "Not all intervals are calibrated.") +
     (outside ? " Unlike the objects known: do not rely on these." : "");
   element("prediction-note").classList.toggle("warning", outside);

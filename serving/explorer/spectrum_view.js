@@ -58,7 +58,7 @@ export class SpectrumView {
     this.draw();
   }
 
-  /** A generated spectrum over this one: `wavelength` and `flux`. */
+  /** A generated spectrum over this one, as `generate.js` has it. */
   setGenerated(generated) {
     this.generated = generated;
     this.draw();
@@ -77,9 +77,18 @@ export class SpectrumView {
       { label: "high", stroke: "transparent", points: { show: false } },
       { label: "flux", stroke: colour("--flux"), width: 1, points: { show: false }, value: told },
     ];
-    if (this.generated) {
-      columns.push(resampled(this.generated, data.wavelength));
-      series.push({ label: "generated", stroke: colour("--mark"), width: 1.25, points: { show: false }, value: told });
+    const bands = [{ series: [2, 1], fill: colour("--band") }];
+    const { wavelength, flux, low, high } = this.generated ?? {};
+    if (flux) {
+      columns.push(resampled(wavelength, flux, data.wavelength));
+      series.push({ label: "generated", stroke: colour("--mark"), width: 1.5, points: { show: false }, value: told });
+      if (low) {
+        for (const bound of [low, high]) {
+          columns.push(resampled(wavelength, bound, data.wavelength));
+          series.push({ label: "bound", class: "bound", stroke: "transparent", points: { show: false } });
+        }
+        bands.push({ series: [6, 5], fill: colour("--mark-band") });
+      }
     }
     const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 }, font: "11px system-ui, sans-serif" };
     this.plot = new uPlot(
@@ -89,7 +98,7 @@ export class SpectrumView {
         padding: [16, 6, 0, 0],
         scales: { x: { time: false }, y: { range: (_, low, high) => reach(data, low, high) } },
         series,
-        bands: [{ series: [2, 1], fill: colour("--band") }],
+        bands,
         axes: [
           { ...axis, size: 34, values: (_, ticks) => ticks.map((t) => `${t}`) },
           { ...axis, size: 46, values: (_, ticks) => ticks.map((t) => `${Number(t.toPrecision(6))}`) },
@@ -106,6 +115,7 @@ export class SpectrumView {
     const z = this.redshift;
     element("spectrum-note").textContent =
       `Å, vacuum; 1e-17 erg/s/cm²/Å. Band: 1 σ.` +
+      (this.generated ? " Orange: what the model expects from the images alone, with the middle 68 % of its samples." : "") +
       (z ? ` Lines at ${z.isPredicted ? "the predicted" : "the known"} redshift ${z.value.toFixed(4)}.` : "");
   }
 
@@ -177,7 +187,7 @@ function smoothed({ wavelength, flux, error }, width) {
 }
 
 /** Another spectrum on these wavelengths, by straight lines between its own. */
-function resampled({ wavelength, flux }, onto) {
+function resampled(wavelength, flux, onto) {
   let i = 0;
   return onto.map((w) => {
     while (i < wavelength.length - 2 && wavelength[i + 1] < w) i++;

@@ -1,6 +1,6 @@
-"""A server of the fake model in a process of its own: prints its port, and its peak of memory when it is asked to.
+"""A server of the fake model in a process of its own: prints its port.
 
-python serve_fake_model.py MAX_BODY_BYTES
+python serve_fake_model.py MAX_BODY_BYTES STATE_FOLDER
 """
 
 import sys
@@ -24,7 +24,7 @@ class Announcing(uvicorn.Server):
 
 def main():
     torch.set_num_threads(1)
-    app = create_app(FakeModel(), limits=Limits(max_body_bytes=int(sys.argv[1])))
+    app = create_app(FakeModel(), limits=Limits(max_body_bytes=int(sys.argv[1])), state=Path(sys.argv[2]))
     Announcing(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", access_log=False)).run()
 
 

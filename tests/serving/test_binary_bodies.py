@@ -159,6 +159,7 @@ WRONG = [
     ({"flux": FLUX, "ra": np.ones((3, 2))}, IMAGE, 422, "invalid-request", "/ra"),
     ({"flux": FLUX[0], "dec": np.ones(1)}, IMAGE, 422, "invalid-request", "/dec"),
     ({"flux": FLUX, "ra": np.full(3, np.inf)}, IMAGE, 422, "invalid-request", "/input/0/ra"),
+    ({"flux": FLUX, "center": np.full((3, 2), np.nan)}, IMAGE, 422, "invalid-observation", "/input/0/center"),
     ({"flux": FLUX, "psf_fwhm": np.ones(3)}, IMAGE, 422, "invalid-observation", "/input/0/psf_fwhm"),
     (
         {"values": np.ones(2), "error": np.ones((2, 2))},
@@ -174,6 +175,21 @@ WRONG = [
 @pytest.mark.parametrize("tensors, metadata, status, kind, pointer", WRONG)
 def test_what_is_wrong_is_named(http, tensors, metadata, status, kind, pointer):
     assert_problem(post(http, tensors, metadata), status, kind, pointer)
+
+
+def test_a_vector_that_is_not_finite_is_the_objects_problem(index):
+    class Overflowing(FakeModel):
+        def embed(self, observations, space="aligned"):
+            found = super().embed(observations, space)
+            found.vectors[-1] = torch.nan
+            return found
+
+    with TestClient(create_app(Overflowing(), index)) as http:
+        data = post(http, {"flux": images().flux.numpy()}, IMAGE).json()["data"]
+        assert [datum["embedding"] is None for datum in data] == [False, False, False, True]
+        assert "no finite vector" in data[3]["error"]["detail"]
+        alone = post(http, {"flux": images(1, seed=5).flux.numpy()}, IMAGE, accept=NPY)
+        assert_problem(alone, 422, "invalid-observation", "/input/0")
 
 
 def test_too_many_objects_are_413(model):

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 from fake_model import FakeModel, images
-from hostile_bodies import BOMB, HSC, NPY, corpus, npy, whole
+from hostile_bodies import BOMB, HSC, NPY, corpus, made_to_hurt, npy, whole
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_GROWTH_BYTES = 96 * 2**20
@@ -17,9 +17,10 @@ MAX_GROWTH_BYTES = 96 * 2**20
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory):
     script = Path(__file__).with_name("serve_fake_model.py")
-    process = subprocess.Popen([sys.executable, script, str(MAX_BODY_BYTES)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, script, str(MAX_BODY_BYTES), tmp_path_factory.mktemp("state")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     port = process.stdout.readline().strip()
     assert port, process.wait()
     try:
@@ -75,3 +76,15 @@ def test_hostile_bodies_are_refused_memory_stays_and_the_server_answers(server):
     assert sum(statuses.values()) > 600
     assert statuses[400] > 200
     assert statuses[422] > 30
+
+
+def test_hostile_uploads_of_jobs_are_refused_too(server):
+    http, process = server
+    before, refused = peak(process), 0
+    for name, media_type, query, body in made_to_hurt():
+        answer = http.post(f"/v1/jobs?kind=embed&{query}", content=body, headers={"content-type": media_type})
+        assert answer.status_code == 202 or 400 <= answer.status_code < 500, (name, answer.status_code, answer.text)
+        refused += answer.status_code in (400, 413, 422)
+    assert refused > 50
+    assert peak(process) - before < MAX_GROWTH_BYTES
+    assert_answers(http)

@@ -3,6 +3,7 @@ import email.utils
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from both_clients import KINDS, open_client
 from fake_model import FakeModel, images, spectra
 from fastapi import FastAPI
@@ -40,7 +42,7 @@ from armillary.serving.client import (
     UnauthorizedError,
     UnreachableError,
 )
-from armillary.serving.client_batches import batches
+from armillary.serving.client_batches import Batch, batches, objects_of
 from armillary.serving.client_requests import RetryRules, retry_after
 from armillary.serving.limits import Limits
 
@@ -401,6 +403,10 @@ def test_what_the_iterable_raises_comes_after_the_parts_before_it(client):
     assert [next(stream).object_id[0], next(stream).object_id[0]] == ["object-0", "second-0"]
     with pytest.raises(RuntimeError, match="the disk is gone"):
         next(stream)
+    collecting = client.embed_many(broken(), batch_size=4)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        collecting.collect()
+    assert (len(collecting.finished), collecting.num_done) == (8, 8)
 
 
 def test_several_requests_are_under_way_at_once(run, kind):
@@ -425,6 +431,7 @@ def test_the_bar_counts_to_the_end(client, capsys):
     assert "9/9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["async"])
 def test_a_model_that_changes_meanwhile_is_an_error(run, kind):
     class Changing(FakeModel):
         def embed(self, observations, space="aligned"):
@@ -457,6 +464,7 @@ def test_passing_failures_are_not_seen(index, run, kind, failures):
     assert not app.failures
 
 
+@pytest.mark.parametrize("kind", ["async"])
 def test_the_server_says_how_long_to_wait(index, run, kind):
     app = FlakyApp(create_app(FakeModel(), index), ["429"], retry_after="1")
     with run(app) as url, open_client(kind, url, **FAST) as client:
@@ -483,6 +491,7 @@ def test_errors_that_would_come_again_are_not_asked_for_again(index, run, kind):
     assert len(app.requests) == 1
 
 
+@pytest.mark.parametrize("kind", ["async"])
 def test_a_server_that_does_not_answer_is_an_error_by_the_deadline(run, kind):
     app = FastAPI()
 
@@ -506,9 +515,10 @@ def test_no_server_at_all_is_said_soon(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sync"])
 def test_a_server_killed_midway_leaves_what_was_finished(tmp_path, kind):
     ready = tmp_path / "ready.json"
-    command = [sys.executable, str(Path(__file__).parent / "serve_fake_model.py"), str(ready), "0.05"]
+    command = [sys.executable, str(Path(__file__).parent / "doomed_server.py"), str(ready), "0.05"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 60
@@ -560,6 +570,54 @@ def test_retry_after_is_a_number_or_a_date(header, seconds):
     assert found == (None if seconds is None else pytest.approx(seconds, abs=2))
 
 
+@pytest.mark.parametrize("kind", ["sync"])
+def test_batches_too_large_for_a_proxy_go_in_halves(run, kind):
+    app = create_app(FakeModel())
+
+    async def proxy(scope, receive, send):
+        if scope["type"] == "http" and int(dict(scope["headers"]).get(b"content-length", 0)) > 6000:
+            while (await receive()).get("more_body"):
+                pass
+            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-type", b"text/html")]})
+            await send({"type": "http.response.body", "body": b"<h1>413</h1>"})
+            return
+        await app(scope, receive, send)
+
+    given = [images(9), with_bright(spectra(2), {1}), images(1, side=40, prefix="large-")]
+    with run(proxy) as url, open_client(kind, url) as client:
+        found = client.embed_many(given, batch_size=6, on_error="skip").collect()
+    expected = torch.cat([FakeModel().embed([images(9)]).vectors, FakeModel().embed([spectra(1)]).vectors])
+    torch.testing.assert_close(found.embeddings.vectors, expected, atol=1e-6, rtol=1e-6)
+    assert [(one.index, type(one.error)) for one in found.errors] == [(10, InvalidRequestError), (11, TooLargeError)]
+
+
+@pytest.mark.parametrize("kind", ["sync"])
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_a_certificate_of_ones_own_is_trusted_where_it_is_given(kind, tmp_path):
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    extension = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run([*command, *extension], check=True, capture_output=True)
+    config = uvicorn.Config(
+        create_app(FakeModel()), port=0, log_level="critical", ssl_keyfile=key, ssl_certfile=certificate
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    url = f"https://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    with open_client(kind, url, certificates=certificate) as client:
+        assert client.model_id == FakeModel.model_id
+    with (
+        open_client(kind, url, retries=0) as client,
+        pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        client.models()
+    server.should_exit = True
+    thread.join(10)
+
+
 # One code for both
 
 
@@ -571,6 +629,21 @@ def test_methods_of_the_client_are_those_of_the_local_model():
             assert [(p.name, p.kind, p.default) for p in remote.values()] == [
                 (p.name, p.kind, p.default) for p in local.values()
             ]
+
+
+def test_generation_takes_what_the_local_model_takes_but_what_http_lacks():
+    local = inspect.signature(FoundationModel.generate).parameters
+    for of in (Client, AsyncClient):
+        remote = inspect.signature(of.generate).parameters
+        assert local.keys() - remote.keys() == {"guidance", "batch_size"}
+        assert all((p.kind, p.default) == (local[name].kind, local[name].default) for name, p in remote.items())
+
+
+def test_noise_that_the_depth_tells_is_not_sent():
+    plain = images(6, side=32)
+    measured = ImageObservation(plain.modality, plain.object_id, plain.flux, plain.bands, 2 * plain.inverse_variance)
+    bodies = [Batch(0, tuple(objects_of([one]))).body("aligned", 10**9)[0] for one in (plain, measured)]
+    assert len(bodies[0]) < 0.6 * len(bodies[1])
 
 
 def test_both_clients_have_the_same_methods():
@@ -606,6 +679,40 @@ def test_threads_share_a_client(served):
         )
     with pytest.raises(RuntimeError, match="the client is closed"):
         client.models()
+
+
+def test_an_interrupted_call_ends_and_the_client_goes_on(run):
+    app = FastAPI()
+
+    @app.get("/v1/models")
+    async def models():
+        await asyncio.sleep(1)
+
+    @app.get("/v1/collections")
+    async def collections():
+        return {"collections": []}
+
+    with run(app) as url, Client(url) as client:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            client.models()
+        assert client.collections() == []
+
+
+def test_a_client_works_on_after_a_fork(served):
+    with Client(served, "secret") as client:
+        client.models()
+        child = os.fork()
+        if child == 0:
+            # Nothing of the test session may go on in the child.
+            os._exit(0 if client.model_id == FakeModel.model_id else 1)
+        end = time.monotonic() + 20
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.02)
+        assert os.waitstatus_to_exitcode(ended[1]) == 0
+        assert client.model_id == FakeModel.model_id
 
 
 def test_a_client_inside_a_running_event_loop_works(served):

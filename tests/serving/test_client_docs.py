@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from fake_model import FakeModel
+from generating_model import GeneratingModel
 
 import armillary
 from armillary.serving.app import create_app
@@ -24,8 +24,8 @@ def names(index, run, tmp_path, monkeypatch):
     """The names that the blocks share, with the address of a live server in place of the document's."""
     monkeypatch.chdir(tmp_path)
     # No checkpoint of the demo is here; the client is compared with a real model's signature elsewhere.
-    monkeypatch.setattr(armillary, "load", lambda path: FakeModel())
-    with run(create_app(FakeModel(), index, api_key="secret", state=tmp_path / "state")) as url:
+    monkeypatch.setattr(armillary, "load", lambda path: GeneratingModel())
+    with run(create_app(GeneratingModel(), index, api_key="secret", state=tmp_path / "state")) as url:
         shared = {"__name__": "docs", "ADDRESS": url}
         yield shared
         for client in (shared.get("client"), shared.get("patient")):
@@ -45,6 +45,10 @@ def test_every_block_runs(names, capsys):
     assert [one.index for one in names["found"].errors] == [1]
     assert "torn.fits" in str(names["found"].errors[0].error)
     assert len(names["near"]) == 5
+    assert names["probe"].num_labels == 60
+    assert names["samples"].values().shape[:2] == (16, 1)
+    assert names["done"].object_id[0] == "new-0"
+    assert (Path("vectors.parquet").stat().st_size) > 0
 
 
 def test_no_address_of_the_document_escapes_the_test():

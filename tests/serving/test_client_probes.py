@@ -6,10 +6,10 @@ import torch
 from both_clients import KINDS, open_client
 from fake_model import FakeModel, features, images, spectra
 from flaky_app import FlakyApp
+from generating_model import GeneratingModel
 
 from armillary.data.modalities import modality
 from armillary.data.observations import ObservationError
-from armillary.models.generated import GeneratedObservations, blank_observation
 from armillary.models.probes import LinearProbe
 from armillary.serving import routes_probes
 from armillary.serving.app import create_app
@@ -18,24 +18,6 @@ from armillary.serving.client import ApiError, ConflictError, InvalidRequestErro
 REDSHIFT, HSC, DESI = "scalar/redshift", "image/hsc", "spectrum/desi"
 TRUTH = np.linspace(0, 1, 120)
 LABELS = {f"object-{i}": float(TRUTH[i]) for i in range(100)}
-
-
-class GeneratingModel(FakeModel):
-    """Samples whose pixels say what they were made of: the object's brightness, the seed and the sample's number."""
-
-    modalities = (*FakeModel.modalities, modality("coefficients/gaia_bp_rp"))
-
-    def generate(self, observations, targets, *, num_samples, seed, like, image_size, **settings):
-        (target,) = targets
-        ids = observations[0].object_id
-        blank = blank_observation(modality(target), ids, like, image_size)
-        main = "values" if blank.modality.kind == "coefficients" else "flux"
-        bright = sum(features(o, 0)[-1] for o in observations)
-        samples = []
-        for number in range(num_samples):
-            full = torch.full_like(getattr(blank, main), float(bright) + seed + 0.1 * number)
-            samples.append(blank._unchecked(**{main: full}))
-        return {target: GeneratedObservations(modality(target), tuple(ids), (), tuple(samples))}
 
 
 @pytest.fixture(params=KINDS)

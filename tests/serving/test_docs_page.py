@@ -29,8 +29,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def http(model, index):
-    with TestClient(create_app(model, index), base_url="http://127.0.0.1:8000") as client:
+def http(model, index, tmp_path):
+    with TestClient(create_app(model, index, state=tmp_path), base_url="http://127.0.0.1:8000") as client:
         yield client
 
 
@@ -40,8 +40,8 @@ def operations(document):
 
 def test_the_root_leads_to_the_page(http):
     answer = http.get("/")
-    assert answer.url.path == "/docs"
-    assert answer.headers["content-type"].startswith("text/html")
+    assert ("href", "/docs") in [pair for _, attributes in Page(answer.text).tags for pair in attributes.items()]
+    assert http.get("/docs").headers["content-type"].startswith("text/html")
 
 
 def test_every_route_is_named_with_its_examples_and_errors(http):
@@ -55,7 +55,8 @@ def test_every_route_is_named_with_its_examples_and_errors(http):
             assert f"Request: {name}" in text
         for status, answer in operation["responses"].items():
             assert status in text
-            assert status != "200" or "example" in answer["content"]["application/json"], path
+            if status == "200" and "application/json" in answer["content"]:
+                assert "example" in answer["content"]["application/json"], path
     for name, schema in document["components"]["schemas"].items():
         assert name in text
         assert all(field in text for field in schema.get("properties", {}))
@@ -150,12 +151,11 @@ def test_every_command_of_the_page_is_a_request_that_the_server_understands(http
                 continue
             answer = send(http, command)
             sent += 1
-            # The object and the vector of the examples are not in this index, and no probe is served.
-            assert answer.status_code == 200 or (
-                any(
-                    known in command + answer.text
-                    for known in ("39633345008634465", "expected 8 numbers", "label of a probe")
-                )
+            # The objects and the vectors of the examples are not in this index; there are no probes and jobs, and the
+            # model generates nothing.
+            absent = ("39633345008634465", "expected 8 numbers", "12 numbers, found 2", "label of a probe", "no probe ")
+            assert answer.status_code in (200, 202) or any(
+                known in command + answer.text for known in (*absent, "no job ", "generates nothing")
             ), (path, name, answer.text)
     assert sent > 12
 

@@ -20,6 +20,7 @@ from armillary.data.readers.sdss import read_sdss_spec
 from armillary.data.real_files import real_file
 from armillary.serving.app import create_app
 from armillary.serving.limits import Limits
+from armillary.serving.observation_files import image_fits, spectrum_fits
 from armillary.serving.problems import ProblemError
 
 RNG = np.random.default_rng(8)
@@ -396,6 +397,41 @@ def test_a_spectrum_that_is_too_long_is_refused():
     body = fits_bytes(table(WAVELENGTH=WAVELENGTH, FLUX=FLUX[0], IVAR=IVAR[0]))
     with pytest.raises(ProblemError, match="at most 50 wavelengths, found 60"):
         one(body, Limits(max_wavelengths=50), modality="spectrum/desi")
+
+
+# What was downloaded from us
+
+
+def test_a_downloaded_image_comes_back_as_it_was():
+    ivar = RNG.uniform(1, 2, PIXELS.shape).astype(np.float32)
+    mask = RNG.uniform(size=PIXELS.shape) > 0.1
+    stored = ImageObservation(
+        modality("image/hsc"),
+        ["field 7, object é"],
+        PIXELS[None],
+        ["i", "g", "z"],
+        ivar[None],
+        mask[None],
+        psf_fwhm=[[0.5, 0.6, 0.7]],
+        depth=[[25, 26, 27]],
+        center=[[8.25, 13.5]],
+        ra=[359.99],
+        dec=[-45.5],
+    )
+    found = one(image_fits(stored))
+    assert (found.bands, found.modality.name) == (stored.bands, "image/hsc")
+    for name in ("flux", "inverse_variance", "mask", "psf_fwhm", "depth", "ra", "dec"):
+        np.testing.assert_array_equal(getattr(found, name).numpy(), getattr(stored, name).numpy(), err_msg=name)
+    np.testing.assert_allclose(found.center.numpy(), stored.center.numpy(), atol=1e-4)
+
+
+def test_a_downloaded_spectrum_comes_back_as_it_was():
+    stored = read_sdss_spec(real_file("sdss-spec-0266-51602-0031.fits"))
+    found = one(spectrum_fits(stored))
+    assert found.object_id == stored.object_id
+    for name in ("flux", "wavelength", "inverse_variance", "mask", "resolving_power", "ra", "dec"):
+        np.testing.assert_allclose(getattr(found, name).numpy(), getattr(stored, name).numpy(), rtol=1e-6, err_msg=name)
+    assert one(spectrum_fits(stored), object_id="mine", modality="spectrum/sdss").object_id == ("mine",)
 
 
 # Over HTTP

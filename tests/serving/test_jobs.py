@@ -149,7 +149,14 @@ def fits_file(observation):
     return sink.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["arrow", "npy", "spectra", "fits"])
+def grid_file(given):
+    """Spectra whose wavelengths are common to all."""
+    tensors = {name: getattr(given, name).numpy() for name in ("flux", "inverse_variance")}
+    tensors["wavelength"] = given.wavelength[0].numpy().copy()
+    return safetensors.numpy.save(tensors, {"modality": "spectrum/desi"})
+
+
+@pytest.mark.parametrize("kind", ["arrow", "npy", "spectra", "grid", "fits"])
 def test_uploads_mean_the_same_as_bodies_of_embeddings(http, kind):
     given = spectra(12)
     stacked = np.stack([given.flux.numpy(), given.inverse_variance.numpy(), given.wavelength.numpy()], 1)
@@ -157,6 +164,7 @@ def test_uploads_mean_the_same_as_bodies_of_embeddings(http, kind):
         "arrow": (arrow_file(images(12)), ARROW, {}),
         "npy": (npy_file(images(12).flux.numpy()), NPY, {"modality": HSC, "bands": "g,r"}),
         "spectra": (npy_file(stacked.astype(np.float64)), NPY, {"modality": "spectrum/desi"}),
+        "grid": (grid_file(given), SAFETENSORS, {}),
         "fits": (fits_file(images(1)), FITS, {"modality": HSC, "bands": "g,r"}),
     }[kind]
     answer = post(http, body, media_type, **query)
@@ -188,6 +196,21 @@ def test_neighbours_of_many_objects_are_those_of_a_search(http):
     assert [row["similarity"] for row in found] == pytest.approx([n["similarity"] for n in expected], abs=1e-6)
     address = f"/v1/jobs/{_only(http)['id']}/result"
     assert_problem(http.get(address, params={"format": "npy"}), 406, "not-acceptable", says="Arrow or Parquet")
+
+
+def test_chunks_of_another_index_are_made_again(http, index, tmp_path):
+    body = {"object_ids": ["object-1", "object-2"], "k": 2}
+    expected = table_of(http, finished(http, http.post("/v1/jobs", params={"kind": "neighbours"}, json=body)))
+    app = app_with(FakeModel(), index, tmp_path / "other")
+    store = stores_of(app.state.service).jobs
+    job = TestClient(app).post("/v1/jobs", params={"kind": "neighbours"}, json=body).json()
+    store.update(store.get(job["id"]), {"phase": "EXECUTING", "index_id": "another", "done": 2})
+    path = store.place(job["id"]) / "chunks" / f"{0:012d}.arrow"
+    with pa.ipc.new_file(str(path), expected.schema) as writer:
+        writer.write_table(expected.slice(0, 1))
+    with TestClient(app) as started:
+        found = table_of(started, started.get(job["links"]["self"], params={"wait": 30}).json())
+    assert found.equals(expected)
 
 
 # ---- kill -9 -----------------------------------------------------------------------------------------------------

@@ -96,7 +96,8 @@ def test_a_walk_sees_every_row_that_can_be_found_and_no_other(engine_index, tabl
 def test_the_table_has_what_the_index_says_of_each_object_in_order_of_id(engine_index):
     made = ObjectTable.read(engine_index)
     ids = made.object_id.to_pylist()
-    assert ids == sorted(ids, key=str.encode) and len(ids) == engine_index.manifest.num_objects == len(set(ids))
+    assert ids == sorted(ids, key=str.encode)
+    assert len(ids) == engine_index.manifest.num_objects == len(set(ids))
     for number, name in enumerate(ids):
         np.testing.assert_allclose([made.ra[number], made.dec[number]], engine_index.position_of(name))
         known = {label: float(v[number]) for label, v in made.labels.items() if not np.isnan(v[number])}
@@ -117,8 +118,10 @@ def test_the_plane_is_that_of_the_principal_components(http, table):
     names = np.array(table.object_id)
     expected = np.stack([(centred[names == name] @ axes.T).mean(0) for name in ids])
     made, metadata = columns(http)
-    assert made.keys() == {"x", "y"} and made["x"].dtype == np.float32
-    assert metadata["index_id"] == http.index.manifest.index_id and metadata["num_objects"] == str(len(ids))
+    assert made.keys() == {"x", "y"}
+    assert made["x"].dtype == np.float32
+    assert metadata["index_id"] == http.index.manifest.index_id
+    assert metadata["num_objects"] == str(len(ids))
     for axis, found in enumerate((made["x"], made["y"])):
         sign = np.sign(found @ expected[:, axis])
         np.testing.assert_allclose(sign * found, expected[:, axis], atol=2e-3)
@@ -177,7 +180,8 @@ def test_the_map_follows_a_change_of_the_index(model, index_folder_of_sky, table
 def test_a_map_that_the_caller_has_is_not_sent_again(http):
     first = http.get("/v1/collections/objects/map")
     again = http.get("/v1/collections/objects/map", headers={"If-None-Match": first.headers["etag"]})
-    assert again.status_code == 304 and not again.content
+    assert again.status_code == 304
+    assert not again.content
     other = http.get("/v1/collections/objects/map?columns=ra", headers={"If-None-Match": first.headers["etag"]})
     assert other.status_code == 200
 
@@ -229,8 +233,10 @@ def test_a_cone_holds_what_astropy_says_nearest_first(http, ra, dec, radius):
     apart = sky.separation(SkyCoord(ra, dec, unit="deg")).to_value(units.deg)
     expected = [name for name, at in sorted(zip(ids, apart, strict=True), key=lambda pair: pair[1]) if at <= radius]
     answer = http.get("/v1/objects", params={"ra": ra, "dec": dec, "radius_deg": radius, "limit": 1000}).json()
-    assert [one["object_id"] for one in answer["objects"]] == expected and len(expected) > 2
-    assert answer["num_found"] == len(expected) and answer["next_cursor"] is None
+    assert [one["object_id"] for one in answer["objects"]] == expected
+    assert len(expected) > 2
+    assert answer["num_found"] == len(expected)
+    assert answer["next_cursor"] is None
     np.testing.assert_allclose(
         [one["separation_deg"] for one in answer["objects"]], np.sort(apart[apart <= radius]), atol=1e-9
     )
@@ -319,7 +325,8 @@ def test_until_umap_is_laid_out_the_answer_is_202(http, monkeypatch):
     monkeypatch.setattr(map_keeper, "has_umap", lambda: True)
     monkeypatch.setattr(map_keeper.MapKeeper, "_lay_out", lambda self, made: None)
     answer = http.get("/v1/collections/objects/map", params={"projection": "umap"})
-    assert answer.status_code == 202 and answer.json()["status"] == "EXECUTING"
+    assert answer.status_code == 202
+    assert answer.json()["status"] == "EXECUTING"
     assert int(answer.headers["retry-after"]) > 0
     assert columns(http)[0]["x"].any()  # the other projection is there meanwhile
 
@@ -334,6 +341,7 @@ def test_umap_keeps_clusters_apart(tmp_path):
     group = np.repeat(np.arange(3), 60)
     places = (centres[group] + rng.normal(size=(180, 10))).astype(np.float32)
     plane = umap_places(places)
-    assert plane.shape == (180, 2) and plane.dtype == np.float32
+    assert plane.shape == (180, 2)
+    assert plane.dtype == np.float32
     middles = np.stack([plane[group == g].mean(0) for g in range(3)])
     assert (np.linalg.norm(plane[:, None] - middles, axis=-1).argmin(1) == group).mean() > 0.95

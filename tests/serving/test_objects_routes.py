@@ -1,8 +1,10 @@
+import dataclasses
 import io
 import math
 
 import numpy as np
 import pytest
+import torch
 from astropy import units
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
@@ -17,7 +19,10 @@ from armillary.data.dataset_writer import write_dataset
 from armillary.data.modalities import modality
 from armillary.data.observations import ImageObservation, ScalarObservation, SpectrumObservation
 from armillary.serving.app import create_app
+from armillary.serving.bodies import observation_of
 from armillary.serving.colour_picture import colour_picture
+from armillary.serving.limits import Limits
+from armillary.serving.schemas import TypedObject
 
 SIDE = 40
 BANDS = ("g", "r", "i", "z")
@@ -97,7 +102,8 @@ def test_a_picture_is_bright_where_the_flux_is_with_the_first_row_below(http):
     shown = decoded(get(http, "object-0/image.jpg")).sum(-1)
     assert shown.shape == (SIDE, SIDE)
     row, column = brightest(shown)
-    assert abs(row - (SIDE - 1 - BLOB[0])) < 2 and abs(column - BLOB[1]) < 2
+    assert abs(row - (SIDE - 1 - BLOB[0])) < 2
+    assert abs(column - BLOB[1]) < 2
     far = shown[: SIDE // 3, SIDE // 2 :]
     assert far.mean() < 0.25 * shown.max()
 
@@ -106,7 +112,8 @@ def test_a_picture_can_be_asked_for_in_another_size(http):
     shown = decoded(get(http, "object-0/image.jpg", modality="image/legacysurvey", size=200)).sum(-1)
     assert shown.shape == (200, 200)
     row, column = brightest(shown)
-    assert abs(row / 200 - (SIDE - 0.5 - BLOB[0]) / SIDE) < 0.05 and abs(column / 200 - (BLOB[1] + 0.5) / SIDE) < 0.05
+    assert abs(row / 200 - (SIDE - 0.5 - BLOB[0]) / SIDE) < 0.05
+    assert abs(column / 200 - (BLOB[1] + 0.5) / SIDE) < 0.05
 
 
 @pytest.mark.parametrize(("bright", "channel"), [("z", 0), ("r", 1), ("g", 2)])
@@ -122,7 +129,8 @@ def test_a_bright_core_keeps_its_colour():
     flux = np.stack([0.5 * blob(peak=1000), blob(peak=1000), blob(peak=1000), 4 * blob(peak=1000)])[None]
     shown = colour_picture(image_of(flux)).astype(int)
     core = shown[SIDE - 1 - BLOB[0], BLOB[1]]
-    assert core[0] == 255 and core[0] > core[1] > core[2]
+    assert core[0] == 255
+    assert core[0] > core[1] > core[2]
     assert core[2] < 128
 
 
@@ -160,9 +168,10 @@ def test_the_fits_file_of_an_image_holds_what_the_dataset_holds(http, dataset):
         file.verify("exception")
         np.testing.assert_array_equal(file[0].data, stored.flux[0].numpy())
         np.testing.assert_array_equal(file["IVAR"].data, stored.inverse_variance[0].numpy())
-        np.testing.assert_array_equal(file["MASK"].data.astype(bool), stored.mask[0].numpy())
-        assert not file["MASK"].data[:, 3, 4].any()
-        assert file[0].header["BANDS"] == "g,r,i,z" and file[0].header["OBJECT"] == "object-1"
+        np.testing.assert_array_equal(file["MASK"].data == 0, stored.mask[0].numpy())
+        assert file["MASK"].data[:, 3, 4].all()
+        assert file[0].header["BANDS"] == "g,r,i,z"
+        assert file[0].header["OBJECT"] == "object-1"
         assert file["BANDS"].data["BAND"].tolist() == list(BANDS)
         np.testing.assert_array_equal(file["BANDS"].data["PSF_FWHM"], stored.psf_fwhm[0].numpy())
         np.testing.assert_array_equal(file["BANDS"].data["DEPTH"], stored.depth[0].numpy())
@@ -183,7 +192,8 @@ def test_the_spectrum_equals_the_dataset(http, dataset):
     answer = get(http, "object-1/spectrum", modality="spectrum/desi").json()
     stored = dataset.read("spectrum/desi", ["object-1"])
     mask = stored.mask[0].numpy()
-    assert answer["mask"] == mask.tolist() and 0 < mask.sum() < len(mask)
+    assert answer["mask"] == mask.tolist()
+    assert 0 < mask.sum() < len(mask)
     flux = np.array([np.nan if v is None else v for v in answer["flux"]])
     error = np.array([np.nan if v is None else v for v in answer["error"]])
     np.testing.assert_array_equal(np.isnan(flux), ~mask)
@@ -203,7 +213,7 @@ def test_the_fits_file_of_a_spectrum_has_units_and_values(http, dataset):
         ("WAVELENGTH", stored.wavelength),
         ("FLUX", stored.flux),
         ("IVAR", stored.inverse_variance),
-        ("MASK", stored.mask),
+        ("MASK", ~stored.mask),
         ("RESOLVING_POWER", stored.resolving_power),
     ):
         np.testing.assert_array_equal(np.asarray(table[name], float), values[0].double().numpy())
@@ -211,6 +221,31 @@ def test_the_fits_file_of_a_spectrum_has_units_and_values(http, dataset):
     flux_unit = 1e-17 * units.erg / (units.s * units.cm**2 * units.angstrom)
     assert (1 * table["FLUX"].unit).to_value(flux_unit) == pytest.approx(1)
     assert (1 * table["IVAR"].unit).to_value(flux_unit**-2) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["image/legacysurvey", "spectrum/desi", "scalar/redshift"])
+def test_an_observation_can_be_sent_back_as_it_came(http, dataset, name):
+    body = get(http, "object-0/observation", modality=name).json()
+    again = observation_of(TypedObject.model_validate(body), (), {name: modality(name)}, Limits())
+    stored = dataset.read(name, ["object-0"])
+    for field in dataclasses.fields(stored):
+        was, now = getattr(stored, field.name), getattr(again, field.name)
+        if isinstance(was, torch.Tensor):
+            np.testing.assert_array_equal(now.numpy(), was.numpy(), err_msg=field.name)
+        elif field.name != "modality":
+            assert tuple(now) == tuple(was)
+
+
+@pytest.mark.parametrize("file", ["image.fits", "spectrum.fits"])
+def test_a_file_that_was_downloaded_can_be_embedded(http, dataset, model, file):
+    name = "image/legacysurvey" if file == "image.fits" else "spectrum/desi"
+    content = get(http, f"object-1/{file}", modality=name).content
+    answer = http.post(
+        "/v1/embeddings", params={"modality": name}, content=content, headers={"Content-Type": "application/fits"}
+    )
+    assert answer.status_code == 200, answer.text
+    expected = model.embed([dataset.read(name, ["object-1"])]).vectors[0]
+    np.testing.assert_allclose(answer.json()["data"][0]["embedding"], expected, atol=1e-5)
 
 
 def test_what_was_measured_is_listed(http):
@@ -267,7 +302,8 @@ def test_a_picture_of_an_unreasonable_size_is_refused(http, size):
 def test_a_file_that_the_caller_has_is_not_sent_again(http, file):
     first = get(http, f"object-0/{file}")
     again = http.get(f"/v1/objects/object-0/{file}", headers={"If-None-Match": first.headers["etag"]})
-    assert again.status_code == 304 and not again.content
+    assert again.status_code == 304
+    assert not again.content
     other = http.get(f"/v1/objects/object-1/{file}", headers={"If-None-Match": first.headers["etag"]})
     assert other.status_code == 200
 

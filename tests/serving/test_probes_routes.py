@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import re
 import threading
 import time
 
@@ -15,12 +16,14 @@ from http_bodies import assert_problem, encoded, typed_image, typed_spectrum
 from starlette.testclient import TestClient
 
 import armillary
+from armillary.models.attentive_probe import AttentiveProbe
 from armillary.models.embeddings import Embeddings
 from armillary.models.kernel_probe import KernelProbe
 from armillary.models.probe_bytes import probe_bytes
 from armillary.models.probe_files import ProbeError
-from armillary.models.probe_loading import load_probe
+from armillary.models.probe_loading import load_probe, probe_from_bytes
 from armillary.models.probes import LinearProbe
+from armillary.models.token_embeddings import TokenEmbeddings
 from armillary.serving import probe_fitting
 from armillary.serving.app import create_app
 from armillary.serving.probe_store import ProbeRecord, ProbeStore
@@ -316,6 +319,32 @@ def test_a_file_that_is_no_working_probe_is_refused(http, index):
     assert len(http.get("/v1/probes").json()["probes"]) == 1
 
 
+def test_an_attentive_probe_is_shared_and_sizes_that_a_file_claims_take_no_memory(http):
+    vectors = np.random.default_rng(1).normal(size=(20, 3, 4)).astype(np.float32)
+    values = vectors[:, :, 0].mean(1)
+    tokens = TokenEmbeddings(
+        tuple(map(str, range(20))),
+        torch.from_numpy(vectors),
+        torch.ones(20, 3, dtype=torch.bool),
+        FakeModel.model_id,
+        ((HSC,),) * 20,
+    )
+    probe = AttentiveProbe(members=2, epochs=2, width=8, num_heads=2, label="mean").fit(tokens, values)
+    good = probe_bytes(probe)
+    headers = {"content-type": "application/vnd.safetensors"}
+    sent = http.post("/v1/probes", content=good, headers=headers)
+    assert sent.status_code == 201, sent.text
+    again = probe_from_bytes(http.get(sent.json()["links"]["file"]).content)
+    assert np.array_equal(again.predict(vectors), probe.predict(vectors))
+    header = json.loads(good[8 : 8 + int.from_bytes(good[:8], "little")])["__metadata__"]["armillary_probe"]
+    for claim in ('"width": 1048576', '"num_queries": 100000000', '"members": 1000000000'):
+        name = claim.split(":")[0]
+        claimed = re.sub(f"{name}: \\d+", claim, header)
+        assert claimed != header
+        content = safetensors.numpy.save(safetensors.numpy.load(good), {"armillary_probe": claimed})
+        assert_problem(http.post("/v1/probes", content=content, headers=headers), 400, "malformed-body")
+
+
 # ---- what is kept ------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +449,25 @@ def test_a_caller_may_ask_for_a_job_and_what_is_wrong_ends_it_with_the_problem(h
     assert job["error"]["type"] == "/problems/not-found"
     assert job["error"]["errors"][0]["pointer"] == "/examples/100/object_id"
     assert http.get("/v1/probes").json() == {"probes": []}
+
+
+def test_an_aborted_fit_leaves_no_probe(http, monkeypatch):
+    started, release = threading.Event(), threading.Event()
+    fit = probe_fitting.training_set
+
+    def slow(*arguments):
+        started.set()
+        assert release.wait(20)
+        return fit(*arguments)
+
+    monkeypatch.setattr(probe_fitting, "training_set", slow)
+    job = http.post("/v1/probes", json=by_id(), headers={"Prefer": "respond-async"}).json()
+    assert started.wait(20)
+    assert http.delete(job["links"]["self"]).json()["phase"] == "ABORTED"
+    release.set()
+    after = http.post("/v1/probes", json=by_id(label="after"), headers={"Prefer": "respond-async"})
+    assert finished(http, after)["phase"] == "COMPLETED"
+    assert [probe["label"] for probe in http.get("/v1/probes").json()["probes"]] == ["after"]
 
 
 def test_fits_wait_for_each_other_and_other_routes_do_not_wait_for_them(model, index, tmp_path, run, monkeypatch):

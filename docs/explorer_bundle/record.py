@@ -1,4 +1,4 @@
-"""Writes draw_commands.json, which build.mjs needs: `python record.py http://127.0.0.1:8000` in the folder of the build.
+"""Writes draw_commands.json, which build.mjs needs: `python record.py URL`, in the folder of the build.
 
 Drives the page of a running server in Chromium, with the bundle that lists what regl compiles.
 """

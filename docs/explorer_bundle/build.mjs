@@ -1,4 +1,4 @@
-// Builds vendor.js and vendor.css from npm. From an empty folder that holds a copy of this file:
+// Builds serving/explorer/vendor/ from npm. In an empty folder that holds copies of this file and of record.py:
 //
 //   npm install regl-scatterplot@1.16.0 uplot@1.6.32 esbuild@0.28
 //   node build.mjs --record        a bundle that lists regl's draw commands
@@ -92,7 +92,7 @@ await build({
   target: "es2022",
   charset: "utf8",
   legalComments: "none",
-  banner: { js: "// regl-scatterplot, uPlot and what they need; licences in LICENSES.txt, made by build.mjs" },
+  banner: { js: "// regl-scatterplot, uPlot and what they need; licences in LICENSES.txt, made by docs/explorer_bundle/build.mjs" },
   plugins: [withoutEval],
   outfile: isRecording ? "vendor.recording.js" : "vendor.js",
 });
