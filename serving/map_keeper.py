@@ -13,6 +13,8 @@ from .map_points import PROJECTIONS, Components, MapError, has_umap, save_plane,
 from .object_table import ObjectTable
 from .problems import ProblemError, not_found
 
+MOST_OBJECTS = 3_000_000
+"""Above it no table and no map is made: some 400 bytes of memory go with each object."""
 _LOG = logging.getLogger("armillary.map")
 
 
@@ -39,7 +41,16 @@ class MapKeeper:
         self._lock = threading.Lock()
 
     def map_of(self, index: SearchIndex) -> IndexMap:
-        """The map of an index as it is now, with its table. Blocks while that is made."""
+        """The map of an index as it is now, with its table. Blocks while that is made.
+
+        Raises ProblemError (404) for an index that is too large for one.
+        """
+        if index.manifest.num_objects > MOST_OBJECTS:
+            raise ProblemError(
+                "not-found",
+                f"no map of {index.manifest.name!r}: it has {index.manifest.num_objects} objects, and maps and lists are "
+                f"made of at most {MOST_OBJECTS}; ask for objects by id, or search with a cone",
+            )
         with self._lock:
             index_id = index.manifest.index_id
             if self._latest is None or self._latest.index_id != index_id:

@@ -27,7 +27,11 @@ PLACES = ("x", "y", "ra", "dec", "modalities")
 _WAITING = {"status": "EXECUTING", "detail": "UMAP is being laid out, which takes minutes; pca is there at once"}
 """By the phases of IVOA's UWS."""
 RETRY_AFTER_SECONDS = 4
-_POINTS = {"points": [{"number": 17, "object_id": "39633345008634465"}], "num_objects": 200}
+_POINTS = {
+    "points": [{"number": 17, "object_id": "39633345008634465"}],
+    "num_objects": 200,
+    "index_id": "objects-5d1c0a9e7b21",
+}
 _OBJECTS = {
     "objects": [{"object_id": "39633345008634465", "ra": 150.1, "dec": 2.2, "separation_deg": 0.013}],
     "num_found": 1,
@@ -121,12 +125,13 @@ def map_routes(service: Service) -> APIRouter:
     ) -> JSONResponse:
         """Ids and numbers of objects in the order asked for. An object that is not there has a null.
 
-        An object's number is its row in the columns of the map, while the index does not change.
+        An object's number is its row in the columns of the map with the same `index_id`.
         """
         index = service.collection(collection)
 
         def work() -> JSONResponse:
-            table = keeper.map_of(index).table
+            made = keeper.map_of(index)
+            table = made.table
             points: list[dict[str, Any]] = [
                 {"number": one, "object_id": table.id_of(one) if one < len(table) else None} for one in number
             ]
@@ -134,7 +139,7 @@ def map_routes(service: Service) -> APIRouter:
             if prefix is not None:
                 found = table.beginning_with(prefix, 0, limit)
                 points += [{"number": one, "object_id": table.id_of(one)} for one in found]
-            return JSONResponse({"points": points, "num_objects": len(table)})
+            return JSONResponse({"points": points, "num_objects": len(table), "index_id": made.index_id})
 
         return await service.in_worker(work)
 

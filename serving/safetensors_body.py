@@ -102,7 +102,9 @@ def _object_ids(metadata: Mapping[str, str], count: int) -> list[str | None]:
         return [None] * count
     try:
         found = json.loads(metadata["object_id"])
-    except (ValueError, RecursionError):
+        # JSON may hold half of a character, which no answer can.
+        "".join(name for name in found if isinstance(name, str)).encode()
+    except (ValueError, TypeError, RecursionError):
         found = None
     if not isinstance(found, list) or len(found) != count or not all(isinstance(name, str) for name in found):
         raise _invalid("object_id", f"expected a JSON list of {count} strings, found {metadata['object_id'][:80]!r}")

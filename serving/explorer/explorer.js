@@ -17,6 +17,8 @@ const element = (id) => document.getElementById(id);
 let server = null; // what is served: {collection, modalities, units, hasDataset, imageModality, defaultTarget}
 let panel, map, sky;
 let columns = {}; // of the map, by name, as they came
+let indexId = ""; // whose rows these are
+let noMap = null; // why there is none: the index is too large for one
 let numObjects = 0;
 let modalityNames = [];
 let colours = null;
@@ -40,11 +42,14 @@ async function start() {
     document.documentElement.dataset.ready = "true";
     return;
   }
-  await loadColumns(collection);
+  await loadColumns(collection).catch((error) => {
+    if (error.status !== 404) throw error;
+    noMap = error;
+  });
   server = await describe(collection);
-  const events = { over, out, click: async (number) => change({ object: await idOf(number) }) };
-  map = new MapView(element("map-canvas"), element("map-overlay"), { ...events, over: (n, x, y) => (sky.hover(n), over(n, x, y, "map")), out: () => (sky.hover(-1), out()) });
-  sky = new SkyView(element("sky-canvas"), element("sky-overlay"), { ...events, over: (n, x, y) => (map.hover(n), over(n, x, y, "sky")), out: () => (map.hover(-1), out()) });
+  const events = { click: (number) => idOf(number).then((object) => change({ object }), fail) };
+  if (noMap) document.body.dataset.map = "none";
+  else [map, sky] = makeViews(events);
   panel = new ObjectPanel(server, showAround, fail);
   searchBox(collection, (id) => change({ object: id }), fail);
   takeUploads(collection.space, (made) => {
@@ -55,9 +60,28 @@ async function start() {
   welcome(collection);
   onChange(follow);
   showView();
-  await Promise.all([showObject(), drawMap()]);
+  await Promise.all([showObject(), noMap ? null : drawMap()]);
   document.documentElement.dataset.ready = "true";
-  if (state.projection === "umap") await project("umap");
+  if (state.projection === "umap" && map) await project("umap");
+}
+
+/** The two views; what is hovered on one is ringed on the other. */
+function makeViews(events) {
+  const linked = (where, other) => ({
+    ...events,
+    over: (number, x, y) => {
+      other().hover(number);
+      over(number, x, y, where);
+    },
+    out: () => {
+      other().hover(-1);
+      out();
+    },
+  });
+  return [
+    new MapView(element("map-canvas"), element("map-overlay"), linked("map", () => sky)),
+    new SkyView(element("sky-canvas"), element("sky-overlay"), linked("sky", () => map)),
+  ];
 }
 
 async function describe(collection) {
@@ -67,14 +91,14 @@ async function describe(collection) {
     () => ({}), // while the model loads
   );
   const images = modalities.filter((name) => /^image\/[^+]+$/.test(name));
-  const hasDataset = numObjects > 0 && (await knowsObservations(collection));
+  const hasDataset = noMap !== null || (numObjects > 0 && (await knowsObservations(collection)));
   const imageModality = hasDataset ? (images.find((name) => name === "image/legacysurvey") ?? images[0] ?? null) : null;
   return { collection, modalities, units, hasDataset, imageModality, defaultTarget: imageModality ?? "" };
 }
 
 /** Whether the server has the observations behind the index; an object that has none is not the answer. */
 async function knowsObservations(collection) {
-  const { points } = await get(`/v1/collections/${encodeURIComponent(collection.name)}/map/points?number=0`);
+  const { points } = await pointsOf([["number", 0]], collection.name);
   if (!points[0]?.object_id) return false;
   return get(`/v1/objects/${encodeURIComponent(points[0].object_id)}/observations`).then(
     () => true,
@@ -92,6 +116,7 @@ const mapPath = (names, projection = "pca", name = server.collection.name) => {
 async function loadColumns(collection) {
   const { tensors, metadata } = await getTensors(mapPath(["x", "y", "ra", "dec"], "pca", collection.name));
   columns = tensors;
+  indexId = metadata.index_id;
   numObjects = Number(metadata.num_objects);
   modalityNames = JSON.parse(metadata.modality_names);
   const known = JSON.parse(metadata.num_labelled);
@@ -110,6 +135,7 @@ async function drawMap() {
 }
 
 async function project(projection) {
+  if (!map) return;
   for (const button of element("projection").children) button.setAttribute("aria-pressed", String(button.dataset.value === projection));
   if (projection === "pca") {
     element("map-note").textContent = `· ${numObjects.toLocaleString("en")} objects`;
@@ -133,6 +159,7 @@ async function project(projection) {
 }
 
 async function recolour() {
+  if (!map) return;
   const name = state.colour || defaultColour();
   element("colour").value = name;
   if (name !== "none" && !columns[name]) Object.assign(columns, (await getTensors(mapPath([name]))).tensors);
@@ -209,10 +236,9 @@ async function showObject() {
 
 async function showAround(ids, id) {
   neighbours = ids;
-  const wanted = [...(id ? [id] : []), ...ids].filter((one) => !numberOfId.has(one));
+  const wanted = map ? [...(id ? [id] : []), ...ids].filter((one) => !numberOfId.has(one)) : [];
   if (wanted.length) {
-    const query = new URLSearchParams(wanted.map((one) => ["object_id", one]));
-    const { points } = await get(`/v1/collections/${encodeURIComponent(server.collection.name)}/map/points?${query}`);
+    const { points } = await pointsOf(wanted.map((one) => ["object_id", one]));
     for (const point of points) numberOfId.set(point.object_id, point.number);
   }
   for (const button of ["previous", "next"]) element(button).disabled = !ids.length;
@@ -222,8 +248,8 @@ async function showAround(ids, id) {
 function mark(id = panel.current?.id ?? null) {
   const own = id === null ? -1 : (numberOfId.get(id) ?? -1);
   const marks = !panel.current ? [] : [own, ...neighbours.map((one) => numberOfId.get(one) ?? -1)];
-  map.setMarks(marks);
-  sky.setMarks(marks);
+  map?.setMarks(marks);
+  sky?.setMarks(marks);
 }
 
 let trail = []; // the neighbours that arrows walk along, and where on them one is
@@ -251,11 +277,18 @@ async function follow(changed) {
 
 async function idOf(number) {
   if (!idOfNumber.has(number)) {
-    const { points } = await get(`/v1/collections/${encodeURIComponent(server.collection.name)}/map/points?number=${number}`);
+    const { points } = await pointsOf([["number", number]]);
     idOfNumber.set(number, points[0].object_id);
     numberOfId.set(points[0].object_id, number);
   }
   return idOfNumber.get(number);
+}
+
+/** Ids and numbers of objects. Where the index has changed since the map came, the page is loaded anew. */
+async function pointsOf(query, name = server.collection.name) {
+  const found = await get(`/v1/collections/${encodeURIComponent(name)}/map/points?${new URLSearchParams(query)}`);
+  if (found.index_id !== indexId) location.reload();
+  return found;
 }
 
 // --- what is hovered
@@ -287,9 +320,11 @@ function out() {
 
 function welcome(collection) {
   element("welcome-title").textContent = `${collection.num_objects.toLocaleString("en")} objects`;
-  element("welcome-text").textContent = "Each point is one of them; those that the model finds alike lie together. Click one, or search, or drop a file of your own.";
+  element("welcome-text").textContent = noMap
+    ? "They are too many for a map. Search for one by its id, or drop a file of your own."
+    : "Each point is one of them; those that the model finds alike lie together. Click one, or search, or drop a file of your own.";
   const any = element("any");
-  any.hidden = false;
+  any.hidden = noMap !== null;
   any.onclick = async () => change({ object: await idOf(Math.floor(Math.random() * numObjects)) });
   const entries = [
     ["Collection", `${collection.name} (${collection.index_id})`],

@@ -143,6 +143,8 @@ WRONG = [
     ({"flux": FLUX}, {}, 422, "invalid-request", "/modality"),
     ({"flux": FLUX}, {**IMAGE, "modality": "image/hcs"}, 404, "not-found", None),
     ({"flux": FLUX}, {**IMAGE, "colour": "red"}, 422, "invalid-request", "/colour"),
+    ({"flux": FLUX}, {**IMAGE, "object_id": '["\\ud800","b","c"]'}, 422, "invalid-request", "/object_id"),
+    ({"flux": FLUX}, {**IMAGE, "object_id": "3"}, 422, "invalid-request", "/object_id"),
     ({"flux": FLUX}, {**IMAGE, "object_id": '["one"]'}, 422, "invalid-request", "/object_id"),
     ({"flux": FLUX}, {**IMAGE, "object_id": "one,two,three"}, 422, "invalid-request", "/object_id"),
     ({"flux": FLUX}, {**IMAGE, "space": "moon"}, 422, "invalid-request", "/space"),

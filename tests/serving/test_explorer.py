@@ -14,6 +14,7 @@ from PIL import Image
 
 from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
+from armillary.serving import map_keeper
 from armillary.serving.app import create_app
 from armillary.serving.index import EmbeddingIndex
 
@@ -165,7 +166,7 @@ def upload(page, name, content, bands=None):
     page.click("#upload-dialog .primary")
 
 
-@pytest.mark.parametrize("kind", ["fits", "npy"])
+@pytest.mark.parametrize("kind", ["fits", pytest.param("npy", marks=pytest.mark.slow)])
 def test_an_uploaded_file_shows_what_is_like_it(visit, url, kind):
     visit.open(url)
     page = visit.page
@@ -330,4 +331,33 @@ def test_an_index_without_a_dataset_can_be_looked_at(browser, world):
         page.wait_for_selector("#neighbour-list button")
         assert page.inner_text("#object-id") == "object-3"
         assert not page.is_visible("#spectra")
+        visit.context.close()
+
+
+@pytest.mark.slow
+def test_an_index_that_is_too_large_for_a_map_can_be_searched(visit, url, monkeypatch):
+    monkeypatch.setattr(map_keeper, "MOST_OBJECTS", 10)
+    visit.open(url)
+    page = visit.page
+    assert not page.is_visible("#views")
+    page.fill("#search-box", "object-3")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("#object-id")).to_have_text("object-3")
+    page.wait_for_selector("#images img[data-state=there]")
+    assert len(shown_objects(page)) == 12
+
+
+@pytest.mark.slow
+def test_a_map_of_an_index_that_has_changed_is_loaded_anew(browser, world, tmp_path):
+    index, dataset = world
+    index.save(tmp_path / "index")
+    changing = EmbeddingIndex.load(tmp_path / "index")
+    with running(create_app(FakeModel(), changing, dataset=dataset)) as address:
+        visit = Visit(browser)
+        visit.open(address)
+        page = visit.page
+        changing.remove(["object-0"])
+        page.mouse.click(*page.evaluate("armillary.screenPosition('map', 20)"))
+        sync_api.expect(page.locator("#welcome-title, #object-id").first).to_be_attached()
+        sync_api.expect(page.locator("#map-note")).to_contain_text(f"{NUM_OBJECTS - 1} objects")
         visit.context.close()

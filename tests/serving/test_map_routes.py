@@ -206,6 +206,13 @@ def test_ids_that_are_not_there_have_no_number(index_folder_of_sky):
     assert made.numbers_of(asked).tolist() == [-1, made.number_of("object-3"), -1]
 
 
+@pytest.mark.parametrize("path", ["collections/objects/map", "collections/objects/map/points?number=0", "objects"])
+def test_an_index_that_is_too_large_for_a_map_is_not_read(http, monkeypatch, path):
+    monkeypatch.setattr(map_keeper, "MOST_OBJECTS", 10)
+    monkeypatch.setattr(ObjectTable, "read", None)
+    assert_problem(http.get(f"/v1/{path}"), 404, "not-found", says="at most 10")
+
+
 def test_numbers_and_ids_name_the_same_objects(http):
     table = ObjectTable.read(http.index)
     ask = http.get("/v1/collections/objects/map/points", params={"number": [4, 0, 100_000], "object_id": ["object-7"]})
@@ -216,6 +223,7 @@ def test_numbers_and_ids_name_the_same_objects(http):
         {"number": table.object_id.to_pylist().index("object-7"), "object_id": "object-7"},
     ]
     assert ask.json()["num_objects"] == len(table)
+    assert ask.json()["index_id"] == http.index.manifest.index_id
 
 
 def test_objects_are_found_by_the_beginning_of_their_id(http):
