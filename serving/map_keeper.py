@@ -48,8 +48,8 @@ class MapKeeper:
         if index.manifest.num_objects > MOST_OBJECTS:
             raise ProblemError(
                 "not-found",
-                f"no map of {index.manifest.name!r}: it has {index.manifest.num_objects} objects, and maps and lists are "
-                f"made of at most {MOST_OBJECTS}; ask for objects by id, or search with a cone",
+                f"no map of {index.manifest.name!r}: it has {index.manifest.num_objects} objects, and maps and lists "
+                f"are made of at most {MOST_OBJECTS}; ask for objects by id, or search with a cone",
             )
         with self._lock:
             index_id = index.manifest.index_id

@@ -30,6 +30,7 @@ from .problems import ProblemError
 from .request_log import log_requests
 from .server_settings import ServerSettings
 from .service import Service
+from .state_stores import open_stores
 from .warm_up import warm_up
 
 LOG = logging.getLogger("armillary.server")
@@ -91,6 +92,8 @@ def serve(
     service: Service = app.state.service
     if index is not None:
         service.reopen = lambda: _open(index, predictors)
+    if state is not None:
+        open_stores(service, chosen.jobs)
     if chosen.warm_up:
         warm_up(service)
     run_app(app, host, port, ready_file=ready_file, settings=chosen)

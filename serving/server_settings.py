@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ..settings import Settings
 from .engine import EngineSettings
+from .jobs import JobSettings
 from .limits import Limits
 
 
@@ -14,6 +15,7 @@ class ServerSettings(Settings):
 
     limits: Limits = Limits()
     engine: EngineSettings = EngineSettings()
+    jobs: JobSettings = JobSettings()
     warm_up: bool = True
     """Embed made-up objects of each kind before the server is ready, so that the first caller does not wait longer."""
     compile: bool = False

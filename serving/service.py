@@ -26,6 +26,7 @@ from ..models.neighbour_prediction import NeighbourPredictor
 from ..models.probe_loading import AnyProbe
 from ..models.token_embeddings import TokenEmbeddings
 from . import bodies
+from .callers import caller
 from .engine import Engine, EngineSettings
 from .index_protocol import EmbeddingIndexError, SearchIndex
 from .limits import Limits
@@ -172,6 +173,10 @@ class Service:
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """While a request waits for the model, it is not one that will come to it soon."""
+        if caller().is_bulk:
+            # Jobs are no requests that are being read.
+            yield
+            return
         self._count(-1)
         try:
             yield

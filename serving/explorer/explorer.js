@@ -386,9 +386,8 @@ function onKey(event) {
 function setTheme(theme, isChosen = false) {
   document.documentElement.dataset.theme = theme;
   if (isChosen) localStorage.setItem("armillary-theme", theme);
-  if (!colours) return;
-  recolour().then(() => map.drawOverlay());
-  panel.redraw();
+  panel?.redraw();
+  if (colours) recolour().then(() => map.drawOverlay(), fail);
 }
 
 function fail(error) {

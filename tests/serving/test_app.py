@@ -43,7 +43,10 @@ ROUTES = {
     ("get", "/v1/jobs/{job_id}/result"),
     ("delete", "/v1/jobs/{job_id}"),
     ("get", "/problems/{kind}"),
+    ("get", "/metrics"),
+    ("post", "/v1/admin/reload"),
 }
+WITHOUT_A_BODY = ("/v1/admin/reload",)
 
 
 @pytest.fixture
@@ -149,9 +152,10 @@ def test_openapi_documents_every_route_with_example_and_errors(http):
             assert operation["summary"], path
             assert operation["description"], path
             if method == "post":
-                content = operation["requestBody"]["content"]["application/json"]
-                assert content["examples"], path
-                assert "413" in operation["responses"], path
+                if path not in WITHOUT_A_BODY:
+                    content = operation["requestBody"]["content"]["application/json"]
+                    assert content["examples"], path
+                    assert "413" in operation["responses"], path
                 answers = [answer for status, answer in operation["responses"].items() if status < "300"]
                 assert all(answer["content"]["application/json"]["example"] for answer in answers), path
                 assert answers, path

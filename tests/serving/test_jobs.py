@@ -457,6 +457,31 @@ def test_compressed_arrow_batches_are_refused_and_large_ones_explained(model, in
         assert job["progress"] == {"done": 12, "total": 12}
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "npy", "arrow", "fits"])
+def test_damaged_uploads_are_refused_or_done_and_never_a_fault(http, kind):
+    query = {"modality": HSC, "bands": "g,r"}
+    body, media_type, query = {
+        "safetensors": (image_file(6), SAFETENSORS, {}),
+        "npy": (npy_file(images(6).flux.numpy()), NPY, query),
+        "arrow": (arrow_file(images(6)), ARROW, {}),
+        "fits": (fits_file(images(1)), FITS, query),
+    }[kind]
+    rng, refused = np.random.default_rng(3), 0
+    for number in range(30):
+        damaged = bytearray(body)
+        if number % 3 == 0:
+            damaged = damaged[: rng.integers(0, len(body))]
+        for place in rng.integers(0, max(1, min(len(damaged), 600)), 3):
+            damaged[place : place + 1] = rng.bytes(1)
+        answer = post(http, bytes(damaged), media_type, **query)
+        assert answer.status_code == 202 or 400 <= answer.status_code < 500, answer.text
+        refused += answer.status_code != 202
+    assert refused
+    until(lambda: not any(job["finished"] is None for job in http.get("/v1/jobs").json()["jobs"]))
+    ended = http.get("/v1/jobs").json()["jobs"]
+    assert all(job["error"] is None or job["error"]["type"] != "/problems/internal" for job in ended)
+
+
 def test_no_more_jobs_wait_than_may(index, tmp_path):
     app = app_with(FakeModel(), index, tmp_path, JobSettings(max_waiting=2))
     http = TestClient(app)  # not started: nothing works on them
