@@ -42,7 +42,7 @@ async function embed(file, space) {
   }
   const told = await askWhat(file, modalities, type);
   if (!told) return null;
-  const query = new URLSearchParams({ modality: told.modality, space, ...(told.bands && { bands: told.bands }) });
+  const query = new URLSearchParams({ modality: told.modality, space, ...(told.bands && { bands: told.bands }), ...(told.zero && { zero_point: told.zero }) });
   const answer = await request(`/v1/embeddings?${query}`, { method: "POST", headers: { "Content-Type": type, Accept: "application/json" }, body: file });
   const { data } = await answer.json();
   const usable = data.find((one) => one.embedding);
@@ -66,12 +66,16 @@ function askWhat(file, modalities, type) {
     const chosen = known.find((one) => one.name === which.value);
     const isImage = chosen?.kind === "image";
     element("upload-bands-label").hidden = !isImage;
+    element("upload-zero-label").hidden = !isImage || type !== TYPES.fits;
+    element("upload-zero").value = "";
     bands.value = isImage && type === TYPES.npy ? chosen.bands.map((band) => band.name).join(",") : "";
     bands.placeholder = isImage && type === TYPES.fits ? "as the file says" : "";
     element("upload-note").textContent = !chosen
       ? ""
       : type === TYPES.fits
-        ? `Read as ${chosen.unit}, unless the file says otherwise.`
+        ? isImage
+          ? "The unit is that of the file. If it states none, give the magnitude of one unit: 22.5 for nanomaggies."
+          : "Unit, wavelengths and noise are those of the file."
         : isImage
           ? `An array [bands, rows, columns] in ${chosen.unit}.`
           : chosen.kind === "spectrum"
@@ -81,10 +85,15 @@ function askWhat(file, modalities, type) {
   which.onchange = describe;
   describe();
   element("upload-name").textContent = file.name;
+  const given = (id) => (element(`${id}-label`).hidden ? "" : element(id).value.trim());
   return new Promise((resolve) => {
     dialog.returnValue = "cancel";
     dialog.onclose = () =>
-      resolve(dialog.returnValue === "ok" ? { modality: which.value, bands: element("upload-bands-label").hidden ? "" : bands.value.trim() } : null);
+      resolve(
+        dialog.returnValue === "ok"
+          ? { modality: which.value, bands: given("upload-bands"), zero: given("upload-zero") }
+          : null,
+      );
     dialog.showModal();
   });
 }

@@ -151,7 +151,7 @@ def test_every_command_of_the_page_is_a_request_that_the_server_understands(http
                 continue
             answer = send(http, command)
             sent += 1
-            # The objects and the vectors of the examples are not in this index, which was not opened from a place; there
+            # The objects and vectors of the examples are not in this index, which was not opened from a place; there
             # are no probes and jobs, and the model generates nothing.
             absent = ("39633345008634465", "expected 8 numbers", "12 numbers, found 2", "label of a probe", "no probe ")
             assert answer.status_code in (200, 202) or any(

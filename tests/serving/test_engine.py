@@ -51,6 +51,13 @@ def make():
         engine.close()
 
 
+def until_true(condition):
+    until = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 def objects(count, seed=0, **more):
     batch = images(count, seed=seed, **more)
     return [[batch.select([row])] for row in range(count)]
@@ -80,9 +87,7 @@ def together(engine, requests, gate):
         before = engine.num_waiting
         threads.append(threading.Thread(target=ask, args=(number,)))
         threads[-1].start()
-        until = time.monotonic() + WAIT
-        while engine.num_waiting == before and results[number] is None and time.monotonic() < until:
-            time.sleep(0.001)
+        until_true(lambda number=number, before=before: engine.num_waiting > before or results[number] is not None)
     gate.open.set()
     for thread in [*threads, blocker]:
         thread.join(WAIT)
@@ -178,8 +183,7 @@ def test_objects_whose_caller_has_left_are_passed_over(make):
 
     thread = threading.Thread(target=ask)
     thread.start()
-    while engine.num_waiting < 5:
-        time.sleep(0.001)
+    until_true(lambda: engine.num_waiting == 5)
     here.has_left = True
     thread.join(WAIT)
     assert raised == ["caller-left"]
@@ -206,8 +210,7 @@ def test_bulk_work_gives_way(make):
     threads = [threading.Thread(target=ask, args=args) for args in (("bulk", 6, True), ("person", 3, False))]
     for number, thread in enumerate(threads, 1):
         thread.start()
-        while engine.num_waiting < number:
-            time.sleep(0.001)
+        until_true(lambda number=number: engine.num_waiting == number)
     gate.open.set()
     for thread in threads:
         thread.join(WAIT)
@@ -278,8 +281,7 @@ def test_closing_tells_those_who_wait(make):
 
     waiting = threading.Thread(target=ask)
     waiting.start()
-    while not engine.num_waiting:
-        time.sleep(0.001)
+    until_true(lambda: engine.num_waiting)
     closing = threading.Thread(target=engine.close)
     closing.start()
     waiting.join(WAIT)
@@ -295,9 +297,10 @@ class SlowModel(FakeModel):
 
     def __init__(self):
         super().__init__()
-        self.open = threading.Event()
+        self.open, self.entered = threading.Event(), threading.Event()
 
     def embed(self, observations, space="aligned"):
+        self.entered.set()
         assert self.open.wait(WAIT)
         return super().embed(observations, space)
 
@@ -310,16 +313,10 @@ def test_a_caller_that_hangs_up_costs_the_model_nothing(run):
         body = {"input": {"modality": "image/hsc", "bands": ["g"], "data": [[[1.0, 2.0], [3.0, 4.0]]]}}
         held = threading.Thread(target=lambda: client.post("/v1/embeddings", json=body))
         held.start()
-        until = time.monotonic() + WAIT
-        while (
-            not service.metrics.registry.get_sample_value("armillary_batch_objects_count") and time.monotonic() < until
-        ):
-            time.sleep(0.01)
+        assert model.entered.wait(WAIT)
         with pytest.raises(httpx.TimeoutException), httpx.Client(base_url=url, trust_env=False, timeout=0.3) as hasty:
             hasty.post("/v1/embeddings", json={**body, "space": "encoder"})
-        while not service.metrics.registry.get_sample_value("armillary_abandoned_objects_total"):
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        until_true(lambda: service.metrics.registry.get_sample_value("armillary_abandoned_objects_total"))
         model.open.set()
         held.join(WAIT)
         text = client.get("/metrics").text
@@ -348,10 +345,10 @@ def test_a_full_queue_is_429_over_http_with_the_time_to_come_back(run):
             statuses.append(client.post("/v1/embeddings", json={"input": item}).status_code)
 
         threads = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        while not app.state.service.engine.num_waiting:
-            time.sleep(0.005)
+        threads[0].start()
+        assert model.entered.wait(WAIT)
+        threads[1].start()
+        until_true(lambda: app.state.service.engine.num_waiting)
         answer = client.post("/v1/embeddings", json={"input": [item, item]})
         model.open.set()
         for thread in threads:

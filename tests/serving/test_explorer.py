@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from conftest import running
 from fake_model import FakeModel, embedding_table, images, spectra
 from http_bodies import encoded
@@ -191,6 +192,25 @@ def test_a_file_that_is_none_shows_what_the_server_says(visit, url):
     visit.open(url)
     upload(visit.page, "broken.npy", b"this is no array", "g,r")
     sync_api.expect(visit.page.locator("#notice")).to_contain_text("not a .npy file")
+
+
+@pytest.mark.slow
+def test_a_fits_image_without_a_unit_is_read_by_the_zero_point_that_is_given(visit, url):
+    file = io.BytesIO()
+    fits.PrimaryHDU(images(NUM_OBJECTS, side=16).flux[9].numpy() * 100).writeto(file)
+    visit.open(url)
+    page = visit.page
+    upload(page, "counts.fits", file.getvalue(), "g,r")
+    sync_api.expect(page.locator("#notice")).to_contain_text("states no unit of flux")
+    page.set_input_files("#upload-file", {"name": "counts.fits", "mimeType": "", "buffer": file.getvalue()})
+    page.wait_for_selector("#upload-dialog[open]")
+    page.select_option("#upload-modality", "image/hsc")
+    page.fill("#upload-bands", "g,r")
+    page.fill("#upload-zero", "27.5")  # a hundred counts are a nanomaggy
+    page.click("#upload-dialog .primary")
+    sync_api.expect(page.locator("#object-id")).to_contain_text("counts.fits")
+    page.wait_for_selector("#neighbour-list button")
+    assert shown_objects(page)[0] == "object-9"
 
 
 @pytest.mark.slow
