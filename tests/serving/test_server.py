@@ -20,7 +20,7 @@ from armillary.serving.index import EmbeddingIndex, EmbeddingIndexError
 HERE = Path(__file__).parent
 
 
-def start(index_folder, ready_file, warm_up=False, drain_seconds=0.0):
+def start(index_folder, ready_file, warm_up=False, drain_seconds=0.0, seconds=1.5):
     """The real `serve` in a process of its own; only the checkpoint is fake."""
     program = textwrap.dedent(f"""
         import sys, time
@@ -36,7 +36,7 @@ def start(index_folder, ready_file, warm_up=False, drain_seconds=0.0):
 
             def embed(self, observations, space="aligned"):
                 sys.stdout.write("working\\n"), sys.stdout.flush()
-                time.sleep(1.5)
+                time.sleep({seconds})
                 return super().embed(observations, space)
 
         server.FoundationModel = Checkpoint
@@ -101,7 +101,7 @@ def test_before_it_stops_a_server_is_unready_and_answers_still_for_as_long_as_it
 
 
 def test_a_server_is_ready_only_when_it_is_warm(index_folder, tmp_path):
-    process = start(index_folder, tmp_path / "ready.json", warm_up=True)
+    process = start(index_folder, tmp_path / "ready.json", warm_up=True, seconds=0.0)
     try:
         url = wait_for(tmp_path / "ready.json", process)["url"]
         lines = []
