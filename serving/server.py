@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -70,6 +71,10 @@ def serve(
     if request_log is not None:
         log_requests(None if str(request_log) == "-" else request_log)
     chosen = settings or ServerSettings()
+    # Every thread that computes keeps a team of helpers; more of them than processors, and all teams are slow to wake.
+    # Here the engine's thread alone has one.
+    threads = chosen.engine.threads or torch.get_num_threads()
+    torch.set_num_threads(1)
     model = FoundationModel.load(checkpoint, device=device)
     if chosen.compile:
         model.transformer.compile()
@@ -84,7 +89,7 @@ def serve(
         heads,
         None if data is None else ObservationDataset(Path(data)),
         None if state is None else Path(state),
-        chosen.engine,
+        chosen.engine.model_copy(update={"threads": threads}),
         access,
         chosen.cors_origins,
         chosen.hosts or (() if access is not None or api_key else LOCAL_HOSTS),
