@@ -216,12 +216,12 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures."""
-    seconds, turns = (1.5, 3) if options.quick else (6.0, 5)
+    seconds, turns = (0.8, 2) if options.quick else (6.0, 5)
     if options.checkpoint is None:
         untrained_model(folder / "checkpoint")
     checkpoint = options.checkpoint or folder / "checkpoint"
     model = FoundationModel.load(checkpoint, device=options.device)
-    index = build_index(folder, model, options.rows or (20_000 if options.quick else 200_000))
+    index = build_index(folder, model, options.rows or (5_000 if options.quick else 200_000))
     given = images(NUM_IMAGES)
     flux = given.flux.numpy()
     bands = ",".join(given.bands)

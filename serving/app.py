@@ -31,6 +31,7 @@ from .routes_about import about_routes
 from .routes_admin import admin_routes
 from .routes_embeddings import embedding_routes
 from .routes_generate import generate_routes
+from .routes_inference import inference_routes
 from .routes_jobs import job_routes
 from .routes_map import map_routes
 from .routes_metrics import metrics_routes
@@ -42,7 +43,7 @@ from .security_headers import SecurityHeaders, allow_origins
 from .service import EmbeddingModel, Service
 
 API_VERSION = "1.0"
-OPEN_PATHS = ("/livez", "/readyz", "/", "/docs", "/openapi.json")
+OPEN_PATHS = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/", "/docs", "/openapi.json")
 """Asked without a key, by machines that watch the server and by people who read how to use it: these say nothing of
 what is served."""
 
@@ -105,6 +106,7 @@ def create_app(
         job_routes,
         generate_routes,
         admin_routes,
+        inference_routes,
     ):
         app.include_router(routes(service))
     app.include_router(explorer_routes())

@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from .access import KEY_HEADER, needed_scope
 from .generate_schemas import GenerateRequest
+from .inference_schemas import InferRequest
 from .job_schemas import NeighboursRequest
 from .probe_schemas import PROBE_BODIES
 from .problems import KINDS, MEDIA_TYPE
@@ -58,7 +59,7 @@ def add_body_schemas(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        bodies = (*REQUEST_BODIES, *PROBE_BODIES, NeighboursRequest, GenerateRequest, ProblemDocument)
+        bodies = (*REQUEST_BODIES, *PROBE_BODIES, NeighboursRequest, GenerateRequest, InferRequest, ProblemDocument)
         models = [(model, "validation") for model in bodies]
         _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         components = document.setdefault("components", {}).setdefault("schemas", {})

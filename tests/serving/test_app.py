@@ -45,6 +45,12 @@ ROUTES = {
     ("get", "/problems/{kind}"),
     ("get", "/metrics"),
     ("post", "/v1/admin/reload"),
+    ("get", "/v2"),
+    ("get", "/v2/health/live"),
+    ("get", "/v2/health/ready"),
+    ("get", "/v2/models/{model}"),
+    ("get", "/v2/models/{model}/ready"),
+    ("post", "/v2/models/{model}/infer"),
 }
 WITHOUT_A_BODY = ("/v1/admin/reload",)
 

@@ -31,11 +31,12 @@ def test_the_page_on_serving_does_what_it_says(model, index_folder, run):
             )
             assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
             said.append(done.stdout)
-    about, asked, wrong, watched, reloaded = said
+    about, asked, inferred, wrong, watched, reloaded = said
     assert '"status":"alive"' in about
     assert '"max_items":256' in about
     assert asked.count('"similarity"') >= 3
     assert '"property":"scalar/redshift"' in asked
+    assert '"model_name": "image.hsc"' in inferred
     assert "image/hsc" in wrong  # the nearest known modality
     assert "Retry-After" in wrong
     assert "armillary_cache_lookups_total" in watched
