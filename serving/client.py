@@ -193,11 +193,14 @@ class Client:
         exclude_self: bool = True,
         with_labels: bool = False,
         collection: str = "objects",
+        survey: str | None = None,
+        where: Mapping[str, tuple[float | None, float | None]] | None = None,
     ) -> Neighbours:
         """The k nearest neighbours of an object's id, a vector [D], or measurements of one object; best first.
 
         `modality` says which vector of an object in the index is meant, `target_modality` which kind of neighbour is
-        wanted. `cone` is (ra, dec, radius) in degrees, ICRS, or as astropy quantities. Raises ApiError.
+        wanted, `survey` whose neighbours. `cone` is (ra, dec, radius) in degrees, ICRS, or as astropy quantities;
+        `where` has ranges of metadata, `{"scalar/legacysurvey_r": (17, None)}`. Raises ApiError.
         """
         asked = self._here().neighbours(
             query,
@@ -209,6 +212,8 @@ class Client:
             exclude_self=exclude_self,
             with_labels=with_labels,
             collection=collection,
+            survey=survey,
+            where=where,
         )
         return self._run(asked)
 

@@ -115,6 +115,8 @@ def neighbours_call(
     exclude_self: bool,
     with_labels: bool,
     collection: str,
+    survey: str | None,
+    where: Mapping[str, tuple[float | None, float | None]] | None,
 ) -> Call[Neighbours]:
     """See `Client.neighbours`."""
     body = query_body(query, modality, target_modality, cone) | {
@@ -122,6 +124,8 @@ def neighbours_call(
         "exclude": list(exclude),
         "exclude_self": exclude_self,
         "include": ["labels"] if with_labels else [],
+        "survey": survey,
+        "where": {name: list(bounds) for name, bounds in (where or {}).items()},
     }
     return post(place("v1", "collections", collection, "search"), body, neighbours_of)
 

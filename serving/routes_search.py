@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from . import bodies
 from .documentation import answers, json_body
 from .index_protocol import Neighbours, SearchIndex
-from .problems import ProblemError
+from .problems import ProblemError, at
 from .schemas import ConeBody, ObjectAnswer, SearchAnswer, SearchRequest
 from .search_queries import (
     NEIGHBOUR_EXAMPLE,
@@ -31,6 +31,11 @@ _QUERIES = {
         "target_modality": "spectrum/desi",
         "k": 5,
         "include": ["labels"],
+    },
+    "bright galaxies alone": {
+        "object_id": "39633345008634465",
+        "survey": "desi",
+        "where": {"scalar/legacysurvey_r": [None, 18.0]},
     },
     "near a place, by vector": {"vector": [0.6, -0.8], "cone": {"ra": 150.1, "dec": 2.2, "radius_deg": 0.5}},
     "like an image": {"observations": [{"modality": "image/hsc", "bands": ["g"], "data": [[[1.0, 2.0], [3.0, 4.0]]]}]},
@@ -82,6 +87,7 @@ def search_routes(service: Service) -> APIRouter:
         ra: Annotated[float | None, Query(ge=0, lt=360, description="Centre of a cone, degrees, ICRS")] = None,
         dec: Annotated[float | None, Query(ge=-90, le=90)] = None,
         radius_deg: Annotated[float | None, Query(gt=0, le=180)] = None,
+        survey: Annotated[str | None, Query(description="Only neighbours of this survey")] = None,
         include_labels: bool = False,
     ) -> JSONResponse:
         """As POST, for a query by object."""
@@ -96,6 +102,7 @@ def search_routes(service: Service) -> APIRouter:
             target_modality=target_modality,
             k=k,
             cone=cone,
+            survey=survey,
             include=["labels"] if include_labels else [],
         )
         return _search(service, collection, asked)
@@ -145,14 +152,20 @@ def _search(service: Service, collection: str, asked: SearchRequest) -> JSONResp
 def _find(index: SearchIndex, vector: np.ndarray, asked: SearchRequest, excluded: list[str]) -> Neighbours:
     check_target(index, asked.target_modality)
     with wrong_vectors():
-        return index.search(
-            vector,
-            asked.k,
-            target_modality=asked.target_modality,
-            exclude=excluded,
-            cone=cone_of(asked),
-            exact=asked.exact,
-        )
+        try:
+            return index.search(
+                vector,
+                asked.k,
+                target_modality=asked.target_modality,
+                exclude=excluded,
+                cone=cone_of(asked),
+                survey=asked.survey,
+                where=asked.where or None,
+                exact=asked.exact,
+            )
+        except LookupError as error:
+            # A survey or a column of metadata that the index does not have.
+            raise ProblemError("not-found", str(error.args[0]), [at("/where", str(error.args[0]))]) from None
 
 
 def _links(ra: float | None, dec: float | None) -> dict[str, str]:

@@ -145,6 +145,10 @@ class SearchRequest(QueryBody):
     """The k nearest neighbours of a query."""
 
     k: Annotated[int, Field(ge=1)] = 10
+    survey: str | None = None
+    """Only neighbours seen by this survey, the part of a modality's name after the slash: `desi`."""
+    where: dict[str, tuple[Degrees | None, Degrees | None]] = {}
+    """Inclusive ranges of the index's metadata, null for an open end: `{"scalar/legacysurvey_r": [17, 19.5]}`."""
     include: list[Literal["labels"]] = []
     """`labels`: the known scalars of each neighbour."""
 

@@ -176,6 +176,13 @@ def test_arrays_files_and_astropy_are_embedded_as_observations_are(client, tmp_p
     np.testing.assert_array_equal(table["embedding"], client.embed([images(3)]).numpy())
 
 
+def test_neighbours_of_one_survey_and_a_range_that_the_index_does_not_have(client):
+    found = client.neighbours("object-3", 5, survey="desi")
+    assert {neighbour.modality for neighbour in found} == {"spectrum/desi"}
+    with pytest.raises(NotFoundError, match="scalar/depth"):
+        client.neighbours("object-3", 5, where={"scalar/depth": (None, 3.0)})
+
+
 def test_neighbours_by_id_vector_and_measurement_agree(client, index):
     vector = index.vector("object-30", "image/hsc")
     expected = index.search(vector[None], 6, target_modality="image/hsc").object_id[0].tolist()

@@ -2,13 +2,14 @@ import base64
 
 import numpy as np
 import pytest
-from fake_model import FakeModel, images
+from fake_model import FakeModel, embedding_table, images, spectra
 from http_bodies import assert_problem, typed_image
 from starlette.testclient import TestClient
 
 from armillary.models.neighbour_prediction import NeighbourPredictor, choose_neighbours
 from armillary.serving.app import create_app
 from armillary.serving.cone import Cone
+from armillary.serving.index import EmbeddingIndex
 from armillary.serving.limits import Limits
 
 
@@ -203,3 +204,25 @@ def test_a_predictor_of_another_model_is_refused(model, index):
 
     with pytest.raises(EmbeddingIndexError, match="calibrated with model 'armillary-2'"):
         create_app(model, index, {"p": NeighbourPredictor("p", model_id="armillary-2")})
+
+
+def test_neighbours_are_filtered_by_survey_and_by_ranges_inside_the_search(model):
+    given, seen = images(40), spectra(20)
+    magnitude = {"object_id": [f"object-{i}" for i in range(40)], "scalar/legacysurvey_r": np.linspace(16.0, 20.0, 40)}
+    index = EmbeddingIndex.build(embedding_table(model, [given, seen]), metadata=magnitude)
+    with TestClient(create_app(model, index)) as http:
+        bright = {"scalar/legacysurvey_r": [None, 17.0]}
+        found = search(http, object_id="object-30", k=40, where=bright, survey="hsc").json()["neighbours"]
+        # Magnitudes up to 17.0 are those of the first ten objects.
+        assert {neighbour["object_id"] for neighbour in found} == {f"object-{i}" for i in range(10)}
+        assert {neighbour["modality"] for neighbour in found} == {"image/hsc"}
+        found = search(http, object_id="object-3", k=40, survey="desi").json()["neighbours"]
+        assert {neighbour["modality"] for neighbour in found} == {"spectrum/desi"}
+        address = "/v1/collections/objects/search?object_id=object-3&k=40&survey=desi"
+        assert http.get(address).json()["neighbours"] == found
+        assert_problem(search(http, object_id="object-3", survey="lamost"), 404, "not-found", says="no survey 'lamost'")
+        where = {"scalar/z": [0.0, 1.0]}
+        assert_problem(search(http, object_id="object-3", where=where), 404, "not-found", says="it has")
+        for wrong in ([1.0], ["a", 2.0], [1.0, 2.0, 3.0]):
+            where = {"scalar/legacysurvey_r": wrong}
+            assert search(http, object_id="object-3", where=where).status_code == 422
