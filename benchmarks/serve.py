@@ -3,11 +3,12 @@
 A model (a checkpoint, or an untrained nano one) and an index of made-up vectors are served by `armillary serve` with
 its cache off. Callers on connections that stay open post images as .npy and take vectors as .npy; or vectors as base64
 and take ten neighbours. Throughputs are measured in turns with those of the bare model (in its best batch of those
-tried) and of the bare index (one query after the other) in a process like the server's; ratios are medians over the
-turns. The echo server is uvicorn with an ASGI function that reads the body and answers as many bytes as a vector has.
+tried) and of the bare index (in the same batches) in a process like the server's; ratios are medians over the turns. The echo server is uvicorn with an ASGI function that reads the body and answers as many bytes as a vector has.
 
 `embed_ratio_to_model`: objects per second over HTTP by 16 callers with 16 objects each, over the bare model's.
-`search_ratio_to_index`: queries per second over HTTP by 16 callers, over the bare index's.
+`search_ratio_to_index`: queries per second over HTTP by 4 callers that send 64 vectors at once (.npy in, Arrow out), over
+the bare index's with as many at once. `search_one_by_one_ratio`: by 16 callers that send one (JSON), over the bare index's
+with one.
 
     python benchmarks/serve.py [--quick] [--checkpoint FOLDER] [--rows N] [--device cuda]
 """
@@ -42,7 +43,9 @@ MODALITY = "image/legacysurvey"
 SIDE, NUM_IMAGES, K = 48, 64, 10
 BATCHES = (16, 64)
 CALLERS = (1, 16, 64)
-NPY = "application/x-npy"
+NPY, ARROW = "application/x-npy", "application/vnd.apache.arrow.stream"
+MANY = 64
+"""Queries of a batch."""
 
 
 def untrained_model(folder: Path) -> FoundationModel:
@@ -250,10 +253,17 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for query in queries
     ]
 
-    def bare_index() -> int:
-        for query in queries[:50]:
-            index.search(query[None], K)
-        return 50
+    search_many = [
+        http_request(
+            f"/v1/collections/{index.manifest.name}/search?k={K}", npy(queries[start : start + MANY]), NPY, ARROW
+        )
+        for start in range(0, len(queries) - MANY + 1, MANY)
+    ]
+
+    def bare_index(count: int) -> int:
+        for start in range(0, len(queries) - count + 1, count):
+            index.search(queries[start : start + count], K)
+        return len(queries) // count * count
 
     callers = Callers()
     place, ready = str(folder / "index"), folder / "ready.json"
@@ -274,12 +284,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
     try:
         bare_model(BATCHES[0])()
-        rows: dict[str, list[float]] = {"embed": [], "search": [], "model": [], "index": []}
+        rows: dict[str, list[float]] = {
+            name: [] for name in ("embed", "search", "search_one", "model", "index", "index_one")
+        }
         for _ in range(turns):
             rows["model"].append(max(rate(bare_model(batch), seconds) for batch in BATCHES))
             rows["embed"].append(16 * callers.load(port, embed[16], 16, seconds)["per_s"])
-            rows["index"].append(rate(bare_index, seconds))
-            rows["search"].append(callers.load(port, search, 16, seconds)["per_s"])
+            rows["index"].append(rate(lambda: bare_index(MANY), seconds))
+            rows["search"].append(MANY * callers.load(port, search_many, 4, seconds)["per_s"])
+            rows["index_one"].append(rate(lambda: bare_index(1), seconds))
+            rows["search_one"].append(callers.load(port, search, 16, seconds)["per_s"])
         figures |= {f"{name}_per_s": round(float(np.median(values)), 1) for name, values in rows.items()}
         for count in CALLERS:
             one = callers.load(port, embed[1], count, seconds)
@@ -293,6 +307,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             sys.stderr.write(f"{count} callers: {json.dumps(figures[f'callers_{count}'])}\n")
         figures["embed_ratio_to_model"] = ratio(rows["embed"], rows["model"])
         figures["search_ratio_to_index"] = ratio(rows["search"], rows["index"])
+        figures["search_one_by_one_ratio"] = ratio(rows["search_one"], rows["index_one"])
     finally:
         for process in (server, echo, callers.process):
             process.terminate()

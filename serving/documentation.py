@@ -31,7 +31,7 @@ def errors(*statuses: int) -> Responses:
     }
 
 
-def answers(model: type[BaseModel], example: Any, *statuses: int) -> Responses:
+def answers(model: Any, example: Any, *statuses: int) -> Responses:
     """A route's answer with its example, and its errors."""
     return {200: {"model": model, "content": {"application/json": {"example": example}}}, **errors(*statuses)}
 

@@ -1,16 +1,20 @@
 """Search, and what the index knows of an object."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
+from starlette.responses import Response
 
 from . import bodies
+from .arrow_body import ARROW
+from .binary_answers import wanted_type
 from .documentation import answers, json_body
 from .index_protocol import Neighbours, SearchIndex
 from .problems import ProblemError, at
-from .schemas import ConeBody, ObjectAnswer, SearchAnswer, SearchRequest
+from .schemas import BatchSearchAnswer, ConeBody, ObjectAnswer, SearchAnswer, SearchRequest
+from .search_batches import OFFERED, answer_of, read_queries
 from .search_queries import (
     NEIGHBOUR_EXAMPLE,
     PROVENANCE_EXAMPLE,
@@ -40,6 +44,16 @@ _QUERIES = {
     "near a place, by vector": {"vector": [0.6, -0.8], "cone": {"ra": 150.1, "dec": 2.2, "radius_deg": 0.5}},
     "like an image": {"observations": [{"modality": "image/hsc", "bands": ["g"], "data": [[[1.0, 2.0], [3.0, 4.0]]]}]},
 }
+_VECTORS = {
+    bodies.NPY: {
+        "schema": {"type": "string", "format": "binary"},
+        "x-example": {"file": "vectors.npy", "query": "k=10"},
+    }
+}
+_VECTOR_PARAMETERS = [
+    {"name": name, "in": "query", "required": False, "schema": {"type": kind}, "description": "With a .npy body"}
+    for name, kind in (("k", "integer"), ("target_modality", "string"), ("survey", "string"), ("exact", "boolean"))
+]
 CollectionPath = Annotated[str, Path(examples=["objects"])]
 
 
@@ -50,23 +64,23 @@ def search_routes(service: Service) -> APIRouter:
     @router.post(
         "/v1/collections/{collection}/search",
         summary="The nearest neighbours of a vector, an object, or measurements",
-        responses=answers(
-            SearchAnswer,
-            {"neighbours": [NEIGHBOUR_EXAMPLE], "provenance": PROVENANCE_EXAMPLE},
-            404,
-            409,
-            413,
-            415,
-            422,
-            503,
-        ),
-        openapi_extra=json_body(SearchRequest, _QUERIES),
+        responses=_search_responses(),
+        openapi_extra={**json_body(SearchRequest, _QUERIES, _VECTORS), "parameters": _VECTOR_PARAMETERS},
     )
-    async def search(collection: CollectionPath, request: Request) -> JSONResponse:
-        """Most similar first, by cosine. Filters hold inside the search: k rows come back wherever k rows match."""
-        _, body = await bodies.read_body(request, service.limits)
+    async def search(collection: CollectionPath, request: Request) -> Response:
+        """Most similar first, by cosine. Filters hold inside the search: k rows come back wherever k rows match.
 
-        def work() -> JSONResponse:
+        A .npy body of vectors [queries, dimension] asks many things at once, with `k`, `target_modality`, `survey` and
+        `exact` in the query: the answer has `results`, one list for each, or, by `Accept`, is an Arrow stream with a
+        row for each neighbour: query, object_id, modality, similarity, ra, dec.
+        """
+        answer_type = wanted_type(request.headers.get("accept"), OFFERED)
+        media_type, body = await bodies.read_body(request, service.limits, (bodies.JSON, bodies.NPY))
+        query = dict(request.query_params)
+
+        def work() -> Response:
+            if media_type == bodies.NPY:
+                return _search_many(service, collection, body, query, answer_type)
             return _search(service, collection, bodies.parse_json(SearchRequest, body))
 
         return await service.in_worker(work)
@@ -147,6 +161,21 @@ def _search(service: Service, collection: str, asked: SearchRequest) -> JSONResp
             "provenance": service.provenance(index.manifest.space, index).model_dump(),
         }
     )
+
+
+def _search_many(service: Service, collection: str, body: bytes, query: dict[str, str], answer_type: str) -> Response:
+    index = service.collection(collection)
+    vectors, asked = read_queries(body, query, service.limits.max_items)
+    check_k(service, asked.k)
+    found = _find(index, vectors, asked, [])
+    return answer_of(index, found, service.provenance(index.manifest.space, index), answer_type)
+
+
+def _search_responses() -> dict[int | str, dict[str, Any]]:
+    one = {"neighbours": [NEIGHBOUR_EXAMPLE], "provenance": PROVENANCE_EXAMPLE}
+    described = answers(SearchAnswer | BatchSearchAnswer, one, 400, 404, 406, 409, 413, 415, 422, 503)
+    described[200]["content"][ARROW] = {"schema": {"type": "string", "format": "binary"}}
+    return described
 
 
 def _find(index: SearchIndex, vector: np.ndarray, asked: SearchRequest, excluded: list[str]) -> Neighbours:

@@ -214,6 +214,13 @@ class SearchAnswer(BaseModel):
     provenance: Provenance
 
 
+class BatchSearchAnswer(BaseModel):
+    """For each query of a .npy body its neighbours, best first."""
+
+    results: list[list[NeighbourBody]]
+    provenance: Provenance
+
+
 class IntervalBody(BaseModel):
     """Bounds that hold the truth with probability `level`; null where too few objects are known to tell."""
 

@@ -59,15 +59,17 @@ def check_k(service: Service, k: int) -> None:
         raise ProblemError("invalid-request", f"/k: {detail}", [at("/k", detail)])
 
 
-def neighbour_body(index: SearchIndex, found: Neighbours, place: int, with_labels: bool) -> dict[str, Any]:
-    """The neighbour of the first query at this place."""
-    object_id = str(found.object_id[0, place])
+def neighbour_body(
+    index: SearchIndex, found: Neighbours, place: int, with_labels: bool, query: int = 0
+) -> dict[str, Any]:
+    """The neighbour of one query at this place."""
+    object_id = str(found.object_id[query, place])
     return {
         "object_id": object_id,
-        "modality": str(found.modality[0, place]),
-        "similarity": float(found.similarity[0, place]),
-        "ra": number_or_null(float(found.ra[0, place])),
-        "dec": number_or_null(float(found.dec[0, place])),
+        "modality": str(found.modality[query, place]),
+        "similarity": float(found.similarity[query, place]),
+        "ra": number_or_null(float(found.ra[query, place])),
+        "dec": number_or_null(float(found.dec[query, place])),
         "labels": index.labels_of(object_id) if with_labels else None,
     }
 

@@ -1,6 +1,9 @@
 import base64
+import io
+import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fake_model import FakeModel, embedding_table, images, spectra
 from http_bodies import assert_problem, typed_image
@@ -226,3 +229,56 @@ def test_neighbours_are_filtered_by_survey_and_by_ranges_inside_the_search(model
         for wrong in ([1.0], ["a", 2.0], [1.0, 2.0, 3.0]):
             where = {"scalar/legacysurvey_r": wrong}
             assert search(http, object_id="object-3", where=where).status_code == 422
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_many_vectors_are_one_search_in_json_and_in_arrow(http, index):
+    vectors = np.stack([index.vector(f"object-{i}", "image/hsc") for i in range(0, 60, 7)])
+    expected = index.search(vectors, 4, target_modality="spectrum/desi")
+    address = "/v1/collections/objects/search?k=4&target_modality=spectrum/desi"
+    as_npy = {"Content-Type": "application/x-npy"}
+    answer = http.post(address, content=npy(vectors), headers=as_npy).json()
+    assert [[n["object_id"] for n in found] for found in answer["results"]] == expected.object_id.tolist()
+    stream = http.post(
+        address, content=npy(vectors), headers=as_npy | {"Accept": "application/vnd.apache.arrow.stream"}
+    )
+    table = pa.ipc.open_stream(stream.content).read_all()
+    assert table["query"].to_pylist() == [query for query in range(len(vectors)) for _ in range(4)]
+    assert table["object_id"].to_pylist() == expected.object_id.reshape(-1).tolist()
+    np.testing.assert_array_equal(table["similarity"].to_numpy(), expected.similarity.reshape(-1))
+    assert json.loads(table.schema.metadata[b"provenance"])["index_id"] == index.manifest.index_id
+
+
+def test_fewer_rows_than_k_are_no_neighbours_of_nothing(http, index):
+    vectors = np.stack([index.vector("object-0", "image/hsc")])
+    headers = {"Content-Type": "application/x-npy"}
+    address = "/v1/collections/objects/search?k=60&target_modality=spectrum/desi"
+    (found,) = http.post(address, content=npy(vectors), headers=headers).json()["results"]
+    assert len({neighbour["object_id"] for neighbour in found}) == 60
+
+
+@pytest.mark.parametrize(
+    ("array", "query", "status", "says"),
+    [
+        (np.ones(8), "", 422, "shape [queries, dimension], found [8]"),
+        (np.ones((0, 8)), "", 422, "found [0, 8]"),
+        (np.ones((2, 7)), "", 422, "shape [queries, 8], found [2, 7]"),
+        (np.full((2, 8), np.nan), "", 422, "has no direction"),
+        (np.full((2, 8), 1e300), "", 422, "has no direction"),
+        (np.ones((300, 8)), "", 413, "at most 256 queries"),
+        (np.ones((2, 8)), "k=0", 422, "greater than or equal to 1"),
+        (np.ones((2, 8)), "k=61", 422, "at most 60"),
+        (np.ones((2, 8)), "target_modality=image/x", 404, "image/hsc"),
+    ],
+)
+def test_wrong_batches_of_vectors_are_refused(http, array, query, status, says):
+    answer = http.post(
+        f"/v1/collections/objects/search?{query}", content=npy(array), headers={"Content-Type": "application/x-npy"}
+    )
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["detail"]
