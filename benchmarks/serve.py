@@ -3,12 +3,13 @@
 A model (a checkpoint, or an untrained nano one) and an index of made-up vectors are served by `armillary serve` with
 its cache off. Callers on connections that stay open post images as .npy and take vectors as .npy; or vectors as base64
 and take ten neighbours. Throughputs are measured in turns with those of the bare model (in its best batch of those
-tried) and of the bare index (in the same batches) in a process like the server's; ratios are medians over the turns. The echo server is uvicorn with an ASGI function that reads the body and answers as many bytes as a vector has.
+tried) and of the bare index (in the same batches) in a process like the server's; ratios are medians over the turns.
+The echo server is uvicorn with an ASGI function that reads the body and answers as many bytes as a vector has.
 
 `embed_ratio_to_model`: objects per second over HTTP by 16 callers with 16 objects each, over the bare model's.
-`search_ratio_to_index`: queries per second over HTTP by 4 callers that send 64 vectors at once (.npy in, Arrow out), over
-the bare index's with as many at once. `search_one_by_one_ratio`: by 16 callers that send one (JSON), over the bare index's
-with one.
+`search_ratio_to_index`: queries per second over HTTP by 4 callers that send 64 vectors at once (.npy in, Arrow out),
+over the bare index's with as many at once. `search_one_by_one_ratio`: by 16 callers that send one (JSON), over the bare
+index's with one.
 
     python benchmarks/serve.py [--quick] [--checkpoint FOLDER] [--rows N] [--device cuda]
 """
