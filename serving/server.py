@@ -36,6 +36,7 @@ from .warm_up import warm_up
 
 LOG = logging.getLogger("armillary.server")
 LOOPBACK = "127.0.0.1"
+SWITCH_SECONDS = 0.0005
 
 
 def serve(
@@ -75,6 +76,8 @@ def serve(
     # Here the engine's thread alone has one.
     threads = chosen.engine.threads or torch.get_num_threads()
     torch.set_num_threads(1)
+    # A thread that reads a body gives way to the engine's within this time; by default it is 5 ms, at every step.
+    sys.setswitchinterval(SWITCH_SECONDS)
     model = FoundationModel.load(checkpoint, device=device)
     if chosen.compile:
         model.transformer.compile()
