@@ -5,20 +5,16 @@
         async for part in client.embed_many(files, progress=True):
             ...
 
-Requests are data (`client_requests.py`); here they are sent, and sent again where that helps.
+Requests are data (`client_requests.py`), and are sent by `client_transport.py`, again where that helps.
 """
 
 import asyncio
-import os
-import ssl
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
 import numpy as np
 
 from ..data.dataset import ObservationDataset
@@ -26,7 +22,7 @@ from ..data.modalities import modality as declared_modality
 from ..data.observations import Observation, ObservationError
 from ..data.observe import Measurements, as_observations
 from .client_batches import Batch, batches, objects_of
-from .client_errors import UnreachableError, api_error
+from .client_errors import api_error
 from .client_jobs import (
     JobRecord,
     delete_job_call,
@@ -48,22 +44,11 @@ from .client_probes import (
     probes_call,
     upload_call,
 )
-from .client_requests import (
-    REPEATED_STATUSES,
-    Call,
-    RetryRules,
-    checked_url,
-    error_of,
-    get,
-    is_under_way,
-    neighbours_call,
-    object_call,
-    predict_call,
-    retry_after,
-)
+from .client_requests import Call, RetryRules, checked_url, get, neighbours_call, object_call, predict_call
 from .client_results import FailedObject, Neighbours, ObjectRecord, Prediction, scalar_prediction
 from .client_sources import count_objects, items_of, observe_item
 from .client_stream import AsyncEmbeddingStream, OnError, Part, progress_bar, send_batch
+from .client_transport import Transport
 
 if TYPE_CHECKING:
     from ..models.embeddings import Embeddings
@@ -73,8 +58,6 @@ if TYPE_CHECKING:
     from ..models.probe_loading import AnyProbe
 
 Answer = TypeVar("Answer")
-PIECE_BYTES = 2**20
-"""Of a file that is sent or fetched, in memory at once."""
 
 
 class AsyncClient:
@@ -97,20 +80,11 @@ class AsyncClient:
         num_in_flight: int = 4,
         certificates: str | Path | None = None,
     ) -> None:
-        self.url = checked_url(url)
         self.rules = RetryRules(float(timeout), float(deadline), retries)
+        self._transport = Transport(checked_url(url), api_key, self.rules, certificates)
+        self.url = self._transport.url
         self.num_in_flight = num_in_flight
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        # The server may be this machine: proxies of the environment are not asked.
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            timeout=self.rules.timeout,
-            headers=headers,
-            trust_env=False,
-            verify=True if certificates is None else ssl.create_default_context(cafile=str(certificates)),
-        )
         self._limits: dict[str, int] | None = None
-        self._was_answered = False
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -122,7 +96,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._transport.aclose()
 
     async def embed(self, observations: Measurements, space: str = "aligned", batch_size: int = 64) -> "Embeddings":
         """One vector for each object, in order of first appearance, as the local model's `embed`.
@@ -419,59 +393,7 @@ class AsyncClient:
 
     async def send(self, call: Call[Answer]) -> Answer:
         """Send a request until it is answered, by the rules of `RetryRules`. Raises ApiError."""
-        end = time.monotonic() + self.rules.deadline
-        attempt = 0
-        while True:
-            try:
-                async with asyncio.timeout(end - time.monotonic()):
-                    response = await self._attempt(call)
-            except httpx.TransportError as error:
-                if not self.rules.attempts_left(attempt, self._was_answered):
-                    raise UnreachableError(
-                        f"{call.method} {self.url}{call.path}: {_reason(error)}, {attempt + 1} times; is the server up?"
-                    ) from error
-                wait = self.rules.wait(attempt)
-                last: Exception = UnreachableError(f"{call.method} {self.url}{call.path}: {_reason(error)}")
-            except TimeoutError:
-                raise UnreachableError(
-                    f"{call.method} {self.url}{call.path}: no answer within {self.rules.deadline:g} s"
-                ) from None
-            else:
-                self._was_answered = True
-                if response.is_success:
-                    return call.read(response)
-                # What an earlier attempt deleted, whose answer was lost, is not there any more.
-                if call.method == "DELETE" and response.status_code == 404 and attempt:
-                    return call.read(response)
-                last = error_of(response)
-                if response.status_code not in REPEATED_STATUSES and not (attempt and is_under_way(last)):
-                    raise last
-                wait = self.rules.wait(attempt, retry_after(response))
-            if time.monotonic() + wait >= end:
-                last.add_note(f"given up after {attempt + 1} attempts: the deadline is {self.rules.deadline:g} s")
-                raise last
-            await asyncio.sleep(wait)
-            attempt += 1
-
-    async def _attempt(self, call: Call[Any]) -> httpx.Response:
-        content = call.body if call.file is None else _pieces(call.file)
-        request = self._http.build_request(call.method, call.path, content=content, headers=dict(call.headers))
-        response = await self._http.send(request, stream=call.into is not None)
-        if call.into is None:
-            return response
-        partial_file = call.into.with_name(f".{call.into.name}.{os.getpid()}.partial")
-        try:
-            if not response.is_success:
-                await response.aread()
-                return response
-            with partial_file.open("wb") as file:
-                async for piece in response.aiter_bytes(PIECE_BYTES):
-                    file.write(piece)
-            partial_file.replace(call.into)
-        finally:
-            await response.aclose()
-            partial_file.unlink(missing_ok=True)
-        return response
+        return await self._transport.send(call)
 
     async def _together(self, asked: Sequence[Callable[[], Coroutine[Any, Any, Answer]]]) -> list[Answer]:
         """The answers to all, in order, `num_in_flight` under way at once; the first error cancels the others."""
@@ -513,14 +435,3 @@ class AsyncClient:
         return AsyncEmbeddingStream(
             split, send, self.num_in_flight if num_in_flight is None else num_in_flight, on_error, progress, total
         )
-
-
-async def _pieces(path: Path) -> AsyncIterator[bytes]:
-    """The bytes of a file, read as they are sent."""
-    with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
-
-
-def _reason(error: httpx.TransportError) -> str:
-    return str(error) or {"ReadTimeout": "no answer in time"}.get(type(error).__name__, type(error).__name__)
