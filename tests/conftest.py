@@ -1,7 +1,11 @@
 """Every test also checks every shape: jaxtyping hooks into the import of the package, with beartype."""
 
 import os
+import sys
+from pathlib import Path
 
+# For what tests of several folders share.
+sys.path.append(str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Models this small are ten times slower on several threads, which wait for each other.

@@ -1,16 +1,12 @@
 """The local model takes what the client takes, and code that takes either gets the same from both."""
 
-import contextlib
-import threading
-import time
-
 import astropy.units as u
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from astropy.nddata import CCDData, InverseVariance
 from astropy.table import QTable
+from live_server import running
 
 import armillary
 from armillary.data.observations import ObservationError
@@ -18,21 +14,6 @@ from armillary.serving.app import create_app
 from armillary.serving.client import Client
 
 HSC, DESI, REDSHIFT = "image/hsc", "spectrum/desi", "scalar/redshift"
-
-
-@contextlib.contextmanager
-def serving(app):
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 def in_astropys_words(image):
@@ -71,7 +52,7 @@ def test_astropys_objects_and_numbers_are_embedded_as_observations_are(model, sk
 def test_a_model_and_a_client_of_it_are_interchangeable(model, sky, tmp_path):
     model.save(tmp_path / "checkpoint")
     local = armillary.load(tmp_path / "checkpoint")
-    with serving(create_app(local)) as url, Client(url) as client:
+    with running(create_app(local)) as url, Client(url) as client:
         assert client.model_id == local.model_id
         assert client.embedding_size("aligned") == local.embedding_size("aligned")
         given = [sky[HSC].select([0, 1, 2]), sky[DESI].select([0, 1])]

@@ -1,16 +1,13 @@
-import contextlib
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_model import FakeModel, embedding_table, images, spectra
+from live_server import running
 
 from armillary.serving.index import EmbeddingIndex
 
@@ -39,23 +36,6 @@ def index(index_folder):
 @pytest.fixture
 def model():
     return FakeModel()
-
-
-@contextlib.contextmanager
-def running(app):
-    """The app on a free port of the loopback, in a thread; yields its address."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 @pytest.fixture

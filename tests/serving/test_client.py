@@ -49,7 +49,7 @@ from armillary.serving.limits import Limits
 
 @pytest.fixture(scope="module")
 def served(index):
-    from conftest import running
+    from live_server import running
 
     with running(create_app(FakeModel(), index, api_key="secret")) as url:
         yield url

@@ -27,7 +27,7 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def served(index, tmp_path_factory):
-    from conftest import running
+    from live_server import running
 
     with running(create_app(GeneratingModel(), index, state=tmp_path_factory.mktemp("state"))) as url:
         yield url

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from conftest import running
 from fake_model import WIDTHS, FakeModel
 from http_bodies import assert_problem, encoded
+from live_server import running
 from starlette.testclient import TestClient
 
 from armillary.data.modalities import modality

@@ -325,6 +325,15 @@ def test_a_caller_that_hangs_up_costs_the_model_nothing(run):
     assert 'armillary_request_seconds_count{method="POST",route="/v1/embeddings",status="200"} 1.0' in text
 
 
+def test_seconds_of_searches_are_counted_apart(model, index, run):
+    with run(create_app(model, index)) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        client.post("/v1/collections/objects/search", json={"object_id": "object-3"})
+        client.post("/v1/embeddings", json={"input": {"modality": "image/hsc", "bands": ["g"], "data": [[[1.0, 2.0]]]}})
+        text = client.get("/metrics").text
+    for stage in ("search", "queue", "model"):
+        assert f'armillary_stage_seconds_count{{stage="{stage}"}} 1.0' in text
+
+
 def test_metrics_do_not_grow_with_addresses_that_are_no_route(run):
     with run(create_app(FakeModel())) as url, httpx.Client(base_url=url, trust_env=False) as client:
         for number in range(5):

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from astropy.io import fits
-from conftest import running
 from fake_model import FakeModel, embedding_table, images, spectra
 from http_bodies import encoded
+from live_server import running
 from PIL import Image
 
 from armillary.data.dataset import ObservationDataset
