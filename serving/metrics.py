@@ -21,7 +21,7 @@ UNKNOWN_ROUTE = "(none)"
 
 
 class ServerMetrics:
-    """The counters of one server. `stage` is `queue`, `model`, `search`, `read` or `write`."""
+    """The counters of one server. `stage` is `queue`, `model` or `search`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

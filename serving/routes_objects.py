@@ -1,6 +1,7 @@
 """What was measured of an object, as pictures for eyes and files for science, from the dataset behind the index."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query
@@ -8,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from ..data.dataset import ObservationDataset
 from ..data.modalities import Modality
-from ..data.observations import ImageObservation, Observation, ScalarObservation, SpectrumObservation
+from ..data.observations import Observation, ScalarObservation, SpectrumObservation
 from .colour_picture import colour_picture, jpeg
 from .documentation import Responses, errors, example
 from .observation_files import image_fits, spectrum_body, spectrum_fits, typed_object
@@ -62,6 +63,19 @@ def object_routes(service: Service) -> APIRouter:
     """`/v1/objects/{object_id}/observations`, `observation`, `image.jpg`, `image.fits`, `spectrum`, `spectrum.fits`."""
     router = APIRouter(tags=["objects"])
 
+    async def as_file(
+        object_id: str,
+        modality: str | None,
+        kind: str,
+        write: Callable[[Any], bytes],
+        media_type: str,
+        if_none_match: str | None,
+    ) -> Response:
+        def work() -> Response:
+            return _answer(write(_read(service, object_id, modality, kind)), media_type, if_none_match)
+
+        return await service.in_worker(work)
+
     @router.get(
         "/v1/objects/{object_id}/observations",
         summary="What was measured of an object, and where it can be had",
@@ -113,12 +127,9 @@ def object_routes(service: Service) -> APIRouter:
     ) -> Response:
         """Stretched by arcsinh (Lupton et al. 2004); red, green and blue are the bands nearest to z, r and g."""
 
-        def work() -> Response:
-            found = _read(service, object_id, modality, "image")
-            assert isinstance(found, ImageObservation)
-            return _answer(jpeg(colour_picture(found), size), JPEG, if_none_match)
-
-        return await service.in_worker(work)
+        return await as_file(
+            object_id, modality, "image", lambda image: jpeg(colour_picture(image), size), JPEG, if_none_match
+        )
 
     @router.get(
         "/v1/objects/{object_id}/image.fits",
@@ -131,12 +142,7 @@ def object_routes(service: Service) -> APIRouter:
     ) -> Response:
         """Flux [bands, rows, columns] in nanomaggies, with the extensions IVAR, MASK (flags, 0 = good) and BANDS."""
 
-        def work() -> Response:
-            found = _read(service, object_id, modality, "image")
-            assert isinstance(found, ImageObservation)
-            return _answer(image_fits(found), FITS, if_none_match)
-
-        return await service.in_worker(work)
+        return await as_file(object_id, modality, "image", image_fits, FITS, if_none_match)
 
     @router.get(
         "/v1/objects/{object_id}/spectrum",
@@ -164,12 +170,7 @@ def object_routes(service: Service) -> APIRouter:
     ) -> Response:
         """A table of WAVELENGTH, FLUX, IVAR, MASK (flags, 0 = good) and RESOLVING_POWER."""
 
-        def work() -> Response:
-            found = _read(service, object_id, modality, "spectrum")
-            assert isinstance(found, SpectrumObservation)
-            return _answer(spectrum_fits(found), FITS, if_none_match)
-
-        return await service.in_worker(work)
+        return await as_file(object_id, modality, "spectrum", spectrum_fits, FITS, if_none_match)
 
     return router
 

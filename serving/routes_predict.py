@@ -108,7 +108,7 @@ def _from_neighbours(service: Service, asked: PredictRequest) -> JSONResponse:
     k = predictor.k if asked.k is None else asked.k
     check_k(service, k)
     check_target(index, target)
-    with wrong_vectors():
+    with service.metrics.timed("search"), wrong_vectors():
         found, labels = labelled_neighbours(
             index,
             query.vector,

@@ -153,7 +153,8 @@ def _search(service: Service, collection: str, asked: SearchRequest) -> JSONResp
     index = service.collection(collection)
     check_k(service, asked.k)
     query = service.query(asked, index)
-    found = _find(index, query.vector, asked, excluded_objects(asked, query.object_id))
+    with service.metrics.timed("search"):
+        found = _find(index, query.vector, asked, excluded_objects(asked, query.object_id))
     with_labels = "labels" in asked.include
     return JSONResponse(
         {
@@ -167,7 +168,8 @@ def _search_many(service: Service, collection: str, body: bytes, query: dict[str
     index = service.collection(collection)
     vectors, asked = read_queries(body, query, service.limits.max_items)
     check_k(service, asked.k)
-    found = _find(index, vectors, asked, [])
+    with service.metrics.timed("search"):
+        found = _find(index, vectors, asked, [])
     return answer_of(index, found, service.provenance(index.manifest.space, index), answer_type)
 
 

@@ -95,7 +95,7 @@ def serve(
         chosen.engine.model_copy(update={"threads": threads}),
         access,
         chosen.cors_origins,
-        chosen.hosts or (() if access is not None or api_key else LOCAL_HOSTS),
+        chosen.hosts or (() if access is not None or api_key else (*LOCAL_HOSTS, _shown(host))),
     )
     service: Service = app.state.service
     if index is not None:
@@ -133,8 +133,7 @@ def run_app(
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     # asyncio sets this only where a socket names its protocol; without it, answers wait 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listener.getsockname()[1]}"
+    url = f"http://{_shown(host)}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -152,6 +151,11 @@ def run_app(
             service.engine.close()
             if ready_file is not None:
                 Path(ready_file).unlink(missing_ok=True)
+
+
+def _shown(host: str) -> str:
+    """The host as an address has it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def check_host(host: str, needs_key: bool) -> None:
