@@ -205,6 +205,9 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from .serving.allocator import keep_freed_memory
+
+    keep_freed_memory()
     from .serving.server import read_key, serve
     from .serving.server_settings import ServerSettings
     from .settings import load_settings

@@ -73,15 +73,13 @@ def observations_from_safetensors(
     bodies.check_count(count, limits)
     columns = {name: _by_object(name, array, values, count, is_batch) for name, array in tensors.items()}
     object_id = _object_ids(metadata, count)
-    results: list[list[Observation] | ProblemError] = []
+    about = []
     for row in range(count):
         position = {name: float(columns[name][row]) for name in ("ra", "dec") if name in columns}
         is_known = {name: value for name, value in position.items() if not np.isnan(value)}
-        about = shared | is_known | {"object_id": object_id[row]}
-        given = {name: np.asarray(columns[name][row]) for name in fields if name in columns}
-        values_of_row = np.asarray(columns[main][row])
-        results.append(bodies.row_object(modality, values_of_row, given, about, ("input", row), limits))
-    return results
+        about.append(shared | is_known | {"object_id": object_id[row]})
+    given = {name: columns[name] for name in fields if name in columns}
+    return bodies.row_objects(modality, columns[main], given, about, limits)
 
 
 def _by_object(name: str, array: np.ndarray, values: np.ndarray, count: int, is_batch: bool) -> np.ndarray:
