@@ -83,7 +83,7 @@ def search_routes(service: Service) -> APIRouter:
                 return _search_many(service, collection, body, query, answer_type)
             return _search(service, collection, bodies.parse_json(SearchRequest, body))
 
-        return await service.in_worker(work)
+        return await service.in_worker(work, is_short=media_type == bodies.NPY or b'"observations"' not in body)
 
     @router.get(
         "/v1/collections/{collection}/search",

@@ -4,6 +4,7 @@ Everything here blocks, and runs in a worker thread; the event loop only moves b
 so that requests share batches and do not fight for memory; searches need no turn.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -98,6 +99,9 @@ class Service:
     is_draining: bool = False
     """Whether the server is about to stop: it answers still, but wants no new callers."""
     _slots: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(WORKERS), repr=False)
+    _short_slots: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(2 * (os.cpu_count() or 1)), repr=False
+    )
     _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _num_reading: int = field(default=0, repr=False)
     reopen: Callable[[], tuple[SearchIndex, Mapping[str, NeighbourPredictor]]] | None = None
@@ -157,13 +161,19 @@ class Service:
             raise ProblemError("not-found", "this server has no index")
         return index, predictors
 
-    async def in_worker(self, work: Callable[[], Answer]) -> Answer:
-        """Do blocking work in a thread of its own pool: however many requests wait, other routes have threads."""
+    async def in_worker(self, work: Callable[[], Answer], *, is_short: bool = False) -> Answer:
+        """Do blocking work in a thread of its own pool: however many requests wait, other routes have threads.
+
+        Work that `is_short` never waits for the model. Only as many of it are done at once as there are processors:
+        more threads would take turns of the interpreter from each other, and all be slow.
+        """
 
         def one_processor() -> Answer:
             _use_one_processor()
             return work()
 
+        if is_short:
+            return await anyio.to_thread.run_sync(one_processor, limiter=self._short_slots)
         self._count(1)
         try:
             return await anyio.to_thread.run_sync(one_processor, limiter=self._slots)
