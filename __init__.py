@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from .models.probe_loading import load_probe
     from .models.probes import LinearProbe
     from .models.token_embeddings import TokenEmbeddings
-    from .serving.async_client import AsyncClient
-    from .serving.client import Client
-    from .serving.index import EmbeddingIndex
+    from .serving.client.async_client import AsyncClient
+    from .serving.client.client import Client
+    from .serving.index.embedding_index import EmbeddingIndex
 
     load = FoundationModel.load
 
 _MODULES = {
-    "AsyncClient": "serving.async_client",
+    "AsyncClient": "serving.client.async_client",
     "AttentiveProbe": "models.attentive_probe",
-    "Client": "serving.client",
-    "EmbeddingIndex": "serving.index",
+    "Client": "serving.client.client",
+    "EmbeddingIndex": "serving.index.embedding_index",
     "Embeddings": "models.embeddings",
     "FoundationModel": "models.foundation",
     "GeneratedObservations": "models.generated",

@@ -14,7 +14,7 @@ from .commands.data import data_verbs
 from .commands.index import index_verbs
 from .commands.keys import keys_verbs
 from .commands.settings_verb import run_with, settings_verb
-from .serving.index_place import index_place
+from .serving.index.place import index_place
 from .settings import SettingsError
 from .training import early_signals
 

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 
 from armillary.models.embeddings import EmbeddingTable, write_embedding_shard
-from armillary.serving.cone import Cone
-from armillary.serving.index import EmbeddingIndex
-from armillary.serving.index_building import open_vectors
-from armillary.serving.index_part import SearchablePart
-from armillary.serving.index_types import search_parameters
+from armillary.serving.index.building import open_vectors
+from armillary.serving.index.cone import Cone
+from armillary.serving.index.embedding_index import EmbeddingIndex
+from armillary.serving.index.index_types import search_parameters
+from armillary.serving.index.part import SearchablePart
 
 MODALITIES = ("image/hsc", "spectrum/desi")
 LATENTS, HIDDEN, CLUSTERS = 24, 256, 2000

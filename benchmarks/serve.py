@@ -35,7 +35,7 @@ from armillary.data.simulation.sky import SkySettings, simulate_sky
 from armillary.models.alignment import AlignmentHead, AlignmentHeadSettings
 from armillary.models.embeddings import write_embedding_shard
 from armillary.models.foundation import FoundationModel, new_transformer
-from armillary.serving.index import EmbeddingIndex
+from armillary.serving.index.embedding_index import EmbeddingIndex
 from armillary.tokenizers.image import ImageTokenizer, ImageTokenizerSettings
 from armillary.tokenizers.scalar import ScalarTokenizer, ScalarTokenizerSettings
 from armillary.tokenizers.spectrum import SpectrumTokenizer, SpectrumTokenizerSettings

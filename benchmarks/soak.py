@@ -29,7 +29,7 @@ import numpy as np
 from serve import MODALITY, build_index, images, npy, untrained_model
 
 from armillary.data.observations import ImageObservation
-from armillary.serving.index import EmbeddingIndex
+from armillary.serving.index.embedding_index import EmbeddingIndex
 
 NUM_IMAGES, NUM_ROWS, CALLERS, K = 32, 3000, 6, 5
 SWAP_SECONDS = 7.0

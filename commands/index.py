@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..serving.index_place import index_place
+from ..serving.index.place import index_place
 
 
 def index_verbs(verbs: Any) -> None:
@@ -45,7 +45,7 @@ def index_verbs(verbs: Any) -> None:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from ..serving.build_index import CALIBRATED_PROPERTIES, build_index
+    from ..serving.index.build_index import CALIBRATED_PROPERTIES, build_index
 
     manifest = build_index(
         options.embeddings,
@@ -65,7 +65,7 @@ def _index(options: argparse.Namespace) -> int:
 
 
 def _index_add(options: argparse.Namespace) -> int:
-    from ..serving.build_index import add_to_index
+    from ..serving.index.build_index import add_to_index
 
     manifest = add_to_index(options.index, options.embeddings, options.data, options.held_out)
     print(f"{options.index}: {manifest.index_id}, {manifest.num_rows} rows of {manifest.num_objects} objects")  # noqa: T201
@@ -73,7 +73,7 @@ def _index_add(options: argparse.Namespace) -> int:
 
 
 def _index_remove(options: argparse.Namespace) -> int:
-    from ..serving.build_index import remove_from_index
+    from ..serving.index.build_index import remove_from_index
 
     manifest = remove_from_index(options.index, options.objects)
     print(f"{options.index}: {manifest.index_id}, {manifest.num_rows} rows of {manifest.num_objects} objects")  # noqa: T201
@@ -81,7 +81,7 @@ def _index_remove(options: argparse.Namespace) -> int:
 
 
 def _index_info(options: argparse.Namespace) -> int:
-    from ..serving.index_open import manifest_text
+    from ..serving.index.opening import manifest_text
 
     print(manifest_text(options.index), end="")  # noqa: T201
     return 0

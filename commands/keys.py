@@ -40,7 +40,7 @@ def keys_verbs(verbs: Any) -> None:
 
 
 def _add(options: argparse.Namespace) -> int:
-    from ..serving.keys_file import add_key
+    from ..serving.middleware.keys_file import add_key
 
     added, key = add_key(options.file, (options.scope,), _time_of(options.expires), options.note)
     # The key alone on stdout, so that it can go into a file or a secret store unread.
@@ -51,7 +51,7 @@ def _add(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from ..serving.keys_file import in_utc, read_keys
+    from ..serving.middleware.keys_file import in_utc, read_keys
 
     keys, now = read_keys(options.file), datetime.now(UTC)
     print(f"{'id':12} {'scopes':12} {'created':21} {'expires':21} {'state':8} note")  # noqa: T201
@@ -63,7 +63,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _revoke(options: argparse.Namespace) -> int:
-    from ..serving.keys_file import in_utc, revoke_key
+    from ..serving.middleware.keys_file import in_utc, revoke_key
 
     revoked = revoke_key(options.file, options.id)
     print(f"{options.file}: {revoked.id} is revoked since {in_utc(revoked.revoked or datetime.now(UTC))}")  # noqa: T201

@@ -14,7 +14,7 @@ import numpy as np
 from ..data.dataset import ObservationDataset
 from ..data.sky_split import read_parts
 from ..models.foundation import FoundationModel
-from ..serving.client import Client
+from ..serving.client.client import Client
 from .evaluation import IMAGE, REDSHIFT, SPECTRUM
 from .real_observations import DESI_GALAXY, read_desi_redshift
 from .settings import DemoSettings

@@ -14,9 +14,9 @@ from ..data.sky_split import PARTS, read_parts
 from ..evaluation.baselines import magnitudes_and_colours
 from ..models.foundation import FoundationModel
 from ..models.probes import LinearProbe
-from ..serving.index import EmbeddingIndex
-from ..serving.index_files import predictors_of
-from ..serving.labelled_neighbours import labelled_neighbours, predictor_for
+from ..serving.index.embedding_index import EmbeddingIndex
+from ..serving.index.files import predictors_of
+from ..serving.index.labelled_neighbours import labelled_neighbours, predictor_for
 from ..training.metrics_log import console
 from .generation import measure_generation
 from .redshift_scores import LEVELS, predict_with_trees, score, score_constant

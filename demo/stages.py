@@ -9,7 +9,7 @@ from pathlib import Path
 from ..data.dataset import ObservationDataset
 from ..data.dataset_writer import DatasetWriter
 from ..data.simulation.write_sky import write_simulated_dataset
-from ..serving.build_index import build_index
+from ..serving.index.build_index import build_index
 from ..training.align import AlignSettings, align
 from ..training.embed import EmbedSettings, embed
 from ..training.pretrain import PretrainSettings, pretrain

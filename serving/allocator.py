@@ -1,7 +1,7 @@
-"""Memory that is freed stays with the process: a batch of the model takes and frees hundreds of MB, many times a second.
+"""Memory that is freed stays with the process: a batch of the model takes hundreds of MB, many times a second.
 
 By default, glibc gives such blocks back to the kernel at once and each batch waits for its pages again; in a thread
-other than the first that costs a fifth of the embeddings per second (`benchmarks/serve.py`).
+other than the first that costs a fifth of the embeddings per second.
 """
 
 import ctypes
@@ -22,5 +22,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    wanted = ((_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, KEPT_BYTES), (_M_MMAP_THRESHOLD, LARGEST_BYTES))
-    return all([mallopt(option, value) == 1 for option, value in wanted])
+    wanted = {_M_ARENA_MAX: 1, _M_TRIM_THRESHOLD: KEPT_BYTES, _M_MMAP_THRESHOLD: LARGEST_BYTES}
+    taken = [mallopt(option, value) == 1 for option, value in wanted.items()]
+    return all(taken)

@@ -13,33 +13,33 @@ from fastapi.responses import HTMLResponse
 from ..data.dataset import ObservationDataset
 from ..models.neighbour_prediction import NeighbourPredictor
 from ..models.probe_loading import AnyProbe
-from .access import Access
-from .access_keys import AccessKeys
-from .callers import CallerMiddleware
-from .cross_site import RefuseOtherSites
 from .docs_page import docs_page
-from .documentation import add_body_schemas, add_refusals
 from .engine import EngineSettings
 from .explorer_page import explorer_routes
-from .index_protocol import SearchIndex
+from .index.protocol import SearchIndex
 from .limits import Limits
-from .metrics import MetricsMiddleware
-from .probe_answers import probes_by_label
+from .middleware.access import Access
+from .middleware.access_keys import AccessKeys
+from .middleware.callers import CallerMiddleware
+from .middleware.cross_site import RefuseOtherSites
+from .middleware.metrics import MetricsMiddleware
+from .middleware.request_log import FaultAnswers, RequestLog
+from .middleware.security_headers import SecurityHeaders, allow_origins
+from .probes.answers import probes_by_label
 from .problems import install_handlers
-from .request_log import FaultAnswers, RequestLog
-from .routes_about import about_routes
-from .routes_admin import admin_routes
-from .routes_embeddings import embedding_routes
-from .routes_generate import generate_routes
-from .routes_inference import inference_routes
-from .routes_jobs import job_routes
-from .routes_map import map_routes
-from .routes_metrics import metrics_routes
-from .routes_objects import object_routes
-from .routes_predict import predict_routes
-from .routes_probes import probe_routes
-from .routes_search import search_routes
-from .security_headers import SecurityHeaders, allow_origins
+from .routes.about import about_routes
+from .routes.admin import admin_routes
+from .routes.documentation import add_body_schemas, add_refusals
+from .routes.embeddings import embedding_routes
+from .routes.generate import generate_routes
+from .routes.inference import inference_routes
+from .routes.jobs import job_routes
+from .routes.map import map_routes
+from .routes.metrics import metrics_routes
+from .routes.objects import object_routes
+from .routes.predict import predict_routes
+from .routes.probes import probe_routes
+from .routes.search import search_routes
 from .service import EmbeddingModel, Service
 
 API_VERSION = "1.0"

@@ -23,9 +23,9 @@ from ..data.observations import Observation, ObservationError
 from ..data.stacking import stack
 from ..models.embeddings import Embeddings
 from ..settings import Settings
-from .callers import Caller, caller
 from .content_cache import ContentCache, content_key
-from .metrics import ServerMetrics
+from .middleware.callers import Caller, caller
+from .middleware.metrics import ServerMetrics
 from .problems import ProblemError
 
 LOG = logging.getLogger("armillary.engine")

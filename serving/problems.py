@@ -157,7 +157,7 @@ def answer(problem: ProblemError, request: Request) -> JSONResponse:
     document = problem.document(request.url.path)
     request_id = request.scope.get("state", {}).get("request_id")
     if request_id is not None:
-        # By which the server's log knows this request (request_log.py).
+        # By which the server's log knows this request (middleware/request_log.py).
         document["request_id"] = request_id
     return JSONResponse(document, status, headers=headers.get(status), media_type=MEDIA_TYPE)
 

@@ -22,13 +22,13 @@ from ..data.dataset import ObservationDataset
 from ..models.foundation import FoundationModel
 from ..models.neighbour_prediction import NeighbourPredictor, read_predictors
 from ..models.probe_loading import load_probe
-from .access_keys import AccessKeys
 from .app import create_app
-from .cross_site import LOCAL_HOSTS
-from .index_open import open_index
-from .index_protocol import SearchIndex
+from .index.opening import open_index
+from .index.protocol import SearchIndex
+from .middleware.access_keys import AccessKeys
+from .middleware.cross_site import LOCAL_HOSTS
+from .middleware.request_log import log_requests
 from .problems import ProblemError
-from .request_log import log_requests
 from .server_settings import ServerSettings
 from .service import Service
 from .state_stores import open_stores

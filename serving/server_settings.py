@@ -6,7 +6,7 @@ from pydantic import Field
 
 from ..settings import Settings
 from .engine import EngineSettings
-from .jobs import JobSettings
+from .jobs.jobs import JobSettings
 from .limits import Limits
 
 

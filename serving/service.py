@@ -26,14 +26,14 @@ from ..models.foundation import ScalarPrediction
 from ..models.neighbour_prediction import NeighbourPredictor
 from ..models.probe_loading import AnyProbe
 from ..models.token_embeddings import TokenEmbeddings
-from . import bodies
-from .callers import caller
 from .engine import Engine, EngineSettings
-from .index_protocol import EmbeddingIndexError, SearchIndex
+from .formats import bodies
+from .index.protocol import EmbeddingIndexError, SearchIndex
 from .limits import Limits
-from .metrics import ServerMetrics
+from .middleware.callers import caller
+from .middleware.metrics import ServerMetrics
 from .problems import ProblemError, at, not_found, pointer
-from .schemas import Provenance, QueryBody, StoredItem
+from .schemas.common import Provenance, QueryBody, StoredItem
 
 WORKERS = 64
 """Requests with a body that are worked on at once: most of them wait in the engine's queue."""

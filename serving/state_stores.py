@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import anyio
 
 from .idempotency import KeysInUse
-from .jobs import JobSettings, JobStore
-from .probe_store import ProbeStore
+from .jobs.jobs import JobSettings, JobStore
+from .probes.store import ProbeStore
 from .problems import ProblemError
 from .service import Service
 

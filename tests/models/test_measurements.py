@@ -11,7 +11,7 @@ from live_server import running
 import armillary
 from armillary.data.observations import ObservationError
 from armillary.serving.app import create_app
-from armillary.serving.client import Client
+from armillary.serving.client.client import Client
 
 HSC, DESI, REDSHIFT = "image/hsc", "spectrum/desi", "scalar/redshift"
 

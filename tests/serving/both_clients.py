@@ -3,8 +3,8 @@
 import asyncio
 import inspect
 
-from armillary.serving.async_client import AsyncClient
-from armillary.serving.client import Client
+from armillary.serving.client.async_client import AsyncClient
+from armillary.serving.client.client import Client
 
 KINDS = ("sync", "async")
 

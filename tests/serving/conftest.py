@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_model import FakeModel, embedding_table, images, spectra
 from live_server import running
 
-from armillary.serving.index import EmbeddingIndex
+from armillary.serving.index.embedding_index import EmbeddingIndex
 
 NUM_OBJECTS = 120
 

@@ -6,8 +6,8 @@ import numpy as np
 from astropy.io import fits
 
 from armillary.data.modalities import MODALITIES
-from armillary.serving.bodies import known_modalities
-from armillary.serving.fits_body import observations_from_fits
+from armillary.serving.formats.bodies import known_modalities
+from armillary.serving.formats.fits_body import observations_from_fits
 from armillary.serving.limits import Limits
 from armillary.serving.problems import ProblemError
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from armillary.models.embeddings import EmbeddingTable
-from armillary.serving.index_open import build_for, open_index, save_index
+from armillary.serving.index.opening import build_for, open_index, save_index
 
 
 @dataclass

@@ -10,8 +10,8 @@ from pathlib import Path
 from fake_model import FakeModel
 
 from armillary.serving.app import create_app
-from armillary.serving.index import EmbeddingIndex
-from armillary.serving.jobs import JobSettings
+from armillary.serving.index.embedding_index import EmbeddingIndex
+from armillary.serving.jobs.jobs import JobSettings
 from armillary.serving.server import run_app
 from armillary.serving.state_stores import open_stores
 

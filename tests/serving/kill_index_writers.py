@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from armillary.models.embeddings import EmbeddingTable
-from armillary.serving.index import EmbeddingIndex
+from armillary.serving.index.embedding_index import EmbeddingIndex
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.link", "shutil.rmtree", "shutil.copytree"}
 

@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 
 from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
-from armillary.serving.access import needed_scope
-from armillary.serving.access_keys import CHECK_SECONDS, AccessKeys
 from armillary.serving.app import OPEN_PATHS, create_app
-from armillary.serving.keys_file import add_key, revoke_key
+from armillary.serving.middleware.access import needed_scope
+from armillary.serving.middleware.access_keys import CHECK_SECONDS, AccessKeys
+from armillary.serving.middleware.keys_file import add_key, revoke_key
 
 REFUSED = (401, 403)
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from armillary import cli
-from armillary.serving.access_keys import CHECK_SECONDS, AccessKeys
-from armillary.serving.keys_file import KeysFileError, add_key, read_keys, revoke_key
+from armillary.serving.middleware.access_keys import CHECK_SECONDS, AccessKeys
+from armillary.serving.middleware.keys_file import KeysFileError, add_key, read_keys, revoke_key
 
 DAY = timedelta(days=1)
 
@@ -99,7 +99,7 @@ def test_a_link_to_the_file_stays_a_link(path, tmp_path):
 def test_many_who_add_at_once_lose_nothing(path):
     program = f"""
 from pathlib import Path
-from armillary.serving.keys_file import add_key
+from armillary.serving.middleware.keys_file import add_key
 for _ in range(10):
     print(add_key(Path({str(path)!r}))[1])
 """

@@ -5,7 +5,7 @@ from starlette.testclient import TestClient
 
 from armillary.data.modalities import MODALITIES
 from armillary.serving.app import create_app
-from armillary.serving.index import EmbeddingIndexError
+from armillary.serving.index.embedding_index import EmbeddingIndexError
 from armillary.serving.limits import Limits
 from armillary.serving.problems import KINDS
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from armillary.data.modalities import modality
 from armillary.data.observations import ScalarObservation
 from armillary.serving.app import create_app
-from armillary.serving.arrow_body import read_arrow
+from armillary.serving.formats.arrow_body import read_arrow
 from armillary.serving.limits import Limits
 from armillary.serving.problems import ProblemError
 

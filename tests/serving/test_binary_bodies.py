@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from armillary.data.modalities import modality
 from armillary.data.observations import ScalarObservation
 from armillary.serving.app import create_app
-from armillary.serving.binary_answers import wanted_type
+from armillary.serving.formats.binary_answers import wanted_type
 from armillary.serving.limits import Limits
 from armillary.serving.problems import ProblemError
 

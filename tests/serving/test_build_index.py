@@ -13,10 +13,10 @@ from armillary.models.embeddings import write_embedding_shard
 from armillary.models.neighbour_prediction import CANDIDATE_COUNTS, NeighbourPredictionError, choose_neighbours
 from armillary.serving import server
 from armillary.serving.app import create_app
-from armillary.serving.build_index import build_index
-from armillary.serving.index import EmbeddingIndex, EmbeddingIndexError
-from armillary.serving.index_files import predictors_of
-from armillary.serving.labelled_neighbours import labelled_neighbours, predictor_for, predictor_key
+from armillary.serving.index.build_index import build_index
+from armillary.serving.index.embedding_index import EmbeddingIndex, EmbeddingIndexError
+from armillary.serving.index.files import predictors_of
+from armillary.serving.index.labelled_neighbours import labelled_neighbours, predictor_for, predictor_key
 
 COUNT = 400
 REDSHIFT = np.linspace(0, 1, COUNT)

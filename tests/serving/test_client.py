@@ -30,8 +30,9 @@ from armillary.data.modalities import modality
 from armillary.data.observations import ImageObservation, ObservationError, ScalarObservation, SpectrumObservation
 from armillary.models.foundation import FoundationModel
 from armillary.serving.app import create_app
-from armillary.serving.async_client import AsyncClient
-from armillary.serving.client import (
+from armillary.serving.client.async_client import AsyncClient
+from armillary.serving.client.batches import Batch, batches, objects_of
+from armillary.serving.client.client import (
     ApiError,
     BusyError,
     Client,
@@ -42,8 +43,7 @@ from armillary.serving.client import (
     UnauthorizedError,
     UnreachableError,
 )
-from armillary.serving.client_batches import Batch, batches, objects_of
-from armillary.serving.client_requests import RetryRules, retry_after
+from armillary.serving.client.requests import RetryRules, retry_after
 from armillary.serving.limits import Limits
 
 

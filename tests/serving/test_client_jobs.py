@@ -8,8 +8,8 @@ from fake_model import FakeModel, images
 from flaky_app import FlakyApp
 
 from armillary.serving.app import create_app
-from armillary.serving.client import ApiError, NotFoundError
-from armillary.serving.client_batches import Batch, objects_of
+from armillary.serving.client.batches import Batch, objects_of
+from armillary.serving.client.client import ApiError, NotFoundError
 
 
 @pytest.fixture(params=KINDS)

@@ -11,9 +11,9 @@ from generating_model import GeneratingModel
 from armillary.data.modalities import modality
 from armillary.data.observations import ObservationError
 from armillary.models.probes import LinearProbe
-from armillary.serving import routes_probes
 from armillary.serving.app import create_app
-from armillary.serving.client import ApiError, ConflictError, InvalidRequestError, NotFoundError
+from armillary.serving.client.client import ApiError, ConflictError, InvalidRequestError, NotFoundError
+from armillary.serving.routes import probes as routes_probes
 
 REDSHIFT, HSC, DESI = "scalar/redshift", "image/hsc", "spectrum/desi"
 TRUTH = np.linspace(0, 1, 120)

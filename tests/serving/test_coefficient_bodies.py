@@ -15,7 +15,7 @@ from armillary.data.modalities import modality
 from armillary.data.observations import CoefficientsObservation
 from armillary.models.embeddings import Embeddings
 from armillary.serving.app import create_app
-from armillary.serving.client import Client
+from armillary.serving.client.client import Client
 
 GAIA = modality("coefficients/gaia_bp_rp")
 

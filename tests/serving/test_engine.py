@@ -9,9 +9,9 @@ from fake_model import FakeModel, images, spectra
 
 from armillary.data.observations import ObservationError
 from armillary.serving.app import create_app
-from armillary.serving.callers import _CALLER, Caller, as_bulk
 from armillary.serving.content_cache import ContentCache, content_key
 from armillary.serving.engine import Engine, EngineSettings
+from armillary.serving.middleware.callers import _CALLER, Caller, as_bulk
 from armillary.serving.problems import ProblemError
 
 WAIT = 20.0

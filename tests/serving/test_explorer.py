@@ -15,9 +15,9 @@ from PIL import Image
 
 from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
-from armillary.serving import map_keeper
 from armillary.serving.app import create_app
-from armillary.serving.index import EmbeddingIndex
+from armillary.serving.index.embedding_index import EmbeddingIndex
+from armillary.serving.maps import map_keeper
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = Path("/usr/bin/chromium")

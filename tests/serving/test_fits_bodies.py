@@ -19,8 +19,8 @@ from armillary.data.readers.desi import read_desi
 from armillary.data.readers.sdss import read_sdss_spec
 from armillary.data.real_files import real_file
 from armillary.serving.app import create_app
+from armillary.serving.formats.observation_files import image_fits, spectrum_fits
 from armillary.serving.limits import Limits
-from armillary.serving.observation_files import image_fits, spectrum_fits
 from armillary.serving.problems import ProblemError
 
 RNG = np.random.default_rng(8)

@@ -9,8 +9,8 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 
 from armillary.models.embeddings import EmbeddingTable, write_embedding_shard
-from armillary.serving.cone import Cone
-from armillary.serving.index import EmbeddingIndex, EmbeddingIndexError
+from armillary.serving.index.cone import Cone
+from armillary.serving.index.embedding_index import EmbeddingIndex, EmbeddingIndexError
 
 MODALITIES = ("image/hsc", "spectrum/desi")
 
@@ -103,7 +103,7 @@ def test_each_query_excludes_its_own_object(index):
 
 
 def test_probed_cells_find_most_neighbours_and_the_exact_search_all(monkeypatch):
-    monkeypatch.setattr("armillary.serving.index_part.EXACT_ROWS", 100)
+    monkeypatch.setattr("armillary.serving.index.part.EXACT_ROWS", 100)
     given = table(num_objects=4000)
     index = EmbeddingIndex.build(given, flat_limit=100)
     assert index.manifest.index_type == "ivf_sq8"
@@ -120,7 +120,7 @@ def test_probed_cells_find_most_neighbours_and_the_exact_search_all(monkeypatch)
 
 
 def test_a_filtered_search_of_few_cells_still_returns_k_rows(monkeypatch):
-    monkeypatch.setattr("armillary.serving.index_part.EXACT_ROWS", 100)
+    monkeypatch.setattr("armillary.serving.index.part.EXACT_ROWS", 100)
     index = EmbeddingIndex.build(table(num_objects=4000), flat_limit=100)
     found = index.search(queries(), 1500, target_modality="spectrum/desi")
     assert (found.row >= 0).all()

@@ -11,8 +11,9 @@ import pytest
 from test_index import table
 
 from armillary.models.embeddings import EmbeddingTable
-from armillary.serving import index_changes, index_files
-from armillary.serving.index import EmbeddingIndex, EmbeddingIndexError
+from armillary.serving.index import changes as index_changes
+from armillary.serving.index import files as index_files
+from armillary.serving.index.embedding_index import EmbeddingIndex, EmbeddingIndexError
 
 IMAGE, SPECTRUM = "image/hsc", "spectrum/desi"
 

@@ -31,10 +31,10 @@ from milvus_server import MilvusServer, why_not
 
 from armillary.models.embeddings import EmbeddingTable, write_embedding_shard
 from armillary.models.neighbour_prediction import NeighbourPredictor
-from armillary.serving.cone import Cone
-from armillary.serving.index_open import build_for, open_index, save_index
-from armillary.serving.index_protocol import EmbeddingIndexError
-from armillary.serving.milvus_engine import TOKEN_VARIABLE
+from armillary.serving.index.cone import Cone
+from armillary.serving.index.opening import build_for, open_index, save_index
+from armillary.serving.index.protocol import EmbeddingIndexError
+from armillary.serving.milvus.engine import TOKEN_VARIABLE
 
 HERE = Path(__file__).parent
 ENGINES = [
@@ -539,8 +539,8 @@ def test_another_process_finds_the_same(engine):
     process = in_process(f"""
         import json
         from index_engines import queries
-        from armillary.serving.cone import Cone
-        from armillary.serving.index_open import open_index
+        from armillary.serving.index.cone import Cone
+        from armillary.serving.index.opening import open_index
         index, _ = open_index({place!r})
         for filters in {filters!r}:
             if "cone" in filters:
@@ -565,7 +565,7 @@ def test_what_was_acknowledged_survives_a_kill(engine):
     process = in_process(f"""
         import numpy as np
         from test_index_suite import small
-        from armillary.serving.index_open import open_index
+        from armillary.serving.index.opening import open_index
         index, _ = open_index({place!r})
         for number in range(1000):
             index.add(small([f"added-{{number}}-{{i}}" for i in range(20)], seed=number))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from armillary.models.embeddings import EmbeddingTable, open_shards, write_embedding_shard
-from armillary.serving import index_building
-from armillary.serving.cone import Cone
-from armillary.serving.index import EmbeddingIndex, EmbeddingIndexError
-from armillary.serving.index_protocol import SearchIndex
-from armillary.serving.index_types import bytes_per_row, choose_type
+from armillary.serving.index import building as index_building
+from armillary.serving.index.cone import Cone
+from armillary.serving.index.embedding_index import EmbeddingIndex, EmbeddingIndexError
+from armillary.serving.index.index_types import bytes_per_row, choose_type
+from armillary.serving.index.protocol import SearchIndex
 
 IMAGE, SPECTRUM = "image/hsc", "spectrum/desi"
 COUNT, DIMENSION = 6000, 24
@@ -55,7 +55,7 @@ def made():
 def saved(request, made, tmp_path_factory):
     """Folder of an index of each type, built with small limits so that they are searched, not passed by."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("armillary.serving.index_part.EXACT_ROWS", 100)
+    patch.setattr("armillary.serving.index.part.EXACT_ROWS", 100)
     table, metadata = made
     folder = tmp_path_factory.mktemp(request.param) / "index"
     EmbeddingIndex.build(table, metadata=metadata, index_type=request.param).save(folder)
@@ -114,7 +114,7 @@ def test_a_mapped_index_finds_what_one_in_memory_finds(saved):
 
 
 def test_lists_made_on_disk_find_the_same(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("armillary.serving.index_part.EXACT_ROWS", 100)
+    monkeypatch.setattr("armillary.serving.index.part.EXACT_ROWS", 100)
     monkeypatch.setattr(index_building, "BLOCK_ROWS", 500)
     table, _ = made
     memory_gb = 0.4 * len(table) * bytes_per_row("ivf_sq8", DIMENSION) / 1e9

@@ -23,10 +23,10 @@ from fake_model import FakeModel, images, spectra
 from http_bodies import assert_problem
 from starlette.testclient import TestClient
 
-from armillary.serving import jobs
 from armillary.serving.app import create_app
-from armillary.serving.job_worker import MAX_ATTEMPTS
-from armillary.serving.jobs import JobSettings
+from armillary.serving.jobs import jobs
+from armillary.serving.jobs.jobs import JobSettings
+from armillary.serving.jobs.worker import MAX_ATTEMPTS
 from armillary.serving.limits import Limits
 from armillary.serving.state_stores import open_stores, stores_of
 

@@ -12,14 +12,14 @@ from http_bodies import assert_problem
 from index_engines import Engine, numbers_of, sky_table, unit_rows
 from starlette.testclient import TestClient
 
-from armillary.serving import map_keeper
 from armillary.serving.app import create_app
-from armillary.serving.index import EmbeddingIndex
-from armillary.serving.index_open import open_index
-from armillary.serving.index_rows import ID
-from armillary.serving.map_keeper import MapKeeper
-from armillary.serving.map_points import Components, between_anchors, has_umap, save_plane
-from armillary.serving.object_table import ObjectTable
+from armillary.serving.index.embedding_index import EmbeddingIndex
+from armillary.serving.index.opening import open_index
+from armillary.serving.index.rows import ID
+from armillary.serving.maps import map_keeper
+from armillary.serving.maps.map_keeper import MapKeeper
+from armillary.serving.maps.map_points import Components, between_anchors, has_umap, save_plane
+from armillary.serving.maps.object_table import ObjectTable
 
 NO_UMAP = "umap-learn is not installed"
 
@@ -342,7 +342,7 @@ def test_until_umap_is_laid_out_the_answer_is_202(http, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not has_umap(), reason=NO_UMAP)
 def test_umap_keeps_clusters_apart(tmp_path):
-    from armillary.serving.map_points import umap_places
+    from armillary.serving.maps.map_points import umap_places
 
     rng = np.random.default_rng(0)
     centres = rng.normal(0, 8, (3, 10))

@@ -18,14 +18,17 @@ from hypothesis import strategies as st
 from index_engines import numbers_of, pairs_of, queries, sky_table, slow_search
 
 from armillary.models.neighbour_prediction import NeighbourPredictor
-from armillary.serving import milvus_build, milvus_changes, milvus_engine, milvus_search
-from armillary.serving.cone import Cone
-from armillary.serving.index_open import manifest_text, open_index
-from armillary.serving.index_place import index_place, is_milvus
-from armillary.serving.index_protocol import EmbeddingIndexError
-from armillary.serving.milvus_engine import MilvusAddress, num_cells
-from armillary.serving.milvus_index import MilvusIndex
-from armillary.serving.milvus_rows import cone_box, row_id
+from armillary.serving.index.cone import Cone
+from armillary.serving.index.opening import manifest_text, open_index
+from armillary.serving.index.place import index_place, is_milvus
+from armillary.serving.index.protocol import EmbeddingIndexError
+from armillary.serving.milvus import build as milvus_build
+from armillary.serving.milvus import changes as milvus_changes
+from armillary.serving.milvus import engine as milvus_engine
+from armillary.serving.milvus import search as milvus_search
+from armillary.serving.milvus.engine import MilvusAddress, num_cells
+from armillary.serving.milvus.milvus_index import MilvusIndex
+from armillary.serving.milvus.rows import cone_box, row_id
 
 HERE = Path(__file__).parent
 
@@ -188,8 +191,8 @@ def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch, lit
     run_killed(f"""
         import os, signal
         from index_engines import sky_table, numbers_of
-        from armillary.serving import milvus_build
-        from armillary.serving.milvus_index import MilvusIndex
+        from armillary.serving.milvus import build as milvus_build
+        from armillary.serving.milvus.milvus_index import MilvusIndex
         milvus_build.ROWS_PER_RECORD = 60
         milvus_build.INSERT_BYTES = 25 * (4 * 12 + 300)
 
@@ -263,8 +266,8 @@ def test_a_file_that_another_process_has_open_is_an_error(tmp_path, lite):
     place = str(tmp_path / "index.db")
     with published(place, sky_table(4)):
         text = f"""
-            from armillary.serving.milvus_index import MilvusIndex
-            from armillary.serving.index_protocol import EmbeddingIndexError
+            from armillary.serving.milvus.milvus_index import MilvusIndex
+            from armillary.serving.index.protocol import EmbeddingIndexError
             try:
                 MilvusIndex.open({place!r})
             except EmbeddingIndexError as error:

@@ -22,9 +22,9 @@ from test_search_routes import (  # noqa: F401
 )
 
 from armillary import cli
-from armillary.serving.build_index import build_index
-from armillary.serving.index_open import open_index
-from armillary.serving.milvus_index import MilvusIndex
+from armillary.serving.index.build_index import build_index
+from armillary.serving.index.opening import open_index
+from armillary.serving.milvus.milvus_index import MilvusIndex
 
 NUM_OBJECTS = 120
 

@@ -13,8 +13,8 @@ from http_bodies import assert_problem
 from starlette.testclient import TestClient
 
 from armillary.serving.app import create_app
+from armillary.serving.formats.multipart_body import MAX_FIELD_BYTES, MAX_PARTS
 from armillary.serving.limits import Limits
-from armillary.serving.multipart_body import MAX_FIELD_BYTES, MAX_PARTS
 
 FIELDS = {"modality": "image/hsc", "bands": "g,r"}
 

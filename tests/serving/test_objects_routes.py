@@ -19,10 +19,10 @@ from armillary.data.dataset_writer import write_dataset
 from armillary.data.modalities import modality
 from armillary.data.observations import ImageObservation, ScalarObservation, SpectrumObservation
 from armillary.serving.app import create_app
-from armillary.serving.bodies import observation_of
-from armillary.serving.colour_picture import colour_picture
+from armillary.serving.formats.bodies import observation_of
 from armillary.serving.limits import Limits
-from armillary.serving.schemas import TypedObject
+from armillary.serving.maps.colour_picture import colour_picture
+from armillary.serving.schemas.common import TypedObject
 
 SIDE = 40
 BANDS = ("g", "r", "i", "z")

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from armillary.data.modalities import modality
 from armillary.data.observations import ScalarObservation
 from armillary.serving.app import create_app
-from armillary.serving.client import ApiError, Client
+from armillary.serving.client.client import ApiError, Client
 
 
 @pytest.fixture

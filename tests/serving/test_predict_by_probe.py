@@ -14,8 +14,8 @@ from armillary.models.probe_files import ProbeError
 from armillary.models.probes import LinearProbe
 from armillary.models.token_embeddings import TokenEmbeddings
 from armillary.serving.app import create_app
-from armillary.serving.client import Client
-from armillary.serving.index import EmbeddingIndexError
+from armillary.serving.client.client import Client
+from armillary.serving.index.embedding_index import EmbeddingIndexError
 
 REDSHIFT, COUNT = "scalar/redshift", 150
 

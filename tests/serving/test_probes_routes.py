@@ -24,9 +24,9 @@ from armillary.models.probe_files import ProbeError
 from armillary.models.probe_loading import load_probe, probe_from_bytes
 from armillary.models.probes import LinearProbe
 from armillary.models.token_embeddings import TokenEmbeddings
-from armillary.serving import probe_fitting
 from armillary.serving.app import create_app
-from armillary.serving.probe_store import ProbeRecord, ProbeStore
+from armillary.serving.probes import fitting as probe_fitting
+from armillary.serving.probes.store import ProbeRecord, ProbeStore
 
 REDSHIFT, HSC = "scalar/redshift", "image/hsc"
 IDS = [f"object-{i}" for i in range(100)]

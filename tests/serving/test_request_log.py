@@ -14,11 +14,11 @@ from fastapi.responses import StreamingResponse
 from http_bodies import assert_problem, typed_image
 from starlette.testclient import TestClient
 
-from armillary.serving.access_keys import AccessKeys
 from armillary.serving.app import create_app
-from armillary.serving.keys_file import add_key, revoke_key
 from armillary.serving.limits import Limits
-from armillary.serving.request_log import LONGEST_PATH, LONGEST_TRACE, log_requests
+from armillary.serving.middleware.access_keys import AccessKeys
+from armillary.serving.middleware.keys_file import add_key, revoke_key
+from armillary.serving.middleware.request_log import LONGEST_PATH, LONGEST_TRACE, log_requests
 
 LOGGER = logging.getLogger("armillary.access")
 FIELDS = ["time", "id", "method", "path", "status", "ms", "bytes_in", "bytes_out", "key", "client"]

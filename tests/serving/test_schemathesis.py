@@ -10,7 +10,7 @@ import pytest
 from fake_model import FakeModel
 
 from armillary.serving.app import create_app
-from armillary.serving.index_open import open_index
+from armillary.serving.index.opening import open_index
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 LEAST_CASES = 3000

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from armillary.models.neighbour_prediction import NeighbourPredictor, choose_neighbours
 from armillary.serving.app import create_app
-from armillary.serving.cone import Cone
-from armillary.serving.index import EmbeddingIndex
+from armillary.serving.index.cone import Cone
+from armillary.serving.index.embedding_index import EmbeddingIndex
 from armillary.serving.limits import Limits
 
 
@@ -203,7 +203,7 @@ def test_an_object_has_position_modalities_labels_and_links(http, index):
 
 
 def test_a_predictor_of_another_model_is_refused(model, index):
-    from armillary.serving.index import EmbeddingIndexError
+    from armillary.serving.index.embedding_index import EmbeddingIndexError
 
     with pytest.raises(EmbeddingIndexError, match="calibrated with model 'armillary-2'"):
         create_app(model, index, {"p": NeighbourPredictor("p", model_id="armillary-2")})

@@ -8,8 +8,8 @@ from http_bodies import assert_problem
 from starlette.testclient import TestClient
 
 from armillary.serving.app import create_app
-from armillary.serving.cross_site import LOCAL_HOSTS
-from armillary.serving.security_headers import HEADERS
+from armillary.serving.middleware.cross_site import LOCAL_HOSTS
+from armillary.serving.middleware.security_headers import HEADERS
 
 SITE = "https://sky.example.org"
 

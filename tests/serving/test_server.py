@@ -14,8 +14,8 @@ import pytest
 from fake_model import FakeModel, embedding_table, images
 
 from armillary.serving import server
-from armillary.serving.client import Client
-from armillary.serving.index import EmbeddingIndex, EmbeddingIndexError
+from armillary.serving.client.client import Client
+from armillary.serving.index.embedding_index import EmbeddingIndex, EmbeddingIndexError
 
 HERE = Path(__file__).parent
 

@@ -12,7 +12,7 @@ PAGE = Path(armillary.__file__).parent / "docs" / "serving.md"
 
 
 def test_the_page_on_serving_does_what_it_says(model, index_folder, run):
-    from armillary.serving.index_open import open_index
+    from armillary.serving.index.opening import open_index
 
     app = create_app(model, *open_index(index_folder))
     app.state.service.reopen = lambda: open_index(index_folder)

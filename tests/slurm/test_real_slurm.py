@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import armillary
 from armillary.data.token_manifest import MANIFEST
-from armillary.serving.index import EmbeddingIndex
+from armillary.serving.index.embedding_index import EmbeddingIndex
 from armillary.training.metrics_log import SPEED
 from armillary.training.run_record import read_metrics, saved_steps
 from armillary.training.tokenize import TokenizeSettings, tokenize
