@@ -37,6 +37,8 @@ from .vectors import BLOCK_ROWS, StoredVectors, VectorWriter, as_float32
 TRAINING_ROWS_PER_CELL = 40
 TRAINING_BYTES = 1e9
 """Most that a training sample takes in memory."""
+COLLECTED_ROWS = 50_000
+"""After a part of more rows, what it left in memory is looked for at once; in a large process that takes a second."""
 METRIC = "inner product of unit vectors"
 POSITIONS = ("ra", "dec")
 
@@ -183,7 +185,8 @@ def build_parts(
         reused = (trained or {}).get(modality)
         path = folder / f"part-{number}.faiss"
         parts.append(_build_part(path, modality, rows, written, settings, memory * num_rows / total, reused))
-        gc.collect()
+        if num_rows > COLLECTED_ROWS:
+            gc.collect()
     return tuple(parts)
 
 

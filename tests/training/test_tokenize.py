@@ -220,7 +220,7 @@ def test_objects_whose_value_is_missing_are_left_out_of_embeddings(tokenizer_fol
 @pytest.mark.parametrize("kind", ["image", "spectrum"])
 def test_a_tokenizer_learns_from_a_dataset_and_is_left_in_the_run_folder(data, tmp_path, kind):
     sizes = {
-        "image": {"width": 16, "num_blocks": 1},
+        "image": {"max_frequency": 3, "num_latents": 12, "num_details": 2, "width": 16, "num_blocks": 1},
         "spectrum": {"width": 16, "num_blocks": 1, "num_windows": 8, "num_nodes": 6},
     }
     loop = {"steps": 4, "batch_size": 8, "warmup_steps": 2, "log_every": 2, "precision": "32-true"}
