@@ -29,7 +29,11 @@ $(MILVUS)/bin/milvus-server: | setup
 	$(PYTHON) -m venv $(MILVUS)
 	-$(MILVUS)/bin/python -m pip install --disable-pip-version-check --quiet milvus==2.3.5
 
-test-slow: setup $(MILVUS)/bin/milvus-server
+# Ray Serve, 100 MB: the tests of replicas are left out where it cannot be had.
+$(VENV)/.ray: | setup
+	-$(BIN)/python -m pip install --disable-pip-version-check --quiet 'ray[serve]>=2.60' && touch $@
+
+test-slow: setup $(MILVUS)/bin/milvus-server $(VENV)/.ray
 	$(BIN)/python -m pytest -m "slow and not slurm" -q
 
 # On a real Slurm of two nodes on this machine, from Debian's packages; installs them where they are missing.

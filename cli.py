@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     serve.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    serve.add_argument("--replicas", type=int, metavar="N", help="processes on Ray Serve that answer side by side")
+    serve.add_argument("--ray", metavar="ADDRESS", help="a Ray to join (auto, HOST:6379); by default one is started")
     serve.add_argument("--ready-file", type=Path, help="written with the address once requests are answered")
     serve.add_argument("--api-key-file", type=Path, help="file with the key that requests must bear")
     serve.add_argument("--keys", type=Path, metavar="FILE", help="keys of `armillary keys`: who may ask what")
@@ -208,25 +210,31 @@ def _serve(options: argparse.Namespace) -> int:
     from .serving.allocator import keep_freed_memory
 
     keep_freed_memory()
+    from .serving.served import Served
     from .serving.server import read_key, serve
     from .serving.server_settings import ServerSettings
     from .settings import load_settings
 
-    serve(
+    served = Served(
         options.checkpoint,
         options.index,
         host=options.host,
-        port=options.port,
         device=options.device,
-        ready_file=options.ready_file,
         api_key=None if options.api_key_file is None else read_key(options.api_key_file),
-        probes=options.probe or (),
+        probes=tuple(options.probe or ()),
         data=options.data,
         state=options.state,
         keys=options.keys,
         request_log=options.request_log,
         settings=load_settings(ServerSettings, None, options.overrides),
     )
+    if options.replicas is None and options.ray is None:
+        serve(served, options.port, ready_file=options.ready_file)
+        return 0
+    from .serving.replicas import serve_replicas
+
+    number = 1 if options.replicas is None else options.replicas
+    serve_replicas(served, number, options.port, ray_address=options.ray, ready_file=options.ready_file)
     return 0
 
 

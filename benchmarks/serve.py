@@ -1,7 +1,7 @@
 """The server against the bare model, the bare index and a bare echo server, with load from a second process.
 
 A model (a checkpoint, or an untrained nano one) and an index of made-up vectors are served by `armillary serve` with
-its cache off. Callers on connections that stay open post images as .npy and take vectors as .npy; or vectors as base64
+its caches off. Callers on connections that stay open post images as .npy and take vectors as .npy; or vectors as base64
 and take ten neighbours. Throughputs are measured in turns with those of the bare model (in its best batch of those
 tried) and of the bare index (in the same batches) in a process like the server's; ratios are medians over the turns.
 The echo server is uvicorn with an ASGI function that reads the body and answers as many bytes as a vector has.
@@ -49,7 +49,7 @@ MANY = 64
 """Queries of a batch."""
 
 
-def untrained_model(folder: Path) -> FoundationModel:
+def untrained_model(folder: Path, aligned_width: int = 512) -> FoundationModel:
     """A nano model that has seen nothing: as fast as a trained one."""
     torch.manual_seed(0)
     (scalars,) = next(simulate_sky(SkySettings(num_objects=200, modalities=("scalar/redshift",))))
@@ -64,7 +64,7 @@ def untrained_model(folder: Path) -> FoundationModel:
     }
     modalities = (images(1).modality, scalars.modality)
     transformer = new_transformer("nano", tokenizers, modalities)
-    head = AlignmentHead(AlignmentHeadSettings(input_width=transformer.config.width, aligned_width=512))
+    head = AlignmentHead(AlignmentHeadSettings(input_width=transformer.config.width, aligned_width=aligned_width))
     model = FoundationModel(tokenizers, transformer, modalities, head)
     model.save(folder)
     return model
@@ -271,7 +271,18 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     place, ready = str(folder / "index"), folder / "ready.json"
     command = [sys.executable, "-m", "armillary.cli", "serve", str(checkpoint), "--index", place, "--port", "0"]
     server, port = start(
-        [*command, "--device", options.device, "--ready-file", str(ready), "--set", "engine.cache_mib=0"], ready
+        [
+            *command,
+            "--device",
+            options.device,
+            "--ready-file",
+            str(ready),
+            "--set",
+            "engine.cache_mib=0",
+            "--set",
+            "engine.token_cache_mib=0",
+        ],
+        ready,
     )
     echo, echo_port = start(
         [sys.executable, "-c", ECHO, str(folder / "echo.json"), str(4 * index.manifest.dimension + 128)],

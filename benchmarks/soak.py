@@ -171,7 +171,7 @@ class Soak:
         answers = [client.post(f"/v1/probes/{chosen}/predict", json=asked) for _ in range(2)]
         if chosen in self.kept and all(self.checked(answer, 200, 404) for answer in answers):
             values = {answer.json().get("value") for answer in answers if answer.status_code == 200}
-            if len(values) > 1 and len({a.json()["provenance"]["index_id"] for a in answers}) == 1:
+            if len(values) > 1 and len({answer.json()["provenance"]["index_id"] for answer in answers}) == 1:
                 self.fault(f"predict: {values}")
 
     def run(self, seconds: float) -> dict[str, Any]:

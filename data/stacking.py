@@ -34,6 +34,18 @@ def stack(observations: Sequence[Any]) -> Any:
     return first._unchecked(**joined)
 
 
+def stack_objects(objects: Sequence[Sequence[Any]]) -> list[Any]:
+    """The observations of several objects as one batch for each modality; an object is called by its number.
+
+    The callers' ids may repeat or be absent. Objects need not have the same modalities.
+    """
+    by_modality: dict[str, list[Any]] = {}
+    for number, observations in enumerate(objects):
+        for observation in observations:
+            by_modality.setdefault(observation.modality.name, []).append(observation.renamed((str(number),)))
+    return [stack(same) for same in by_modality.values()]
+
+
 def pad_bands(image: ImageObservation, bands: Sequence[str]) -> ImageObservation:
     """The images in these bands, in this order; one they lack has mask=False and the card's PSF and depth."""
     return _padded_image(image, tuple(bands), *image.flux.shape[2:])

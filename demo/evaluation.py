@@ -86,7 +86,7 @@ def simulated_redshifts(
 
     vectors = {part: index.vectors(ids[part], IMAGE) for part in ("train", "test")}
     predictor = predictor_for(predictors_of(folder / "index", index.manifest), REDSHIFT, [IMAGE])
-    found, labels = labelled_neighbours(index, vectors["test"], REDSHIFT, predictor.k)
+    found, labels = labelled_neighbours(index, vectors["test"], REDSHIFT, predictor.k, gallery=predictor.gallery)
     zero_shot = predictor.predict(found.similarity, labels)
     intervals = {
         level: (zero_shot.lower[:, place], zero_shot.upper[:, place]) for place, level in enumerate(predictor.levels)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -18,6 +19,8 @@ from jaxtyping import Bool, Float, Int, Num
 from .conformal import LEVELS, conformal_reach, objects_needed
 from .novelty import are_outside, p_values
 
+Gallery = Literal["rows", "objects"]
+"""By what a labelled object is found: by the most similar of its vectors, or by their mean."""
 CANDIDATE_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 CANDIDATE_TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 DEFAULT_COUNT = 16
@@ -58,9 +61,9 @@ class NeighbourPredictor:
     """How one property is predicted: settings chosen, and intervals calibrated, on validation objects.
 
     `factors` stretch the interval of each level; `floor` is the least half-width before stretching, in the label's
-    unit. `target_modality` is the modality among which neighbours are sought (None: any). `num_calibration` counts the
-    objects behind the factors; zero means that the intervals are not calibrated. `similarities` are those, sorted, of
-    calibration objects to their neighbour of rank `novelty_rank`.
+    unit. `target_modality` is the modality among which neighbours are sought (None: any), `gallery` how they were
+    found. `num_calibration` counts the objects behind the factors; zero means that the intervals are not calibrated.
+    `similarities` are those, sorted, of calibration objects to their neighbour of rank `novelty_rank`.
     """
 
     property_name: str
@@ -74,8 +77,11 @@ class NeighbourPredictor:
     model_id: str | None = None
     novelty_rank: int = NOVELTY_RANK
     similarities: tuple[float, ...] = ()
+    gallery: Gallery = "rows"
 
     def __post_init__(self) -> None:
+        if self.gallery not in get_args(Gallery):
+            raise ValueError(f"gallery must be one of {list(get_args(Gallery))}, found {self.gallery!r}")
         if self.k < 1 or not self.temperature > 0:
             raise ValueError(f"k must be at least 1 and temperature positive, found {self.k} and {self.temperature}")
         if len(self.factors) != len(self.levels):
@@ -175,6 +181,7 @@ def choose_neighbours(
     temperatures: Sequence[float] = CANDIDATE_TEMPERATURES,
     levels: Sequence[float] = LEVELS,
     target_modality: str | None = None,
+    gallery: Gallery = "rows",
     model_id: str | None = None,
     seed: int = 0,
 ) -> NeighbourPredictor:
@@ -226,6 +233,7 @@ def choose_neighbours(
         model_id=model_id,
         novelty_rank=rank,
         similarities=tuple(np.sort(of_rank).tolist()),
+        gallery=gallery,
     )
 
 

@@ -1,7 +1,7 @@
 """The HTTP API as a FastAPI application: routes, limits, the key, and problem documents for every error.
 
 app = create_app(model, index, predictors)
-uvicorn.run(app)                      # or: serving.server.serve(checkpoint, index)
+uvicorn.run(app)                      # or: serving.server.serve(Served(checkpoint, index))
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,17 @@ from .docs_page import docs_page
 from .engine import EngineSettings
 from .explorer_page import explorer_routes
 from .index.protocol import SearchIndex
+from .index.recall_sample import SearchSettings
 from .limits import Limits
 from .middleware.access import Access
 from .middleware.access_keys import AccessKeys
+from .middleware.body_memory import BodyMemory, BodyMemoryMiddleware
 from .middleware.callers import CallerMiddleware
 from .middleware.cross_site import RefuseOtherSites
 from .middleware.metrics import MetricsMiddleware
 from .middleware.request_log import FaultAnswers, RequestLog
 from .middleware.security_headers import SecurityHeaders, allow_origins
+from .middleware.tracing import SpanDetails, Tracing
 from .probes.answers import probes_by_label
 from .problems import install_handlers
 from .routes.about import about_routes
@@ -64,6 +67,8 @@ def create_app(
     access: AccessKeys | None = None,
     cors_origins: Sequence[str] = (),
     hosts: Sequence[str] = (),
+    searching: SearchSettings | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application for one model and, where given, its index, predictors (by `predictor_key`) and probes.
 
@@ -71,8 +76,8 @@ def create_app(
     `access`, each request must bear one of its keys, with the scope that it needs; `api_key` is one key of all scopes,
     beside them or alone. Pages of the sites in `cors_origins` may ask from a browser; with `hosts`, the server answers
     only to these names. `dataset` holds the observations of the index's objects, `state` is a folder for what callers
-    leave, `batching` says how requests share the model. Raises EmbeddingIndexError if index, predictors or
-    probes belong to another model.
+    leave, `batching` says how requests share the model, `searching` how searches are watched, `tracing`
+    (`open_tracing`) where traces go. Raises EmbeddingIndexError if index, predictors or probes belong to another model.
     """
     service = Service(
         model,
@@ -83,6 +88,7 @@ def create_app(
         dataset,
         state,
         batching or EngineSettings(),
+        searching or SearchSettings(),
     )
     # FastAPI's own pages load scripts from a CDN; ours is whole.
     app = FastAPI(
@@ -91,6 +97,7 @@ def create_app(
         summary="Embeddings, search and prediction for images, spectra and scalars of the sky",
         docs_url=None,
         redoc_url=None,
+        **({} if tracing is None else tracing.app_options()),
     )
     app.state.service = service
     install_handlers(app)
@@ -115,7 +122,8 @@ def create_app(
     add_refusals(app, OPEN_PATHS, needs_key=keys is not None)
     _add_docs(app, keys is not None)
     # The last added is the outermost.
-    app.add_middleware(CallerMiddleware)
+    app.add_middleware(BodyMemoryMiddleware, memory=BodyMemory(service.limits.max_bytes_in_flight, service.metrics))
+    app.add_middleware(CallerMiddleware, **({} if tracing is None else {"stages": tracing.stages}))
     if keys is not None:
         app.add_middleware(Access, keys=keys, open_paths=OPEN_PATHS)
     app.add_middleware(RefuseOtherSites, origins=cors_origins, hosts=hosts)
@@ -123,6 +131,8 @@ def create_app(
     app.add_middleware(MetricsMiddleware, metrics=service.metrics)
     allow_origins(app, cors_origins)
     app.add_middleware(SecurityHeaders)
+    if tracing is not None:
+        app.add_middleware(SpanDetails)
     app.add_middleware(RequestLog)
     return app
 

@@ -68,7 +68,8 @@ def docs_page(document: Document, url: str, needs_key: bool = False) -> str:
 
 def curl_commands(method: str, path: str, operation: Document, url: str, needs_key: bool = False) -> dict[str, str]:
     """A ready `curl` command for each example of a route, by the example's name; raw bodies by their media type."""
-    values = {p["name"]: _example_of_parameter(p) for p in operation.get("parameters", ()) if p.get("required")}
+    shown = [p for p in operation.get("parameters", ()) if p.get("required") or p["schema"].get("x-shown")]
+    values = {p["name"]: _example_of_parameter(p) for p in shown}
     filled = re.sub(r"\{(\w+)\}", lambda found: quote(values.pop(found[1], found[1]), safe=""), path)
     query = "&".join(f"{quote(name, safe='')}={quote(value, safe='/')}" for name, value in values.items())
     head = "curl -s" if method == "get" else f"curl -s -X {method.upper()}"

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 
 from ..data.observations import Observation, ObservationError
-from ..data.stacking import stack
+from ..data.stacking import stack_objects
 from ..models.embeddings import Embeddings
 from ..settings import Settings
 from .content_cache import ContentCache, content_key
@@ -53,6 +53,8 @@ class EngineSettings(Settings):
     """How long a request may wait for the model (503 after that)."""
     cache_mib: Annotated[int, Field(ge=0)] = 256
     """Memory for vectors by content, 0 for none."""
+    token_cache_mib: Annotated[int, Field(ge=0)] = 128
+    """Memory for tokens by content, 0 for none."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Of the model on CPUs; by default all."""
 
@@ -135,7 +137,7 @@ class Engine:
             call = self._new_call(len(new))
             now = time.monotonic()
             work = [
-                _Work(call, place, (space, _shape(objects[number])), now, objects[number], space)
+                _Work(call, place, (space, form_of(objects[number])), now, objects[number], space)
                 for place, number in enumerate(new)
             ]
             self._submit(call, work)
@@ -277,6 +279,7 @@ class Engine:
         if batch[0].function is None:
             # A moving mean, by which callers are told when to come back.
             self._rate += 0.2 * (len(batch) / max(1e-6, time.monotonic() - now) - self._rate)
+        _note_stages(batch, now, time.monotonic())
         for work, result in zip(batch, results, strict=True):
             work.call.answer(work.place, result)
 
@@ -292,13 +295,8 @@ class Engine:
         return [outcome]
 
     def _embed_together(self, batch: Sequence[_Work]) -> list[Embedded | ObservationError]:
-        by_modality: dict[str, list[Observation]] = {}
-        for number, work in enumerate(batch):
-            for observation in work.observations:
-                # The callers' ids may repeat or be absent: inside a batch, an object is its number.
-                by_modality.setdefault(observation.modality.name, []).append(observation.renamed((str(number),)))
         space = batch[0].space
-        found = self._embed([stack(same) for same in by_modality.values()], space)
+        found = self._embed(stack_objects([work.observations for work in batch]), space)
         vectors, row_of = found.numpy(), {object_id: row for row, object_id in enumerate(found.object_id)}
         results: list[Embedded | ObservationError] = []
         for number, work in enumerate(batch):
@@ -311,6 +309,13 @@ class Engine:
         return results
 
 
+def _note_stages(batch: Sequence[_Work], began: float, ended: float) -> None:
+    """Tell the trace of each caller how long its objects have waited, and how long their batch took."""
+    for call, arrived in {work.call: work.arrived for work in batch}.items():
+        call.caller.note_stage("queue", arrived, began)
+        call.caller.note_stage("model", began, ended)
+
+
 def _outcome(function: Callable[[], Any]) -> Any:
     """What a function returns, or the exception that it raises: whoever asked is told, the thread goes on."""
     try:
@@ -319,7 +324,7 @@ def _outcome(function: Callable[[], Any]) -> Any:
         return error
 
 
-def _shape(observations: Sequence[Observation]) -> Hashable:
+def form_of(observations: Sequence[Observation]) -> Hashable:
     """What objects must have in common to share a batch."""
     return tuple(
         sorted(

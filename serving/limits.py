@@ -14,8 +14,10 @@ class Limits(Settings):
 
     max_body_bytes: Count = 64 * 2**20
     """Bytes of a request body."""
+    max_bytes_in_flight: Count = 2**30
+    """Bytes of all bodies that are read and worked on at once; more wait briefly, then are refused (429)."""
     max_items: Count = 256
-    """Objects in one call of /v1/embeddings."""
+    """Objects in one call of /v1/embeddings or /v1/predict."""
     max_neighbours: Count = 1000
     """`k` of a search or a prediction."""
     max_image_side: Count = 512

@@ -41,7 +41,7 @@ KINDS: dict[str, ProblemKind] = {
     "not-acceptable": ProblemKind(
         406,
         "No type that the caller accepts",
-        "Accept application/json, application/x-npy, application/vnd.safetensors or an Arrow stream.",
+        "Accept one of the types that `detail` names.",
     ),
     "conflict": ProblemKind(409, "Model and index do not fit together", "Use the space and model of the index."),
     "no-state": ProblemKind(409, "The server keeps nothing", "Its operator can give it a folder to keep things in."),
@@ -58,7 +58,7 @@ KINDS: dict[str, ProblemKind] = {
     "no-labels": ProblemKind(
         422, "No neighbour has the property", "Raise k, or ask for another property; see /v1/collections."
     ),
-    "busy": ProblemKind(429, "Too many objects wait", "Ask again after Retry-After seconds."),
+    "busy": ProblemKind(429, "The server has too much to do", "Ask again after Retry-After seconds."),
     "internal": ProblemKind(500, "The server failed", "This is a fault of ours; the server's log has the trace."),
     "not-ready": ProblemKind(503, "The server starts or stops", "Ask again after Retry-After seconds."),
     "too-slow": ProblemKind(503, "No answer in the time allowed", "Ask again after Retry-After seconds, or for less."),
@@ -123,6 +123,18 @@ def at(pointer: str, detail: str) -> dict[str, str]:
 def pointer(*parts: str | int) -> str:
     """A JSON pointer (RFC 6901): `/input/3/observations/0/data`."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def joined(problems: Sequence[ProblemError]) -> ProblemError:
+    """One problem for a batch of which no object is usable."""
+    if len(problems) == 1:
+        return problems[0]
+    kinds = {problem.kind for problem in problems}
+    return ProblemError(
+        kinds.pop() if len(kinds) == 1 else "invalid-request",
+        f"none of {len(problems)} objects is usable; the first: {problems[0].detail}",
+        [error for problem in problems for error in problem.errors],
+    )
 
 
 def not_found(what: str, name: str, known: Iterable[str]) -> ProblemError:

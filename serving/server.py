@@ -1,6 +1,5 @@
-"""The server process: load a checkpoint and an index, check that they belong together, and answer until stopped."""
+"""The server process: it says where it listens, and answers until it is stopped."""
 
-import ipaddress
 import json
 import logging
 import os
@@ -8,108 +7,30 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 import uvicorn
 from fastapi import FastAPI
 
-from ..data.dataset import ObservationDataset
-from ..models.foundation import FoundationModel
-from ..models.neighbour_prediction import NeighbourPredictor, read_predictors
-from ..models.probe_loading import load_probe
-from .app import create_app
-from .index.opening import open_index
-from .index.protocol import SearchIndex
-from .middleware.access_keys import AccessKeys
-from .middleware.cross_site import LOCAL_HOSTS
-from .middleware.request_log import log_requests
 from .problems import ProblemError
+from .served import LOOPBACK, Served, open_app, shown_host
 from .server_settings import ServerSettings
 from .service import Service
-from .state_stores import open_stores
-from .warm_up import warm_up
 
 LOG = logging.getLogger("armillary.server")
-LOOPBACK = "127.0.0.1"
-SWITCH_SECONDS = 0.0005
 
 
-def serve(
-    checkpoint: str | Path,
-    index: str | Path | None = None,
-    host: str = LOOPBACK,
-    port: int = 8000,
-    *,
-    predictors: str | Path | None = None,
-    settings: ServerSettings | None = None,
-    device: str = "cpu",
-    ready_file: str | Path | None = None,
-    api_key: str | None = None,
-    probes: Sequence[str | Path] = (),
-    data: str | Path | None = None,
-    state: str | Path | None = None,
-    keys: str | Path | None = None,
-    request_log: str | Path | None = None,
-) -> None:
-    """Serve a checkpoint (folder or Hub id) and an index (a folder, or an address) over HTTP until SIGTERM or SIGINT.
+def serve(served: Served, port: int = 8000, *, ready_file: str | Path | None = None) -> None:
+    """Serve over HTTP at `served.host` until SIGTERM or SIGINT; SIGHUP opens the index anew.
 
     `port` 0 takes a free one; the address is printed, and written as JSON to `ready_file` once requests are answered.
-    `predictors` is a file of `write_predictors`; by default, those that were saved with the index serve. `probes` are
-    folders or Hub ids, `data` the dataset behind the index, `state` a folder for what callers leave. `keys` is a file
-    of keys (docs/access.md), `api_key` one key that may do everything; `request_log` a file for a line per request, or
-    `-` for stderr. SIGHUP opens the index anew.
-
-    Raises EmbeddingIndexError if index and model differ, ProbeError if a probe and the model do, ValueError if `host`
-    is not this machine alone and there is no key.
+    Raises as `open_app` does.
     """
-    check_host(host, bool(api_key) or keys is not None)
-    access = None if keys is None else AccessKeys(keys)
-    if request_log is not None:
-        log_requests(None if str(request_log) == "-" else request_log)
-    chosen = settings or ServerSettings()
-    # Every thread that computes keeps a team of helpers; more of them than processors, and all teams are slow to wake.
-    # Here the engine's thread alone has one.
-    threads = chosen.engine.threads or torch.get_num_threads()
-    torch.set_num_threads(1)
-    # A thread that reads a body gives way to the engine's within this time; by default it is 5 ms, at every step.
-    sys.setswitchinterval(SWITCH_SECONDS)
-    model = FoundationModel.load(checkpoint, device=device)
-    if chosen.compile:
-        model.transformer.compile()
-    searched, calibrated = (None, {}) if index is None else _open(index, predictors)
-    heads = [load_probe(probe, model.model_id) for probe in probes]
-    app = create_app(
-        model,
-        searched,
-        calibrated,
-        chosen.limits,
-        api_key,
-        heads,
-        None if data is None else ObservationDataset(Path(data)),
-        None if state is None else Path(state),
-        chosen.engine.model_copy(update={"threads": threads}),
-        access,
-        chosen.cors_origins,
-        chosen.hosts or (() if access is not None or api_key else (*LOCAL_HOSTS, _shown(host))),
-    )
-    service: Service = app.state.service
-    if index is not None:
-        service.reopen = lambda: _open(index, predictors)
-    if state is not None:
-        open_stores(service, chosen.jobs)
-    if chosen.warm_up:
-        warm_up(service)
-    run_app(app, host, port, ready_file=ready_file, settings=chosen)
-
-
-def _open(index: str | Path, predictors: str | Path | None) -> tuple[SearchIndex, Mapping[str, NeighbourPredictor]]:
-    opened, saved = open_index(index)
-    return opened, saved if predictors is None else read_predictors(predictors)
+    run_app(open_app(served), served.host, port, ready_file=ready_file, settings=served.settings)
 
 
 def read_key(path: str | Path) -> str:
@@ -133,7 +54,7 @@ def run_app(
     listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     # asyncio sets this only where a socket names its protocol; without it, answers wait 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    url = f"http://{_shown(host)}:{listener.getsockname()[1]}"
+    url = f"http://{shown_host(host)}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -151,21 +72,6 @@ def run_app(
             service.engine.close()
             if ready_file is not None:
                 Path(ready_file).unlink(missing_ok=True)
-
-
-def _shown(host: str) -> str:
-    """The host as an address has it."""
-    return f"[{host}]" if ":" in host else host
-
-
-def check_host(host: str, needs_key: bool) -> None:
-    """Raises ValueError if the server could be reached from elsewhere and needs no key."""
-    try:
-        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = False
-    if not is_local and not needs_key:
-        raise ValueError(f"host {host!r} can be reached from other machines: set an api_key or keys, or use {LOOPBACK}")
 
 
 class _AnnouncingServer(uvicorn.Server):
@@ -193,12 +99,17 @@ class _AnnouncingServer(uvicorn.Server):
         await super().startup(sockets)
         if not self.started:
             return
-        sys.stdout.write(f"Armillary answers on {self.url}\n")
-        sys.stdout.flush()
-        if self.ready_file is not None:
-            partial = self.ready_file.with_name(f".{self.ready_file.name}.{os.getpid()}.partial")
-            partial.write_text(json.dumps({"url": self.url, "pid": os.getpid()}) + "\n", encoding="utf-8")
-            partial.replace(self.ready_file)
+        announce(self.url, self.ready_file)
+
+
+def announce(url: str, ready_file: Path | None) -> None:
+    """Say that requests are answered: on stdout and, where one is given, in a file, as JSON with `url` and `pid`."""
+    sys.stdout.write(f"Armillary answers on {url}\n")
+    sys.stdout.flush()
+    if ready_file is not None:
+        partial = ready_file.with_name(f".{ready_file.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="utf-8")
+        partial.replace(ready_file)
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from pydantic import Field
 
 from ..settings import Settings
 from .engine import EngineSettings
+from .index.recall_sample import SearchSettings
 from .jobs.jobs import JobSettings
 from .limits import Limits
+from .middleware.tracing import TelemetrySettings
 
 
 class ServerSettings(Settings):
@@ -16,6 +18,8 @@ class ServerSettings(Settings):
     limits: Limits = Limits()
     engine: EngineSettings = EngineSettings()
     jobs: JobSettings = JobSettings()
+    search: SearchSettings = SearchSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     warm_up: bool = True
     """Embed made-up objects of each kind before the server is ready, so that the first caller does not wait longer."""
     compile: bool = False

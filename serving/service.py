@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import anyio
 import anyio.to_thread
@@ -21,19 +21,23 @@ from jaxtyping import Float32
 from ..data.dataset import ObservationDataset
 from ..data.modalities import Modality
 from ..data.observations import Observation, ObservationError
+from ..data.simulation.record import simulated_prefix
 from ..models.embeddings import SPACES, Embeddings
-from ..models.foundation import ScalarPrediction
+from ..models.foundation import FoundationModel, ScalarPrediction
 from ..models.neighbour_prediction import NeighbourPredictor
 from ..models.probe_loading import AnyProbe
 from ..models.token_embeddings import TokenEmbeddings
 from .engine import Engine, EngineSettings
 from .formats import bodies
-from .index.protocol import EmbeddingIndexError, SearchIndex
+from .index.protocol import EmbeddingIndexError, ObjectSearch, SearchIndex
+from .index.recall_sample import RecallSample, SearchSettings
 from .limits import Limits
 from .middleware.callers import caller
 from .middleware.metrics import ServerMetrics
 from .problems import ProblemError, at, not_found, pointer
+from .scalar_batches import predict_in_batches
 from .schemas.common import Provenance, QueryBody, StoredItem
+from .token_cache import TokenCachingModel
 
 WORKERS = 64
 """Requests with a body that are worked on at once: most of them wait in the engine's queue."""
@@ -92,9 +96,12 @@ class Service:
     probes: Mapping[str, AnyProbe] = field(default_factory=dict)
     dataset: ObservationDataset | None = None
     """The observations behind the index, where the server was given them: pictures and spectra come from it."""
+    simulated_prefix: str | None = field(init=False)
+    """How the ids of simulated objects begin, by the record of the dataset; None without a dataset or a record."""
     state: Path | None = None
     """Folder of what callers leave on the server (probes, jobs); without it, they may leave nothing."""
     batching: EngineSettings = field(default_factory=EngineSettings)
+    searching: SearchSettings = field(default_factory=SearchSettings)
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
     is_draining: bool = False
     """Whether the server is about to stop: it answers still, but wants no new callers."""
@@ -108,12 +115,14 @@ class Service:
     """Opens the index anew from where it lies, with its predictors; None where the server has none."""
 
     def __post_init__(self) -> None:
+        self.simulated_prefix = None if self.dataset is None else simulated_prefix(self.dataset.folder)
         self.engine = Engine(
             lambda observations, space: self.model.embed(observations, space),
             self.batching,
             self.metrics,
             lambda: self._num_reading,
         )
+        self.recall = RecallSample(self.searching.recall_sample, self.metrics, lambda: self.engine.num_waiting > 0)
         self._searchable = (self.index, self.predictors)
         if self.loaded is not None:
             self.take(self.loaded)
@@ -128,6 +137,9 @@ class Service:
                     f"{model.model_id!r}"
                 )
         self.engine.forget()
+        max_bytes = self.batching.token_cache_mib * 2**20
+        if max_bytes and isinstance(model, FoundationModel):
+            model = TokenCachingModel(model, max_bytes, self.metrics)
         self.loaded = model
 
     def swap(self, index: SearchIndex, predictors: Mapping[str, NeighbourPredictor]) -> None:
@@ -154,9 +166,24 @@ class Service:
             raise ProblemError("conflict", f"the index is as before; the new one was refused: {error}") from None
         return index
 
+    def is_simulated(self, object_id: str) -> bool | None:
+        """Whether an object is of the simulated sky; None where no record says which objects are."""
+        return None if self.simulated_prefix is None else object_id.startswith(self.simulated_prefix)
+
+    @property
+    def in_use(self) -> tuple[SearchIndex | None, Mapping[str, NeighbourPredictor]]:
+        """The index and the predictors that belong to it, for a request those that it first asked for."""
+        here = caller()
+        if here.is_bulk:
+            return self._searchable
+        if here.begun_with is None:
+            here.begun_with = self._searchable
+        begun_with: tuple[SearchIndex | None, Mapping[str, NeighbourPredictor]] = here.begun_with
+        return begun_with
+
     def searchable(self) -> tuple[SearchIndex, Mapping[str, NeighbourPredictor]]:
-        """The index and the predictors that belong to it. Raises ProblemError (404) if the server has none."""
-        index, predictors = self._searchable
+        """`in_use`. Raises ProblemError (404) if the server has no index."""
+        index, predictors = self.in_use
         if index is None:
             raise ProblemError("not-found", "this server has no index")
         return index, predictors
@@ -234,7 +261,7 @@ class Service:
 
     def collection(self, name: str) -> SearchIndex:
         """The collection of this name. Raises ProblemError (404)."""
-        index = self.index
+        index, _ = self.in_use
         if index is None:
             raise ProblemError("not-found", f"no collection {name!r}: this server has no index")
         if name != index.manifest.name:
@@ -246,33 +273,12 @@ class Service:
         return self.searchable()[0]
 
     def provenance(self, space: str, index: SearchIndex | None = None) -> Provenance:
-        """What an answer in this space was made with: `index`, by default the one that is searched now."""
-        searched = self.index if index is None else index
+        """What an answer in this space was made with: `index`, by default the one in use."""
+        searched = self.in_use[0] if index is None else index
         if searched is None:
             return Provenance(model_id=self.model.model_id, space=space)
         manifest = searched.manifest
         return Provenance(model_id=self.model.model_id, index_id=manifest.index_id, space=space, metric=manifest.metric)
-
-    def embed_items(self, items: Sequence[Any], space: str) -> list[EmbeddedItem | ProblemError]:
-        """For each item of a request its vector, or what is wrong with it: a bad item fails alone."""
-        known = self.known_modalities()
-        results: list[EmbeddedItem | ProblemError | None] = [None] * len(items)
-        given: dict[int, list[Observation]] = {}
-        for number, item in enumerate(items):
-            place = ("input", number)
-            try:
-                if not isinstance(item, dict) or not {"observations", "data", "object_id"} & item.keys():
-                    detail = "expected an object with observations, with modality and data, or with object_id"
-                    raise ProblemError("invalid-request", f"{pointer(*place)}: {detail}", [at(pointer(*place), detail)])
-                if "observations" in item or "data" in item:
-                    given[number] = bodies.observations_of(item, place, known, self.limits)
-                else:
-                    results[number] = self._stored(bodies.parse_fields(StoredItem, item, place), space, place)
-            except ProblemError as problem:
-                results[number] = problem
-        for number, result in self.embed_objects(given, space).items():
-            results[number] = result
-        return [result for result in results if result is not None]
 
     def embed_objects(
         self, objects: Mapping[int, Sequence[Observation]], space: str
@@ -289,6 +295,10 @@ class Service:
                 results[number] = ProblemError("invalid-observation", f"{where}: {result}", [at(where, str(result))])
             elif isinstance(result, Exception):
                 raise result
+            elif not np.isfinite(result[0]).all():
+                # Fluxes near the largest number: JSON has no NaN, and no search a direction.
+                where, detail = pointer("input", number), "the model has no finite vector for these values"
+                results[number] = ProblemError("invalid-observation", f"{where}: {detail}", [at(where, detail)])
             else:
                 vector, modalities = result
                 object_id = observations[0].object_id[0]
@@ -310,18 +320,25 @@ class Service:
 
     def predict_scalar(self, observations: Sequence[Observation], target: str) -> ScalarPrediction:
         """The model's distribution of `target` for the one object of these observations. Raises ProblemError."""
+        result = self.predict_scalars({0: observations}, target)[0]
+        if isinstance(result, ObservationError):
+            where = pointer("observations")
+            raise ProblemError("invalid-observation", f"{where}: {result}", [at(where, str(result))])
+        return result
+
+    def predict_scalars(
+        self, objects: Mapping[int, Sequence[Observation]], target: str
+    ) -> dict[int, ScalarPrediction | ObservationError]:
+        """The model's distribution of `target` for each numbered object, or why there is none.
+
+        Whatever ids the caller gave, the observations of an entry are of one object. Raises ProblemError.
+        """
         scalars = [modality.name for modality in self.model.modalities if modality.kind == "scalar"]
         if target not in scalars:
             raise not_found("scalar of the model", target, scalars)
-        # Whatever ids the caller gave, these are measurements of one object.
-        same = [observation.renamed(("0",)) for observation in observations]
         model = self.model
-        try:
-            with self._asking():
-                return self.engine.call(lambda: model.predict_scalar(same, target))
-        except ObservationError as error:
-            where = pointer("observations")
-            raise ProblemError("invalid-observation", f"{where}: {error}", [at(where, str(error))]) from None
+        with self._asking():
+            return predict_in_batches(self.engine, lambda given: model.predict_scalar(given, target), objects)
 
     def query(self, body: QueryBody, index: SearchIndex) -> Query:
         """The query of a search or a prediction as a vector. Raises ProblemError."""
@@ -351,12 +368,17 @@ class Service:
             raise ProblemError(result.kind, result.detail, [at("/observations", e["detail"]) for e in result.errors])
         return Query(result.vector[None], result.object_id, result.modalities)
 
-    def _stored(self, item: StoredItem, space: str, place: bodies.Place) -> EmbeddedItem:
+    def stored(self, item: StoredItem, space: str, place: bodies.Place) -> EmbeddedItem:
+        """The vector of an object of the index. Raises ProblemError that points to `place`."""
         index = self.only_collection()
         if space != index.manifest.space:
             detail = f"the index holds vectors of the space {index.manifest.space!r}, not {space!r}"
             raise ProblemError("conflict", f"{pointer(*place)}: {detail}", [at(pointer(*place), detail)])
-        vector = _stored_vector(index, item.object_id, item.modality)
+        try:
+            vector = _stored_vector(index, item.object_id, item.modality)
+        except ProblemError as problem:
+            where = pointer(*place, "object_id")
+            raise ProblemError(problem.kind, problem.detail, [at(where, problem.detail)]) from None
         return EmbeddedItem(vector, item.object_id, _stored_modalities(index, item.object_id, item.modality))
 
 
@@ -364,6 +386,8 @@ def _check_searchable(index: SearchIndex | None, predictors: Mapping[str, Neighb
     if index is not None:
         index.require_model(model_id)
     for name, predictor in predictors.items():
+        if predictor.gallery == "objects" and index is not None and not isinstance(index, ObjectSearch):
+            raise EmbeddingIndexError(f"the predictor of {name} finds objects by means, which this index has not")
         if predictor.model_id not in (None, model_id):
             raise EmbeddingIndexError(
                 f"the predictor of {name} was calibrated with model {predictor.model_id!r}, but the model to serve is "

@@ -23,7 +23,7 @@ class StateStores:
 
     probes: ProbeStore
     jobs: JobStore
-    keys: KeysInUse = field(default_factory=KeysInUse)
+    keys: KeysInUse
     fitting: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
     """One probe is fitted at a time: others wait, and take no thread meanwhile."""
     new_job: Callable[[], None] = lambda: None
@@ -42,5 +42,6 @@ def open_stores(service: Service, settings: JobSettings | None) -> StateStores:
     with _OPENING:
         if service not in _STORES:
             jobs = JobStore(service.state / "jobs", settings or JobSettings())
-            _STORES[service] = StateStores(ProbeStore(service.state / "probes"), jobs)
+            probes = ProbeStore(service.state / "probes")
+            _STORES[service] = StateStores(probes, jobs, KeysInUse(service.state / ".keys.lock"))
         return _STORES[service]

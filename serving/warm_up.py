@@ -18,7 +18,7 @@ BATCH = 8
 def warm_up(service: Service) -> int:
     """Embed noise seen by each image and spectrum modality that the model was trained on, alone and as a batch.
 
-    Returns how many objects were embedded; they leave nothing in the cache.
+    Returns how many objects were embedded; none of their vectors stays in the cache.
     """
     spaces, count = list(service.spaces()), 0
     for observation in _noise(service.model.modalities, min(BATCH, service.engine.settings.max_batch)):

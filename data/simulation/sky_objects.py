@@ -23,6 +23,7 @@ from .cosmology import SPEED_OF_LIGHT_KM_S
 from .galaxies import draw_galaxies, galaxy_spectra
 from .object_random import uniforms
 from .quasars import draw_quasars, quasar_spectra
+from .record import id_prefix
 from .stars import draw_stars, star_spectra
 from .wavelength_grid import observed_wavelength
 
@@ -73,7 +74,8 @@ class SkyObjects:
     @property
     def object_id(self) -> tuple[str, ...]:
         """`sim-<seed>-<row>`."""
-        return tuple(f"sim-{self.seed}-{row}" for row in self.row.tolist())
+        prefix = id_prefix(self.seed)
+        return tuple(f"{prefix}{row}" for row in self.row.tolist())
 
     def select(self, rows: slice | Sequence[int] | np.ndarray) -> "SkyObjects":
         """The objects of these rows, in this order."""

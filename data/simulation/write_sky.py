@@ -30,10 +30,9 @@ from ..modalities import Modality
 from ..observations import Observation, ObservationError
 from ..parquet_files import replacing
 from ..stacking import stack
+from .record import RECORD
 from .sky import SimulatedSky, SkySettings
 
-RECORD = "simulation.json"
-"""In the dataset folder: the settings, and whether the dataset is whole."""
 BATCH_SIZE = 100
 """Objects of a shard that are simulated at once; fixed, since rounding depends on it."""
 

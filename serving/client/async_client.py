@@ -9,7 +9,7 @@ Requests are data (`requests.py`), and are sent by `transport.py`, again where t
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,17 @@ from .jobs import (
     neighbours_job_call,
     result_call,
 )
+from .predictions import (
+    Ask,
+    Measured,
+    Predictions,
+    answers_to,
+    entries_of,
+    in_order,
+    is_of_entries,
+    observed,
+    predictions_of,
+)
 from .probes import (
     ProbeRecord,
     delete_probe_call,
@@ -44,8 +55,9 @@ from .probes import (
     probes_call,
     upload_call,
 )
-from .requests import Call, RetryRules, checked_url, get, neighbours_call, object_call, predict_call
+from .requests import Call, RetryRules, asked_of_many, checked_url, get, object_call, predict_call
 from .results import FailedObject, Neighbours, ObjectRecord, Prediction, scalar_prediction
+from .search import neighbours_call
 from .sources import count_objects, items_of, observe_item
 from .stream import AsyncEmbeddingStream, OnError, Part, progress_bar, send_batch
 from .transport import Transport
@@ -140,23 +152,21 @@ class AsyncClient:
     async def predict_scalar(self, observations: Measurements, target: str, batch_size: int = 64) -> "ScalarPrediction":
         """The masked model's distribution of a scalar for each object, as the local model's `predict_scalar`.
 
-        A request for each object, `num_in_flight` at once; `batch_size` is of the local model, and does not matter
-        here. Raises ApiError, LookupError for a scalar that is not declared.
+        `batch_size` objects go in one request, fewer where /v1/limits says so. Raises ApiError, LookupError for a
+        scalar that is not declared.
         """
         wanted = declared_modality(target)
         given = [o for o in as_observations(observations) if o.modality.name != target]
         if not given:
             raise ObservationError(f"expected at least one observation other than {target}, found none")
-        objects = objects_of(given)
-        found: list[Prediction] = await self._together(
-            [partial(self.predict, target, [o.select([row]) for o, row in one.rows], method="model") for one in objects]
-        )
-        prediction: ScalarPrediction = scalar_prediction(wanted, [one.object_id for one in objects], found)
+        asked = {"property": target, "method": "model"}
+        found = await self._predict_all(await self._measured([given], batch_size), asked)
+        prediction: ScalarPrediction = scalar_prediction(wanted, found.object_id, found.items)
         return prediction
 
     async def neighbours(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         *,
         modality: str | None = None,
@@ -168,28 +178,48 @@ class AsyncClient:
         collection: str = "objects",
         survey: str | None = None,
         where: Mapping[str, tuple[float | None, float | None]] | None = None,
+        positive: Sequence[Any] = (),
+        negative: Sequence[Any] = (),
+        negative_weight: float | int = 1.0,
+        exact: bool = False,
+        cursor: str | None = None,
     ) -> Neighbours:
         """The k nearest neighbours of an object's id, a vector [D], or measurements of one object; best first.
 
-        `modality` says which vector of an object in the index is meant, `target_modality` which kind of neighbour is
-        wanted, `survey` whose neighbours. `cone` is (ra, dec, radius) in degrees, ICRS, or as astropy quantities;
-        `where` has ranges of metadata, `{"scalar/legacysurvey_r": (17, None)}`. Raises ApiError.
+        In place of `query`, `positive` and `negative` are examples, each such a query or a Neighbour: the mean of the
+        positive less `negative_weight` times the mean of the negative is searched for. `modality` says which vector of
+        an object in the index is meant, `target_modality` which kind of neighbour is wanted, `survey` whose neighbours.
+        `cone` is (ra, dec, radius) in degrees, ICRS, or as astropy quantities; `where` has ranges of metadata,
+        `{"scalar/legacysurvey_r": (17, None)}`; `exact` compares every vector. `cursor` is the `next_cursor` of the
+        same search; `neighbour_pages` follows it. Raises ApiError.
         """
-        return await self.send(
-            neighbours_call(
-                query,
-                k,
-                modality,
-                target_modality,
-                cone,
-                exclude,
-                exclude_self,
-                with_labels,
-                collection,
-                survey,
-                where,
-            )
+        call = neighbours_call(
+            query,
+            k,
+            modality=modality,
+            target_modality=target_modality,
+            cone=cone,
+            exclude=exclude,
+            exclude_self=exclude_self,
+            with_labels=with_labels,
+            collection=collection,
+            survey=survey,
+            where=where,
+            positive=positive,
+            negative=negative,
+            negative_weight=negative_weight,
+            exact=exact,
+            cursor=cursor,
         )
+        return await self.send(call)
+
+    async def neighbour_pages(self, query: Any = None, k: int = 100, **options: Any) -> AsyncIterator[Neighbours]:
+        """All neighbours that one search may have, k at a time, best first; see `Client.neighbour_pages`."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = await self.neighbours(query, k, cursor=cursor, **options)
+            yield page
+            cursor = page.next_cursor
 
     async def predict(
         self,
@@ -203,16 +233,53 @@ class AsyncClient:
         cone: Sequence[Any] | None = None,
         exclude_self: bool = True,
         probe: str | None = None,
-    ) -> Prediction:
-        """The value of a property (`scalar/redshift`) from the labels of the nearest neighbours.
-
-        With method `model`, by the masked model: the query is the observations of one object, and the other options
-        do not apply. With method `probe`, by the probe of this label that the server was started with; with the id of
-        a `probe`, by that one. Raises ApiError, ValueError if that probe tells something else.
-        """
+    ) -> "Prediction | Predictions":
+        """The value of a property (`scalar/redshift`) from the labels of the nearest neighbours; see `Client`."""
+        given, is_one = observed(query)
+        if not is_one:
+            return await self.predict_many(
+                property,
+                given,
+                method=method,
+                k=k,
+                modality=modality,
+                target_modality=target_modality,
+                cone=cone,
+                exclude_self=exclude_self,
+                probe=probe,
+            )
         if probe is not None:
-            return await self.send(predict_by_probe_call(probe, property, query, modality))
-        return await self.send(predict_call(property, query, method, k, modality, target_modality, cone, exclude_self))
+            return await self.send(predict_by_probe_call(probe, property, given, modality))
+        return await self.send(predict_call(property, given, method, k, modality, target_modality, cone, exclude_self))
+
+    async def predict_many(
+        self,
+        property: str,
+        source: Any,
+        *,
+        method: str = "neighbours",
+        k: int | None = None,
+        modality: str | None = None,
+        target_modality: str | None = None,
+        cone: Sequence[Any] | None = None,
+        exclude_self: bool = True,
+        probe: str | None = None,
+        on_error: OnError = "raise",
+    ) -> Predictions:
+        """Predictions for many objects, in as few requests as the server allows; see `Client.predict_many`."""
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', found {on_error!r}")
+        if is_of_entries(source):
+            asks: Iterator[Ask | FailedObject] = entries_of(source, modality, (await self.limits())["max_items"])
+        elif modality is not None:
+            raise ValueError("modality says which vector of an object of the index is meant; found measurements")
+        else:
+            asks = await self._measured(items_of(source, None))
+        asked = asked_of_many(property, method, k, target_modality, cone, exclude_self)
+        found = await self._predict_all(asks, asked if probe is None else {}, probe, on_error)
+        if found.items and found[0].property != property:
+            raise ValueError(f"probe {probe!r} tells {found[0].property!r}, not {property!r}")
+        return found
 
     async def generate(
         self,
@@ -394,6 +461,35 @@ class AsyncClient:
     async def send(self, call: Call[Answer]) -> Answer:
         """Send a request until it is answered, by the rules of `RetryRules`. Raises ApiError."""
         return await self._transport.send(call)
+
+    async def _measured(self, items: Iterable[Any], batch_size: int | None = None) -> Iterator[Ask | FailedObject]:
+        """Requests for the objects of these items, as large as they may be."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        limits = await self.limits()
+        most = limits["max_items"] if batch_size is None else min(batch_size, limits["max_items"])
+        parts = batches(items, observe_item, most, limits["max_body_bytes"])
+        return (Measured(part) if isinstance(part, Batch) else part for part in parts)
+
+    async def _predict_all(
+        self,
+        asks: Iterator[Ask | FailedObject],
+        asked: Mapping[str, Any],
+        probe: str | None = None,
+        on_error: OnError = "raise",
+    ) -> Predictions:
+        max_bytes = (await self.limits())["max_body_bytes"]
+
+        async def one(ask: Ask | FailedObject) -> list[tuple[str, Prediction | FailedObject]]:
+            if not isinstance(ask, FailedObject):
+                call = await asyncio.to_thread(ask.call, asked, probe, max_bytes)
+                return await answers_to(ask, call, self.send, on_error)
+            if on_error == "raise":
+                raise ask.error
+            return [(ask.object_id, ask)]
+
+        parts = await in_order(asks, one, self.num_in_flight)
+        return predictions_of(result for part in parts for result in part)
 
     async def _together(self, asked: Sequence[Callable[[], Coroutine[Any, Any, Answer]]]) -> list[Answer]:
         """The answers to all, in order, `num_in_flight` under way at once; the first error cancels the others."""

@@ -26,6 +26,7 @@ from ...data.observations import (
 from .errors import TooLargeError
 from .results import FailedObject
 
+JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 ENVELOPE_BYTES = 2048
 """Room for what stands around the objects in a request."""
@@ -51,7 +52,18 @@ class Batch:
 
     def body(self, space: str, max_bytes: int) -> tuple[bytes, str]:
         """The body and its media type. Raises TooLargeError if the server would not take it."""
-        body, media_type = _safetensors(self.objects, space) if _are_alike(self.objects) else _json(self.objects, space)
+        asked = {"space": space}
+        if _are_alike(self.objects):
+            return self._checked(_safetensors(self.objects, asked), SAFETENSORS, max_bytes)
+        return self._checked(_json(self.objects, asked), JSON, max_bytes)
+
+    def body_asking(self, asked: Mapping[str, Any], max_bytes: int, *, may_be_raw: bool) -> tuple[bytes, str]:
+        """The same of a request that asks more: JSON says it, and of tensors the address must, where they may be."""
+        if may_be_raw and _are_alike(self.objects):
+            return self._checked(_safetensors(self.objects, {}), SAFETENSORS, max_bytes)
+        return self._checked(_json(self.objects, asked), JSON, max_bytes)
+
+    def _checked(self, body: bytes, media_type: str, max_bytes: int) -> tuple[bytes, str]:
         if len(body) > max_bytes:
             names = ", ".join(repr(one.object_id) for one in self.objects[:3])
             detail = f"{names}: {len(body)} bytes, but the server takes at most {max_bytes} in a request"
@@ -169,7 +181,7 @@ def _row_bytes(observation: Observation) -> int:
     return raw * 4 // 3 + len(tensors) * _ARRAY_BYTES + 400
 
 
-def _safetensors(objects: Sequence[Object], space: str) -> tuple[bytes, str]:
+def _safetensors(objects: Sequence[Object], asked: Mapping[str, str]) -> bytes:
     rows = [one.rows[0] for one in objects]
     example = rows[0][0]
     tensors = {name: _column(rows, name) for name in (*_fields(example), "ra", "dec")}
@@ -181,11 +193,11 @@ def _safetensors(objects: Sequence[Object], space: str) -> tuple[bytes, str]:
     metadata = {
         "modality": example.modality.name,
         "object_id": json.dumps([one.object_id for one in objects]),
-        "space": space,
+        **asked,
     }
     if isinstance(example, ImageObservation):
         metadata["bands"] = ",".join(example.bands)
-    return safetensors.numpy.save(tensors, metadata), SAFETENSORS
+    return safetensors.numpy.save(tensors, metadata)
 
 
 def _has_noise_of_depth(tensors: Mapping[str, np.ndarray], pixel_scale: float) -> bool:
@@ -210,9 +222,8 @@ def _column(rows: Sequence[tuple[Observation, int]], name: str) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
-def _json(objects: Sequence[Object], space: str) -> tuple[bytes, str]:
-    content = {"space": space, "input": [json_item(one) for one in objects]}
-    return json.dumps(content).encode(), "application/json"
+def _json(objects: Sequence[Object], asked: Mapping[str, Any]) -> bytes:
+    return json.dumps({**asked, "input": [json_item(one) for one in objects]}).encode()
 
 
 def _typed_object(observation: Observation, row: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ under way together.
 """
 
 import os
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,6 +34,7 @@ from .errors import (
 )
 from .jobs import JobRecord
 from .loop import EmbeddingStream, LoopThread
+from .predictions import Predictions
 from .probes import ProbeRecord
 from .results import (
     Distribution,
@@ -71,6 +72,7 @@ __all__ = [
     "NotFoundError",
     "ObjectRecord",
     "Prediction",
+    "Predictions",
     "ProbeRecord",
     "TooLargeError",
     "UnauthorizedError",
@@ -176,14 +178,14 @@ class Client:
     def predict_scalar(self, observations: Measurements, target: str, batch_size: int = 64) -> "ScalarPrediction":
         """The masked model's distribution of a scalar for each object, as the local model's `predict_scalar`.
 
-        A request for each object, several at once; `batch_size` is of the local model, and does not matter here.
-        Raises ApiError, LookupError for a scalar that is not declared.
+        `batch_size` objects go in one request, fewer where /v1/limits says so. Raises ApiError, LookupError for a
+        scalar that is not declared.
         """
         return self._run(self._here().predict_scalar(observations, target, batch_size))
 
     def neighbours(
         self,
-        query: Any,
+        query: Any = None,
         k: int = 10,
         *,
         modality: str | None = None,
@@ -195,12 +197,20 @@ class Client:
         collection: str = "objects",
         survey: str | None = None,
         where: Mapping[str, tuple[float | None, float | None]] | None = None,
+        positive: Sequence[Any] = (),
+        negative: Sequence[Any] = (),
+        negative_weight: float | int = 1.0,
+        exact: bool = False,
+        cursor: str | None = None,
     ) -> Neighbours:
         """The k nearest neighbours of an object's id, a vector [D], or measurements of one object; best first.
 
-        `modality` says which vector of an object in the index is meant, `target_modality` which kind of neighbour is
-        wanted, `survey` whose neighbours. `cone` is (ra, dec, radius) in degrees, ICRS, or as astropy quantities;
-        `where` has ranges of metadata, `{"scalar/legacysurvey_r": (17, None)}`. Raises ApiError.
+        In place of `query`, `positive` and `negative` are examples, each such a query or a Neighbour: the mean of the
+        positive less `negative_weight` times the mean of the negative is searched for. `modality` says which vector of
+        an object in the index is meant, `target_modality` which kind of neighbour is wanted, `survey` whose neighbours.
+        `cone` is (ra, dec, radius) in degrees, ICRS, or as astropy quantities; `where` has ranges of metadata,
+        `{"scalar/legacysurvey_r": (17, None)}`; `exact` compares every vector. `cursor` is the `next_cursor` of the
+        same search; `neighbour_pages` follows it. Raises ApiError.
         """
         asked = self._here().neighbours(
             query,
@@ -214,8 +224,24 @@ class Client:
             collection=collection,
             survey=survey,
             where=where,
+            positive=positive,
+            negative=negative,
+            negative_weight=negative_weight,
+            exact=exact,
+            cursor=cursor,
         )
         return self._run(asked)
+
+    def neighbour_pages(self, query: Any = None, k: int = 100, **options: Any) -> Iterator[Neighbours]:
+        """All neighbours that one search may have (`max_neighbours` of `limits()`), k at a time, best first.
+
+        `query` and `options` are those of `neighbours`. Raises ApiError, ConflictError if the index changes meanwhile.
+        """
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self.neighbours(query, k, cursor=cursor, **options)
+            yield page
+            cursor = page.next_cursor
 
     def predict(
         self,
@@ -229,12 +255,16 @@ class Client:
         cone: Sequence[Any] | None = None,
         exclude_self: bool = True,
         probe: str | None = None,
-    ) -> Prediction:
+    ) -> "Prediction | Predictions":
         """The value of a property (`scalar/redshift`) from the labels of the nearest neighbours.
 
-        With method `model`, by the masked model: the query is the observations of one object, and the other options
-        do not apply. With method `probe`, by the probe of this label that the server was started with; with the id of
-        a `probe`, by that one. Raises ApiError, ValueError if that probe tells something else.
+        The query is one object, by its id, a vector [D] or measurements, and the answer a `Prediction`; or several:
+        ids, vectors [B, D], measurements of several objects, or a list of items of which each stands alone. Then it is
+        `Predictions`, as of `predict_many`, where any object that is not usable raises.
+
+        With method `model`, by the masked model: the query is observations, and the other options do not apply. With
+        method `probe`, by the probe of this label that the server was started with; with the id of a `probe`, by that
+        one. Raises ApiError, ValueError if that probe tells something else.
         """
         asked = self._here().predict(
             property,
@@ -246,6 +276,41 @@ class Client:
             cone=cone,
             exclude_self=exclude_self,
             probe=probe,
+        )
+        return self._run(asked)
+
+    def predict_many(
+        self,
+        property: str,
+        source: Any,
+        *,
+        method: str = "neighbours",
+        k: int | None = None,
+        modality: str | None = None,
+        target_modality: str | None = None,
+        cone: Sequence[Any] | None = None,
+        exclude_self: bool = True,
+        probe: str | None = None,
+        on_error: OnError = "raise",
+    ) -> Predictions:
+        """Predictions for many objects, in as few requests as the server allows, several of them at once.
+
+        `source` is a list of ids, vectors [B, D], one observation of many objects, a dataset, or an iterable, read in
+        a thread as requests leave, each of whose items stands alone and is what `embed` takes. The other options are
+        those of `predict`. `on_error` "skip" lists the objects that are not usable in `errors` and goes on. Raises
+        ApiError, ConflictError if the server changes its model meanwhile.
+        """
+        asked = self._here().predict_many(
+            property,
+            source,
+            method=method,
+            k=k,
+            modality=modality,
+            target_modality=target_modality,
+            cone=cone,
+            exclude_self=exclude_self,
+            probe=probe,
+            on_error=on_error,
         )
         return self._run(asked)
 

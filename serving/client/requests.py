@@ -24,11 +24,12 @@ from torch import Tensor
 from ...data.observe import as_observations
 from .batches import json_item, objects_of
 from .errors import ApiError, ConflictError, api_error
-from .results import Neighbours, ObjectRecord, Prediction, neighbours_of, prediction_of
+from .results import ObjectRecord, Prediction, prediction_of
 
 REPEATED_STATUSES = (429, 502, 503, 504)
 """No room, not ready, or a proxy that did not reach the server: asked again."""
 JSON = "application/json"
+PROBLEM = "application/problem+json"
 
 Answer = TypeVar("Answer")
 
@@ -105,31 +106,6 @@ def place(*parts: str) -> str:
     return "".join("/" + quote(part, safe="") for part in parts)
 
 
-def neighbours_call(
-    query: Any,
-    k: int,
-    modality: str | None,
-    target_modality: str | None,
-    cone: Sequence[Any] | None,
-    exclude: Sequence[str],
-    exclude_self: bool,
-    with_labels: bool,
-    collection: str,
-    survey: str | None,
-    where: Mapping[str, tuple[float | None, float | None]] | None,
-) -> Call[Neighbours]:
-    """See `Client.neighbours`."""
-    body = query_body(query, modality, target_modality, cone) | {
-        "k": k,
-        "exclude": list(exclude),
-        "exclude_self": exclude_self,
-        "include": ["labels"] if with_labels else [],
-        "survey": survey,
-        "where": {name: list(bounds) for name, bounds in (where or {}).items()},
-    }
-    return post(place("v1", "collections", collection, "search"), body, neighbours_of)
-
-
 def predict_call(
     property: str,
     query: Any,
@@ -150,6 +126,20 @@ def predict_call(
     return post("/v1/predict", body, prediction_of)
 
 
+def asked_of_many(
+    property: str,
+    method: str,
+    k: int | None,
+    target_modality: str | None,
+    cone: Sequence[Any] | None,
+    exclude_self: bool,
+) -> dict[str, Any]:
+    """What a prediction for several objects asks of all of them; nothing that is left to the server."""
+    asked = query_body(None, None, target_modality, cone) | {"property": property, "method": method, "k": k}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return given if exclude_self else given | {"exclude_self": False}
+
+
 def object_call(object_id: str) -> Call[ObjectRecord]:
     """See `Client.object`."""
     return get(place("v1", "objects", object_id), ObjectRecord.of)
@@ -161,13 +151,15 @@ def query_body(
     target_modality: str | None = None,
     cone: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """A query as the server reads it: an object's id, a vector [D], or the measurements of one object.
+    """A query as the server reads it: an object's id, a vector [D], the measurements of one object, or None for none.
 
     `cone` is (ra, dec, radius): numbers of degrees, or astropy quantities. Raises ValueError for several objects.
     """
     body: dict[str, Any] = {"modality": modality, "target_modality": target_modality}
     if cone is not None:
         body["cone"] = dict(zip(("ra", "dec", "radius_deg"), map(_degrees, cone), strict=True))
+    if query is None:
+        return body
     if isinstance(query, str):
         return body | {"object_id": query}
     if isinstance(query, Tensor):
@@ -194,7 +186,7 @@ def error_of(response: httpx.Response) -> ApiError:
     """The error that an answer without success means, whoever gave it."""
     request_id = response.headers.get("x-request-id")
     problem: Any = None
-    if response.headers.get("content-type", "").startswith("application/problem+json"):
+    if _is_problem(response):
         try:
             problem = response.json()
         except ValueError:
@@ -202,6 +194,18 @@ def error_of(response: httpx.Response) -> ApiError:
     if not isinstance(problem, dict):
         problem = {"title": response.reason_phrase, "detail": response.text[:500]}
     return api_error(response.status_code, problem, request_id)
+
+
+def is_worth_repeating(response: httpx.Response) -> bool:
+    """Whether an answer says that the server was not reached, or has no room now.
+
+    Its own 500 is a problem document; a bare one comes from a proxy whose server died with the request in hand.
+    """
+    return response.status_code in REPEATED_STATUSES or (response.status_code == 500 and not _is_problem(response))
+
+
+def _is_problem(response: httpx.Response) -> bool:
+    return response.headers.get("content-type", "").startswith(PROBLEM)
 
 
 def is_under_way(error: Exception) -> bool:

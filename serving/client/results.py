@@ -41,6 +41,8 @@ class Neighbours(Sequence[Neighbour]):
     items: tuple[Neighbour, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     """What the search was made with: ids of model and index, space, metric."""
+    next_cursor: str | None = None
+    """For the neighbours after these, by the same search; None where there are no more."""
 
     @overload
     def __getitem__(self, place: int) -> Neighbour: ...
@@ -140,6 +142,8 @@ class Prediction:
     classes: dict[str, Any] | None = None
     novelty: float | None = None
     is_outside: bool | None = None
+    gallery: str | None = None
+    """By what neighbours were found: `rows`, their most similar vector, or `objects`, the mean of their vectors."""
 
     def interval(self, level: float) -> Interval:
         """The interval of this level. Raises LookupError that names the levels there are."""
@@ -232,7 +236,7 @@ class EmbeddedSet(Sequence[tuple[str, np.ndarray]]):
 def neighbours_of(answer: dict[str, Any]) -> Neighbours:
     """The neighbours of a search's or a prediction's answer."""
     items = tuple(Neighbour(**known_fields(Neighbour, item)) for item in answer["neighbours"])
-    return Neighbours(items, answer["provenance"])
+    return Neighbours(items, answer["provenance"], answer.get("next_cursor"))
 
 
 def prediction_of(answer: dict[str, Any]) -> Prediction:

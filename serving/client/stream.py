@@ -151,7 +151,7 @@ class AsyncEmbeddingStream(AsyncIterator[Embeddings]):
 
     def _settled(self, part: Part) -> Part:
         if part.failed and self._on_error == "raise":
-            raise _of_failed(part.failed)
+            raise error_of_failed(part.failed)
         self.errors.extend(part.failed)
         self.num_done += part.num_objects
         return part
@@ -175,7 +175,7 @@ async def send_batch(
             return _together([await send_batch(half, space, max_bytes, send) for half in halves])
         return Part(None, (FailedObject(batch.first, batch.objects[0].object_id, error),), 1)
     except InvalidRequestError as error:
-        return _all_failed(batch, error)
+        return Part(None, all_failed(batch.first, [one.object_id for one in batch.objects], error), len(batch.objects))
     try:
         vectors, told = embedding_answer(response.content)
         provenance = told["provenance"]
@@ -187,7 +187,7 @@ async def send_batch(
     failed = []
     for document in told["errors"]:
         number = document["index"]
-        found = api_error(document["status"], _placed(document, batch.first), response.headers.get("x-request-id"))
+        found = api_error(document["status"], placed(document, batch.first), response.headers.get("x-request-id"))
         failed.append(FailedObject(batch.first + number, batch.objects[number].object_id, found))
     embeddings = None
     if good:
@@ -229,25 +229,28 @@ def _together(parts: Sequence[Part]) -> Part:
     return Part(embeddings, failed, sum(part.num_objects for part in parts))
 
 
-def _all_failed(batch: Batch, error: InvalidRequestError) -> Part:
-    """No object of the batch was usable: the document points to each. Raises it if it is of the request as a whole."""
+def all_failed(first: int, names: Sequence[str], error: ApiError) -> tuple[FailedObject, ...]:
+    """No object of a request was usable: the document points to each. Raises it if it is of the request as a whole.
+
+    `names` are those of its objects, of which the first stands at this place among all.
+    """
     entries: dict[int, list[Mapping[str, str]]] = {}
     for entry in error.problem.get("errors", []):
         found = _PLACE.match(entry.get("pointer", ""))
         if found is None:
             raise error
         entries.setdefault(int(found[1]), []).append(entry)
-    if sorted(entries) != list(range(len(batch.objects))):
+    if sorted(entries) != list(range(len(names))):
         raise error
     failed = []
-    for number, one in enumerate(batch.objects):
+    for number, name in enumerate(names):
         document = error.problem | {"detail": entries[number][0]["detail"], "errors": entries[number]}
-        found_error = type(error)(error.status, _placed(document, batch.first), error.request_id)
-        failed.append(FailedObject(batch.first + number, one.object_id, found_error))
-    return Part(None, tuple(failed), len(batch.objects))
+        found_error = type(error)(error.status, placed(document, first), error.request_id)
+        failed.append(FailedObject(first + number, name, found_error))
+    return tuple(failed)
 
 
-def _placed(document: Mapping[str, Any], first: int) -> dict[str, Any]:
+def placed(document: Mapping[str, Any], first: int) -> dict[str, Any]:
     """A problem whose pointers count the objects of the whole task, not of one request."""
     errors = []
     for entry in document.get("errors", []):
@@ -257,7 +260,7 @@ def _placed(document: Mapping[str, Any], first: int) -> dict[str, Any]:
     return {**document, "errors": errors}
 
 
-def _of_failed(failed: Sequence[FailedObject]) -> Exception:
+def error_of_failed(failed: Sequence[FailedObject]) -> Exception:
     """The first error, with the entries of all in its document."""
     first = failed[0].error
     if not isinstance(first, ApiError):

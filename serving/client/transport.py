@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 
 from .errors import UnreachableError
-from .requests import REPEATED_STATUSES, Call, RetryRules, error_of, is_under_way, retry_after
+from .requests import Call, RetryRules, error_of, is_under_way, is_worth_repeating, retry_after
 
 Answer = TypeVar("Answer")
 PIECE_BYTES = 2**20
@@ -66,7 +66,7 @@ class Transport:
                 if call.method == "DELETE" and response.status_code == 404 and attempt:
                     return call.read(response)
                 last = error_of(response)
-                if response.status_code not in REPEATED_STATUSES and not (attempt and is_under_way(last)):
+                if not is_worth_repeating(response) and not (attempt and is_under_way(last)):
                     raise last
                 wait = self.rules.wait(attempt, retry_after(response))
             if time.monotonic() + wait >= end:

@@ -2,20 +2,28 @@
 
 import { get, getTensors, Problem } from "./api.js";
 import { colouring, isDark } from "./colours.js";
+import { lasso, within } from "./lasso.js";
+import { showLegend } from "./legend.js";
 import { MapView } from "./map_view.js";
+import { mark, marked } from "./marks.js";
 import { ObjectPanel } from "./object_panel.js";
 import { number, ordered, spoken } from "./predictions.js";
+import { Ranking } from "./ranking.js";
+import { NO_MARKS } from "./rings.js";
 import { searchBox } from "./search_box.js";
+import { Selection } from "./selection.js";
+import { isSimulated, knowSimulated } from "./simulated.js";
 import { SkyView } from "./sky_view.js";
-import { change, onChange, restore, state } from "./state.js";
+import { back, change, onChange, restore, state } from "./state.js";
 import { takeUploads } from "./upload.js";
+import { welcome } from "./welcome.js";
 
 const UMAP_EVERY_MS = 4000;
 const VIEWS = ["both", "map", "sky"];
 const element = (id) => document.getElementById(id);
 
 let server = null; // what is served: {collection, modalities, units, hasDataset, imageModality, defaultTarget}
-let panel, map, sky;
+let panel, map, sky, ranking, selection;
 let columns = {}; // of the map, by name, as they came
 let indexId = ""; // whose rows these are
 let noMap = null; // why there is none: the index is too large for one
@@ -24,6 +32,7 @@ let modalityNames = [];
 let colours = null;
 let neighbours = []; // ids
 let hovering = 0;
+let marking = 0;
 const idOfNumber = new Map();
 const numberOfId = new Map();
 
@@ -47,23 +56,50 @@ async function start() {
     noMap = error;
   });
   server = await describe(collection);
-  const events = { click: (number) => idOf(number).then((object) => change({ object }), fail) };
+  knowSimulated(collection);
+  const events = { click: (number) => idOf(number).then(show, fail) };
   if (noMap) document.body.dataset.map = "none";
   else [map, sky] = makeViews(events);
   panel = new ObjectPanel(server, showAround, fail);
-  searchBox(collection, (id) => change({ object: id }), fail);
+  makeLists();
+  searchBox(collection, show, fail);
   takeUploads(collection.space, (made) => {
     change({ object: "" });
     panel.showUpload(made);
   }, fail);
   fillColours(collection);
-  welcome(collection);
+  welcome(collection, noMap === null, async () => show(await idOf(Math.floor(Math.random() * numObjects))));
   onChange(follow);
   showView();
-  await Promise.all([showObject(), noMap ? null : drawMap()]);
+  await Promise.all([showObject(), ranking.show(), noMap ? null : drawMap().then(() => selection.follow())]);
   document.documentElement.dataset.ready = "true";
   if (state.projection === "umap" && map) await project("umap");
 }
+
+const show = (id) => change({ object: id });
+
+/** The marks with the ranking by them, and the selection. */
+function makeLists() {
+  const lists = { choose: show, changed: () => showMarks().catch(fail), fail };
+  selection = new Selection({ ...lists, pointsOf, label: labelShown, mark: (ids) => mark(ids, "more") });
+  ranking = new Ranking(server, { ...lists, select: (ids) => selection.setIds(ids).catch(fail) });
+  element("ranking-select").hidden = element("select").hidden = noMap !== null;
+  for (const [name, view] of [["map", map], ["sky", sky]]) {
+    lasso(element(`${name}-lasso`), (polygon, isMore) => {
+      setSelecting(false);
+      const found = within(polygon, numObjects, (number) => view.screenPosition(number));
+      selection.set(isMore ? [...selection.numbers, ...found] : found).catch(fail);
+    });
+  }
+}
+
+/** Whether a drag draws a line around points, or moves the view. */
+function setSelecting(isSelecting) {
+  element("views").dataset.selecting = String(isSelecting);
+  element("select").setAttribute("aria-pressed", String(isSelecting));
+}
+
+const isSelecting = () => element("views").dataset.selecting === "true";
 
 /** The two views; what is hovered on one is ringed on the other. */
 function makeViews(events) {
@@ -73,10 +109,7 @@ function makeViews(events) {
       other().hover(number);
       over(number, x, y, where);
     },
-    out: () => {
-      other().hover(-1);
-      out();
-    },
+    out,
   });
   return [
     new MapView(element("map-canvas"), element("map-overlay"), linked("map", () => sky)),
@@ -131,7 +164,7 @@ async function drawMap() {
   await recolour();
   sky.setPoints(columns.ra, columns.dec);
   await map.setPoints(columns.x, columns.y);
-  mark();
+  await showMarks();
 }
 
 async function project(projection) {
@@ -160,17 +193,20 @@ async function project(projection) {
 
 async function recolour() {
   if (!map) return;
-  const name = state.colour || defaultColour();
+  const name = colourShown();
   element("colour").value = name;
   if (name !== "none" && !columns[name]) Object.assign(columns, (await getTensors(mapPath([name]))).tensors);
-  if (name !== (state.colour || defaultColour())) return; // another was chosen meanwhile
+  if (name !== colourShown()) return; // another was chosen meanwhile
   colours = colouring(columns[name], numObjects, name === "modalities" ? combination : null);
-  showScale(name);
+  showLegend(colours, name, server.units[name]);
   sky.setColours(colours);
   await map.setColours(colours);
 }
 
-const defaultColour = () => ordered(server.collection.labels)[0] ?? "modalities";
+const colourShown = () => state.colour || (ordered(server.collection.labels)[0] ?? "modalities");
+
+/** The label that the points are coloured by, "" where they are coloured by none. */
+const labelShown = () => (server.collection.labels.includes(colourShown()) ? colourShown() : "");
 
 /** Bits as the surveys that an object has. */
 function combination(bits) {
@@ -187,39 +223,6 @@ function fillColours({ labels }) {
   select.onchange = () => change({ colour: select.value });
 }
 
-function showScale(name) {
-  const { kind, low, high } = colours;
-  const bar = element("scale-bar");
-  const classes = element("scale-classes");
-  bar.hidden = element("scale-low").hidden = element("scale-high").hidden = kind !== "scale";
-  classes.hidden = kind !== "classes";
-  if (kind === "scale") {
-    const context = bar.getContext("2d");
-    colours.colours.slice(1).forEach((colour, i) => {
-      context.fillStyle = colour;
-      context.fillRect(i, 0, 1, bar.height);
-    });
-    element("scale-low").textContent = number(low);
-    element("scale-high").textContent = number(high);
-    const unit = server.units[name];
-    element("scale").title = `${spoken(name)}${unit ? `, ${unit}` : ""}; grey: unknown. The outermost percent on each side has the colours of the ends.`;
-  } else {
-    element("scale").title = "";
-    classes.replaceChildren(
-      ...(colours.names ?? []).map((told, i) => {
-        const item = document.createElement("li");
-        const dot = document.createElement("canvas");
-        dot.width = dot.height = 10;
-        const context = dot.getContext("2d");
-        context.fillStyle = colours.colours[i + 1];
-        context.fillRect(0, 0, 10, 10);
-        item.append(dot, ` ${told}`);
-        return item;
-      }),
-    );
-  }
-}
-
 function showView() {
   const view = VIEWS.includes(state.view) ? state.view : "both";
   element("views").dataset.view = view;
@@ -234,30 +237,42 @@ async function showObject() {
   else if (panel.current?.id !== null) panel.close();
 }
 
-async function showAround(ids, id) {
+async function showAround(ids) {
   neighbours = ids;
-  const wanted = map ? [...(id ? [id] : []), ...ids].filter((one) => !numberOfId.has(one)) : [];
-  if (wanted.length) {
-    const { points } = await pointsOf(wanted.map((one) => ["object_id", one]));
-    for (const point of points) numberOfId.set(point.object_id, point.number);
-  }
   for (const button of ["previous", "next"]) element(button).disabled = !ids.length;
-  mark(id);
+  await showMarks();
 }
 
-function mark(id = panel.current?.id ?? null) {
-  const own = id === null ? -1 : (numberOfId.get(id) ?? -1);
-  const marks = !panel.current ? [] : [own, ...neighbours.map((one) => numberOfId.get(one) ?? -1)];
-  map?.setMarks(marks);
-  sky?.setMarks(marks);
+/** Draw what is marked on both views. */
+async function showMarks() {
+  if (!map || !selection) return;
+  const own = panel.current?.id ?? null;
+  const ids = { near: panel.current ? neighbours : ranking.ids, more: marked("more"), less: marked("less") };
+  const mine = ++marking;
+  await learnNumbers([...(own === null ? [] : [own]), ...Object.values(ids).flat()]);
+  if (mine !== marking) return; // more has changed meanwhile
+  const numbers = (names) => names.map((id) => numberOfId.get(id) ?? -1);
+  const marks = { ...NO_MARKS, own: numberOfId.get(own) ?? -1, selected: selection.numbers };
+  for (const [name, its] of Object.entries(ids)) marks[name] = numbers(its);
+  for (const view of [map, sky]) view.setMarks(marks);
 }
 
-let trail = []; // the neighbours that arrows walk along, and where on them one is
+async function learnNumbers(ids) {
+  const wanted = [...new Set(ids)].filter((id) => !numberOfId.has(id));
+  if (!wanted.length) return;
+  const { points } = await pointsOf(wanted.map((id) => ["object_id", id]));
+  for (const point of points) numberOfId.set(point.object_id, point.number);
+}
+
+let trail = []; // what arrows walk along, and where on it one is
 let step = -1;
 
-/** The neighbours of the object at which the walk began, one after another. */
+/** The ranking, where the walk began at an object of it; else the neighbours of the object at which it began. */
 function walk(direction) {
-  if (step < 0 || trail[step] !== state.object) [trail, step] = [[state.object, ...neighbours], 0];
+  if (step < 0 || trail[step] !== state.object) {
+    trail = ranking.ids.includes(state.object) ? ranking.ids : [state.object, ...neighbours];
+    step = trail.indexOf(state.object);
+  }
   if (trail.length < 2) return;
   step = (step + direction + trail.length) % trail.length;
   change({ object: trail[step] });
@@ -266,10 +281,15 @@ function walk(direction) {
 async function follow(changed) {
   try {
     if (changed.has("view")) showView();
-    if (changed.has("object")) await showObject();
+    if (changed.has("object")) {
+      out();
+      await showObject();
+    }
     if (changed.has("ask") || changed.has("target")) await panel.refresh();
     if (changed.has("colour")) await recolour();
     if (changed.has("projection")) await project(state.projection);
+    if (["more", "less", "ranked"].some((name) => changed.has(name))) await ranking.show();
+    if (changed.has("selected")) await selection.follow();
   } catch (error) {
     fail(error);
   }
@@ -298,11 +318,11 @@ function over(hovered, x, y, where) {
   const tip = element("tip");
   const box = element(where).getBoundingClientRect();
   const frame = element("views").getBoundingClientRect();
-  const name = state.colour || defaultColour();
+  const name = colourShown();
   const value = columns[name]?.[hovered];
   const told = value === undefined ? "" : name === "modalities" ? combination(value) : `${spoken(name)} ${number(value)}`;
   const place = Number.isNaN(columns.dec[hovered]) ? "" : `${columns.ra[hovered].toFixed(3)}° ${columns.dec[hovered].toFixed(3)}°`;
-  const write = (id) => (tip.textContent = [id, told, place].filter(Boolean).join("\n"));
+  const write = (id) => (tip.textContent = [id && isSimulated(id) ? `${id}, simulated` : id, told, place].filter(Boolean).join("\n"));
   write(idOfNumber.get(hovered) ?? "");
   tip.hidden = false;
   const left = box.left - frame.left + x;
@@ -313,34 +333,17 @@ function over(hovered, x, y, where) {
 
 function out() {
   hovering++;
+  for (const view of [map, sky]) view?.hover(-1);
   element("tip").hidden = true;
 }
 
 // --- the rest of the page
 
-function welcome(collection) {
-  element("welcome-title").textContent = `${collection.num_objects.toLocaleString("en")} objects`;
-  element("welcome-text").textContent = noMap
-    ? "They are too many for a map. Search for one by its id, or drop a file of your own."
-    : "Each point is one of them; those that the model finds alike lie together. Click one, or search, or drop a file of your own.";
-  const any = element("any");
-  any.hidden = noMap !== null;
-  any.onclick = async () => change({ object: await idOf(Math.floor(Math.random() * numObjects)) });
-  const entries = [
-    ["Collection", `${collection.name} (${collection.index_id})`],
-    ["Model", collection.model_id],
-    ["Vectors", `${collection.dimension} numbers, ${collection.space}, ${collection.index_type}`],
-    ...Object.entries(collection.num_rows_of_modality).map(([name, count]) => [name, count.toLocaleString("en")]),
-  ];
-  element("served").replaceChildren(
-    ...entries.flatMap((pair) => pair.map((text, i) => Object.assign(document.createElement(i ? "dd" : "dt"), { textContent: text }))),
-  );
-}
-
 function wireButtons() {
   element("theme").onclick = () => setTheme(isDark() ? "light" : "dark", true);
   element("help").onclick = () => element("help-dialog").showModal();
-  element("back").onclick = () => history.back();
+  element("back").onclick = back;
+  element("select").onclick = () => setSelecting(!isSelecting());
   element("previous").onclick = () => walk(-1);
   element("next").onclick = () => walk(1);
   element("map-home").onclick = () => map?.showAll();
@@ -357,10 +360,14 @@ function wireButtons() {
 const KEYS = {
   ArrowRight: () => walk(1),
   ArrowLeft: () => walk(-1),
-  ArrowUp: () => history.back(),
+  b: back,
   "/": () => element("search-box").focus(),
   "?": () => element("help-dialog").showModal(),
   t: () => element("theme").click(),
+  m: (event) => markOf(event, "more"),
+  l: (event) => markOf(event, "less"),
+  r: () => marked("more").length && change({ ranked: state.ranked ? "" : "yes" }),
+  s: () => map && setSelecting(!isSelecting()),
   v: () => change({ view: VIEWS[(VIEWS.indexOf(state.view) + 1) % VIEWS.length] }),
   p: () => change({ projection: state.projection === "pca" ? "umap" : "pca" }),
   c: () => {
@@ -371,8 +378,18 @@ const KEYS = {
     map?.showAll();
     sky?.showAll();
   },
-  Escape: () => (element("notice").hidden ? change({ object: "" }) : (element("notice").hidden = true)),
+  Escape: () => {
+    if (isSelecting()) setSelecting(false);
+    else if (!element("notice").hidden) element("notice").hidden = true;
+    else change({ object: "" });
+  },
 };
+
+/** Mark the object that has the focus in a list, else the one that is looked at. */
+function markOf(event, kind) {
+  const id = event.target.closest("[data-object]")?.dataset.object ?? state.object;
+  if (id) mark([id], kind);
+}
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
@@ -380,7 +397,7 @@ function onKey(event) {
   const act = KEYS[event.key];
   if (!act || (!state.object && event.key.startsWith("Arrow"))) return;
   event.preventDefault();
-  act();
+  act(event);
 }
 
 function setTheme(theme, isChosen = false) {

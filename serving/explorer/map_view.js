@@ -2,7 +2,7 @@
 
 import { createScatterplot } from "./vendor/vendor.js";
 import { PlaneCanvas } from "./plane_canvas.js";
-import { clear, rings } from "./rings.js";
+import { clear, NO_MARKS, rings } from "./rings.js";
 
 const EDGE = 0.92; // of the view that the points fill
 
@@ -12,7 +12,7 @@ export class MapView {
     this.canvas = canvas;
     this.overlay = overlay;
     this.events = events;
-    this.marks = [];
+    this.marks = NO_MARKS;
     this.hovered = -1;
     this.x = this.y = null;
     this.colours = null;
@@ -126,10 +126,20 @@ export class MapView {
     return this.drawing;
   }
 
+  /** What is marked, by number: see NO_MARKS. */
   setMarks(marks) {
+    if (marks.own >= 0 && marks.own !== this.marks.own) this.reveal(marks.own);
     this.marks = marks;
-    if (marks.length && this.plane) this.plane.reveal(marks[0]);
     this.drawOverlay();
+  }
+
+  /** Move so that a point is in sight; zooming is the user's. */
+  reveal(number) {
+    if (this.plane) return this.plane.reveal(number);
+    const at = this.screenPosition(number);
+    const { width, height } = this.canvas.getBoundingClientRect();
+    if (!at || (at[0] > 0 && at[1] > 0 && at[0] < width && at[1] < height)) return;
+    this.plot.zoomToLocation([this.x[number], this.y[number]], this.plot.get("cameraDistance"));
   }
 
   hover(number) {

@@ -2,16 +2,18 @@
 
 import { fileOf, get } from "./api.js";
 import { canGenerate, generated } from "./generate.js";
+import { markButtons } from "./marks.js";
 import { showNeighbours } from "./neighbours.js";
 import { figures } from "./pictures.js";
 import { showPredictions } from "./predictions.js";
+import { simulatedTag } from "./simulated.js";
 import { SpectrumView } from "./spectrum_view.js";
-import { change, state } from "./state.js";
+import { change, numSteps, state } from "./state.js";
 
 const element = (id) => document.getElementById(id);
 
 export class ObjectPanel {
-  /** `onNeighbours(ids)` is called with the object itself first; `fail(error)` where something cannot be shown. */
+  /** `onNeighbours(ids)` is called with what is like the object; `fail(error)` where something cannot be shown. */
   constructor(server, onNeighbours, fail) {
     this.server = server;
     this.onNeighbours = onNeighbours;
@@ -32,6 +34,7 @@ export class ObjectPanel {
       const object = await get(`/v1/objects/${encodeURIComponent(id)}`, { signal });
       this.current = { id, query: { object_id: id }, has: object.modalities };
       this.title(id, place(object));
+      element("object-marks").replaceChildren(...markButtons(id, true));
       element("ask").parentElement.hidden = false;
       this.fillAsk(object.modalities);
       // One after the other begins, none waits for another.
@@ -80,7 +83,8 @@ export class ObjectPanel {
     this.current = null;
     element("object").hidden = true;
     element("welcome").hidden = false;
-    this.onNeighbours([], null);
+    document.title = "Armillary explorer";
+    this.onNeighbours([]);
   }
 
   /** Colours of the page have changed. */
@@ -98,8 +102,12 @@ export class ObjectPanel {
   title(name, line) {
     element("welcome").hidden = true;
     element("object").hidden = false;
-    element("object-id").textContent = name;
+    element("object-id").replaceChildren(name, ...simulatedTag(name));
     element("object-place").replaceChildren(...line);
+    element("object-marks").replaceChildren();
+    element("back").disabled = !numSteps();
+    document.title = `${name} · Armillary`;
+    element("said").textContent = `Shown: ${element("object-id").textContent}`;
     element("panel").scrollTop = 0;
   }
 
@@ -117,7 +125,7 @@ export class ObjectPanel {
     const target = this.server.modalities.includes(state.target) ? state.target : this.server.defaultTarget;
     element("target").value = target;
     const found = await showNeighbours(asked, target, this.server.collection, this.server.imageModality, (chosen) => change({ object: chosen }), signal);
-    this.onNeighbours(found, id);
+    this.onNeighbours(found);
   }
 
   async measured(id, labels, signal) {

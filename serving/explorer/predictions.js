@@ -11,9 +11,9 @@ const element = (id) => document.getElementById(id);
 /** `scalar/stellar_mass` as people say it. */
 export const spoken = (name) => name.replace(/^scalar\//, "").replaceAll("_", " ");
 
-/** Four significant digits or so. */
-export const number = (value) =>
-  value === null || value === undefined || Number.isNaN(value) ? "–" : typeof value === "string" ? value : `${Number(value.toPrecision(4))}`;
+/** A number with so many significant digits. */
+export const number = (value, digits = 4) =>
+  value === null || value === undefined || Number.isNaN(value) ? "–" : typeof value === "string" ? value : `${Number(value.toPrecision(digits))}`;
 
 /** Labels with those first that people ask for first. */
 export const ordered = (labels) => [...FIRST.filter((name) => labels.includes(name)), ...labels.filter((name) => !FIRST.includes(name))];

@@ -1,6 +1,7 @@
 // The box that finds an object by the beginning of its id, or by a position: `150.1 2.2`, or `150.1 2.2 0.5` (degrees).
 
 import { get } from "./api.js";
+import { simulatedTag } from "./simulated.js";
 
 const RADIUS_DEG = 0.1;
 const MOST = 8;
@@ -33,10 +34,11 @@ export function searchBox(collection, choose, fail) {
         const item = document.createElement("li");
         item.id = `found-${i}`;
         item.role = "option";
-        item.textContent = one.id;
+        item.append(one.id, ...simulatedTag(one.id));
         item.setAttribute("aria-selected", String(i === chosen));
         if (one.note) {
           const note = document.createElement("span");
+          note.className = "note";
           note.textContent = one.note;
           item.append(note);
         }

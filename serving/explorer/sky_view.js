@@ -1,7 +1,7 @@
 // The sky in Hammer's equal-area projection, east to the left, about the middle of the objects.
 
 import { PlaneCanvas } from "./plane_canvas.js";
-import { clear, rings } from "./rings.js";
+import { clear, NO_MARKS, rings } from "./rings.js";
 
 const STEPS = [30, 15, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]; // degrees between lines
 const MOST_LINES = 7; // about so many across the view
@@ -9,7 +9,7 @@ const MOST_LINES = 7; // about so many across the view
 export class SkyView {
   constructor(canvas, overlay, events) {
     this.overlay = overlay;
-    this.marks = [];
+    this.marks = NO_MARKS;
     this.hovered = -1;
     this.middle = 0;
     this.plane = new PlaneCanvas(canvas, {
@@ -38,10 +38,10 @@ export class SkyView {
     this.plane.setColours(index, colours);
   }
 
-  /** Rings around the object and its neighbours, by number. */
+  /** What is marked, by number: see NO_MARKS. */
   setMarks(marks) {
+    if (marks.own >= 0 && marks.own !== this.marks.own) this.plane.reveal(marks.own);
     this.marks = marks;
-    if (marks.length) this.plane.reveal(marks[0]);
     this.drawOverlay();
   }
 
@@ -89,11 +89,16 @@ export class SkyView {
     context.lineWidth = 1;
     const [fromDec, toDec, fromRa, toRa] = this.inSight(step, stepRa);
     const fine = Math.max(step / 8, 0.002);
+    let labelled = Infinity; // where the label before begins: the next, to its left or right, must not touch it
     for (let ra = fromRa; ra <= toRa + 1e-9; ra += stepRa) {
       this.line(context, (dec) => [this.middle + ra, dec], Math.max(-90, fromDec), Math.min(90, toDec), fine);
       const at = this.plane.toPixels(...this.project(this.middle + ra, Math.max(fromDec, Math.min(toDec, middleDec))));
       const told = (((this.middle + ra) % 360) + 360) % 360;
-      if (inside(at, width, height) && Math.abs(ra) < 179) context.fillText(`${trim(told)}°`, at[0] + 3, height - 8);
+      const label = `${trim(told)}°`;
+      const room = context.measureText(label).width + 8;
+      if (!inside(at, width, height) || Math.abs(ra) >= 179 || Math.abs(at[0] - labelled) < room) continue;
+      context.fillText(label, at[0] + 3, height - 8);
+      labelled = at[0];
     }
     for (let dec = fromDec; dec <= toDec + 1e-9; dec += step) {
       if (Math.abs(dec) > 89.99) continue;

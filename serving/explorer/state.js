@@ -7,7 +7,23 @@ const DEFAULTS = {
   projection: "pca",
   ask: "", // the modality that is asked with; empty: all that the object has
   target: "", // the modality of neighbours; empty: any
+  more: "", // ids, packed, of objects marked as what is looked for
+  less: "", // and of those marked as what is not
+  ranked: "", // whether the collection is ranked by the marks
+  selected: "", // ids, packed, of a small selection
 };
+
+/** Ids as one text, whatever they are made of; and back. */
+export const packed = (ids) => ids.map(encodeURIComponent).join(",");
+export const unpacked = (text) => text.split(",").filter(Boolean).flatMap(decoded);
+
+function decoded(text) {
+  try {
+    return [decodeURIComponent(text)];
+  } catch {
+    return []; // an address that was cut
+  }
+}
 
 const listeners = [];
 export const state = { ...DEFAULTS };
@@ -21,10 +37,16 @@ export function onChange(listener) {
 export function change(values) {
   apply(values, (changed) => {
     const address = location.pathname + query();
-    if (changed.has("object")) history.pushState(null, "", address);
-    else history.replaceState(null, "", address);
+    if (changed.has("object")) history.pushState({ step: numSteps() + 1 }, "", address);
+    else history.replaceState(history.state, "", address);
   });
 }
+
+/** How many objects were looked at before this one, on this page. */
+export const numSteps = () => history.state?.step ?? 0;
+
+/** To the object before; never off the page. */
+export const back = () => numSteps() && history.back();
 
 /** Take the state from the address. */
 export function restore() {

@@ -43,6 +43,12 @@ def wanted_type(accept: str | None, offers: Sequence[str] = OFFERED) -> str:
     return max(welcome, key=lambda offered: (welcome[offered], -offers.index(offered)))
 
 
+def provenance_headers(provenance: Provenance) -> dict[str, str]:
+    """What an answer that is no JSON says of its provenance."""
+    named = {"Model-Id": provenance.model_id, "Index-Id": provenance.index_id, "Space": provenance.space}
+    return {f"Armillary-{name}": value for name, value in named.items() if value is not None}
+
+
 def npy_answer(results: Sequence[EmbeddedItem | ProblemError], provenance: Provenance) -> Response:
     """Float32 [objects, dimension] as .npy, provenance in headers. Raises the ProblemError of an object that has one:
 
@@ -53,9 +59,7 @@ def npy_answer(results: Sequence[EmbeddedItem | ProblemError], provenance: Prove
             raise result
     file = io.BytesIO()
     np.save(file, _vectors(results), allow_pickle=False)
-    named = {"Model-Id": provenance.model_id, "Index-Id": provenance.index_id, "Space": provenance.space}
-    headers = {f"Armillary-{name}": value for name, value in named.items() if value is not None}
-    return Response(file.getvalue(), media_type=NPY, headers=headers)
+    return Response(file.getvalue(), media_type=NPY, headers=provenance_headers(provenance))
 
 
 def safetensors_answer(results: Sequence[EmbeddedItem | ProblemError], provenance: Provenance) -> Response:

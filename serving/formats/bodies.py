@@ -28,6 +28,7 @@ from ...data.observations import (
     SpectrumObservation,
 )
 from ..limits import Limits
+from ..middleware.body_memory import claim_of
 from ..problems import ProblemError, at, from_validation, not_found, pointer
 from ..schemas.common import EncodedArray, ObjectItem, TypedObject
 
@@ -55,7 +56,7 @@ async def read_body(request: Request, limits: Limits, allowed: tuple[str, ...] =
     """The body's media type (JSON where none is said) and the whole body.
 
     Raises ProblemError: 415 for a type that is not allowed; 413 as soon as the body exceeds the limit, whatever
-    Content-Length says.
+    Content-Length says; 429 where the bodies of other requests leave no room for it.
     """
     media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if media_type not in allowed:
@@ -64,11 +65,14 @@ async def read_body(request: Request, limits: Limits, allowed: tuple[str, ...] =
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(limit)
+    claim = claim_of(request)
+    await claim.announce(int(announced) if announced.isdigit() else 0)
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
+        await claim.come(size)
         chunks.append(chunk)
     return media_type, b"".join(chunks)
 

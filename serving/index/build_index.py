@@ -14,18 +14,22 @@ from ...data.dataset import ObservationDataset
 from ...models.embeddings import open_shards
 from ...models.neighbour_prediction import (
     CANDIDATE_COUNTS,
+    Gallery,
     NeighbourPredictionError,
     NeighbourPredictor,
     choose_neighbours,
+    safest,
 )
 from .labelled_neighbours import labelled_neighbours, predictor_key
 from .opening import build_for, check_is_new, open_index, save_index
-from .protocol import EmbeddingIndexError, IndexManifest, SearchIndex
+from .protocol import EmbeddingIndexError, IndexManifest, ObjectSearch, SearchIndex
 
 Labels = Mapping[str, Mapping[str, float]]
 """Measured numbers by scalar modality and object id."""
 
 CALIBRATED_PROPERTIES = ("scalar/redshift",)
+LARGEST_GALLERY = 250_000
+"""Labelled objects up to which they may be found by the mean of their vectors: each is compared in every search."""
 
 
 def build_index(
@@ -48,7 +52,8 @@ def build_index(
     one in a line). With `validation`, a file of held-out objects, the properties of `calibrate` get a predictor for
     each of `query_modalities`: the kind of vector that is asked with. By default these are the image modalities of the
     index, and those with too few validation objects are passed over; one that is named must succeed. Neighbours are
-    sought among the rows of `target_modality`, by default of all. `metadata` names scalars of the dataset by whose
+    sought among the rows of `target_modality`, by default of all, or by the means of their vectors where validation
+    objects are predicted as well so. `metadata` names scalars of the dataset by whose
     ranges searches may be filtered; unlike labels they are known of all objects. `index_type` and
     `max_memory_gb` are those of `EmbeddingIndex.build`. Raises EmbeddingIndexError, NeighbourPredictionError.
     """
@@ -118,6 +123,8 @@ def calibrate_predictor(
 ) -> NeighbourPredictor:
     """Choose and calibrate a predictor on the objects of `truth`, asked by their vectors of `query_modality`.
 
+    They choose, too, whether labelled objects are found by single vectors or by the mean of them over all surveys: of
+    what they cannot tell apart, the latter (`safest`), as in `evaluation/accuracy.py`.
     Raises NeighbourPredictionError where too few of them have such a vector, EmbeddingIndexError if the index holds a
     label of one: it would be its own nearest neighbour.
     """
@@ -130,20 +137,38 @@ def calibrate_predictor(
             f"{property_name}: no validation object has the value and an embedding of {query_modality}"
         )
     vectors = index.vectors(ids, query_modality)
-    neighbours, labels = labelled_neighbours(
-        index, vectors, property_name, max(CANDIDATE_COUNTS), target_modality=target_modality
-    )
-    try:
-        return choose_neighbours(
-            property_name,
-            neighbours.similarity,
-            labels,
-            np.array([truth[i] for i in ids], np.float64),
-            target_modality=target_modality,
-            model_id=index.model_id,
+    known = np.array([truth[i] for i in ids], np.float64)
+    tried, errors, breadths = [], [], []
+    for gallery, breadth in _galleries(index, target_modality):
+        neighbours, labels = labelled_neighbours(
+            index, vectors, property_name, max(CANDIDATE_COUNTS), target_modality=target_modality, gallery=gallery
         )
-    except NeighbourPredictionError as error:
-        raise NeighbourPredictionError(f"queries of {query_modality}: {error}") from None
+        try:
+            predictor = choose_neighbours(
+                property_name,
+                neighbours.similarity,
+                labels,
+                known,
+                target_modality=target_modality,
+                gallery=gallery,
+                model_id=index.model_id,
+            )
+        except NeighbourPredictionError as error:
+            raise NeighbourPredictionError(f"queries of {query_modality}: {error}") from None
+        tried.append(predictor)
+        error_of_each = predictor.predict(neighbours.similarity, labels).value - known
+        errors.append(np.square(error_of_each)[np.isfinite(known)])
+        breadths.append(breadth)
+    return tried[safest(np.stack(errors), breadths)]
+
+
+def _galleries(index: SearchIndex, target_modality: str | None) -> list[tuple[Gallery, int]]:
+    """By what labelled objects may be found, and on how many surveys that rests."""
+    found: list[tuple[Gallery, int]] = [("rows", 1)]
+    several = target_modality is None and len(index.modalities) > 1
+    if several and isinstance(index, ObjectSearch) and index.num_labelled <= LARGEST_GALLERY:
+        found.append(("objects", len(index.modalities)))
+    return found
 
 
 def add_to_index(

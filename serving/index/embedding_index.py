@@ -7,6 +7,7 @@ returns k rows wherever k rows match. A saved index takes additions and removals
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .labels import label_table
 from .protocol import EmbeddingIndexError, Neighbours, Ranges, RowBlock
 from .queries import check_model, chosen_modalities, unit_queries
 from .recall import TARGET_RECALL
+from .stable_order import SPARE_ROWS, Found, in_order, in_stable_order
 from .state import IndexState, read_state, write_counts
 from .vectors import BLOCK_ROWS, nearest_of
 
@@ -196,8 +198,9 @@ class EmbeddingIndex:
         the slash), `exclude` drops objects for all queries, `exclude_each` drops one object for each query (itself),
         `cone` keeps objects on a part of the sky, `has_label` those that have this label, `where` those whose metadata
         lie in these ranges, ends included. `exact` compares every vector, as small indexes and selective filters do in
-        any case. Queries need not have unit length. Raises LookupError on an unknown modality, survey, label or column,
-        EmbeddingIndexError on queries of wrong width, without direction, or not finite.
+        any case. Equal similarities are in order of object id, then modality, by Unicode code points. Queries need not
+        have unit length. Raises LookupError on an unknown modality, survey, label or column, EmbeddingIndexError on
+        queries of wrong width, without direction, or not finite.
         """
         state = self._state
         queries = unit_queries(vectors, state.manifest.dimension)
@@ -213,12 +216,57 @@ class EmbeddingIndex:
             dropped = dropped[:0]
         # Excluded rows may hold several of the best places, so that many more are sought.
         spare = len(dropped) + (0 if own is None else own.shape[1])
-        similarity, row = _search_parts(state, queries, k + spare, names, chosen, exact)
-        if spare:
-            similarity, row = _drop(similarity, row, dropped, own, k)
+
+        def search(which: Int64[np.ndarray, " Q"], count: int) -> list[Found]:
+            found = _search_parts(state, queries[which], count + spare, k + spare, names, chosen, exact)
+            if not spare:
+                return found
+            return [_drop(*part, dropped, None if own is None else own[which], count) for part in found]
+
+        similarity, row = in_stable_order(
+            len(queries), k, search, lambda which, row: state.similarity(queries[which], row), state.rows.names_of
+        )
         # Columns that hold nothing for any query are left out; what is missing is last in each row.
         width = min(k, int((row >= 0).sum(1).max(initial=0)))
         return _neighbours(state, row[:, :width], similarity[:, :width])
+
+    @property
+    def num_labelled(self) -> int:
+        """Objects with a label."""
+        return self.labels.num_rows
+
+    def search_objects(
+        self,
+        vectors: Float[np.ndarray, "Q D"],
+        k: int,
+        *,
+        has_label: str,
+        exclude: Iterable[str] = (),
+        exclude_each: Sequence[str] | None = None,
+        cone: Cone | None = None,
+    ) -> Neighbours:
+        """The `k` labelled objects whose mean of unit vectors is most similar; see `ObjectSearch.search_objects`.
+
+        The means are made when they are first asked for, and again after a change.
+        """
+        state, means = self._state, self._state.means
+        queries = unit_queries(vectors, state.manifest.dimension)
+        if k < 1:
+            raise EmbeddingIndexError(f"k must be at least 1, found {k}")
+        chosen = _chosen_rows(state, cone, has_label, None)
+        assert chosen is not None
+        is_wanted = (means.row >= 0) & chosen[means.row]
+        is_wanted &= ~np.isin(means.row, state.rows.rows_of_any(exclude))
+        sought = k + SPARE_ROWS
+        spare = 0 if exclude_each is None else 1
+        similarity, place = means.search(queries, is_wanted, min(sought + spare, int(is_wanted.sum())))
+        row = np.where(place < 0, -1, means.row[place])
+        if exclude_each is not None:
+            similarity, row = _drop(similarity, row, np.zeros(0, np.int64), _own_rows(state, exclude_each), sought)
+        width = int((row >= 0).sum(1).max(initial=0))
+        row, similarity = row[:, :width], similarity[:, :width]
+        at = np.where(row < 0, -1, state.labels.place[row])
+        return in_order(replace(_neighbours(state, row, similarity), modality=means.modalities(at)), k)
 
     def vector(self, object_id: str, modality: str | None = None) -> Float32[np.ndarray, " D"]:
         """The unit vector of an object's `modality`; without one, the normalised mean over its modalities.
@@ -353,11 +401,12 @@ def _search_parts(
     state: IndexState,
     queries: Float32[np.ndarray, "Q D"],
     k: int,
+    wanted: int,
     names: list[str],
     chosen: Bool[np.ndarray, " R"] | None,
     exact: bool,
-) -> tuple[Float32[np.ndarray, "Q K"], Int64[np.ndarray, "Q K"]]:
-    """The `k` best rows over the parts of these modalities and the tail; -1 fills up."""
+) -> list[Found]:
+    """The `k` best rows of each part of these modalities and of the tail, looked for as `wanted` are; -1 fills up."""
     found = []
     for name in names:
         part = state.parts.get(name)
@@ -366,7 +415,7 @@ def _search_parts(
         mine = None if chosen is None else chosen[part.rows.start : part.rows.stop]
         count = len(part.rows) if mine is None else int(mine.sum())
         if count:
-            found.append(part.search(queries, min(k, count), mine, exact=exact))
+            found.append(part.search(queries, min(k, count), mine, exact=exact, wanted=wanted))
     if len(state.tail):
         tail = state.rows.is_of(names) if chosen is None else state.rows.is_of(names) & chosen[len(state.base) :]
         place = np.flatnonzero(tail)
@@ -374,12 +423,7 @@ def _search_parts(
             units = state.tail_units if tail.all() else state.tail_units[place]
             number = np.broadcast_to(place + len(state.base), (len(queries), len(place)))
             found.append(nearest_of(queries @ units.T, number, min(k, len(place))))
-    if not found:
-        return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
-    if len(found) == 1:
-        return found[0]
-    similarity, row = (np.concatenate(side, 1) for side in zip(*found, strict=True))
-    return nearest_of(similarity, row, k)
+    return found
 
 
 def _drop(

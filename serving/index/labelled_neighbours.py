@@ -9,9 +9,9 @@ from dataclasses import fields
 import numpy as np
 from jaxtyping import Float, Float64
 
-from ...models.neighbour_prediction import NeighbourPredictor
+from ...models.neighbour_prediction import Gallery, NeighbourPredictor
 from .cone import Cone
-from .protocol import Neighbours, SearchIndex
+from .protocol import EmbeddingIndexError, Neighbours, ObjectSearch, SearchIndex
 
 
 def predictor_key(property_name: str, query_modality: str | None = None) -> str:
@@ -43,20 +43,30 @@ def labelled_neighbours(
     k: int,
     *,
     target_modality: str | None = None,
+    gallery: Gallery = "rows",
     exclude: Iterable[str] = (),
+    exclude_each: Sequence[str] | None = None,
     cone: Cone | None = None,
     exact: bool = False,
 ) -> tuple[Neighbours, Float64[np.ndarray, "Q K"]]:
-    """The k nearest objects that have the label, each by its most similar row, and their labels.
+    """The k nearest objects that have the label, each by its most similar row or by its mean, and their labels.
 
-    Raises as `SearchIndex.search` does.
+    Raises as `SearchIndex.search` does, and EmbeddingIndexError for means where an index has none, or of one modality.
     """
+    if gallery == "objects":
+        if target_modality is not None or not isinstance(index, ObjectSearch):
+            raise EmbeddingIndexError(f"no means of {target_modality or type(index).__name__} to find objects by")
+        nearest = index.search_objects(
+            vectors, k, has_label=property_name, exclude=exclude, exclude_each=exclude_each, cone=cone
+        )
+        return nearest, index.label_of_rows(property_name, nearest.row)
     rows_per_object = 1 if target_modality is not None else len(index.modalities)
     found = index.search(
         vectors,
         k * rows_per_object,
         target_modality=target_modality,
         exclude=exclude,
+        exclude_each=exclude_each,
         cone=cone,
         has_label=property_name,
         exact=exact,

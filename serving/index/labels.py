@@ -35,13 +35,13 @@ class Labels:
         rows = self.rows.rows_of(object_id)
         if not len(rows) or not self.names:
             return {}
-        place = self._place[rows[0]]
+        place = self.place[rows[0]]
         values = {} if place < 0 else {name: float(self._values[name][place]) for name in self.names}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def of_rows(self, name: str, row: Int[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
         """One label of the objects in these rows; NaN where it is not known, and for row -1."""
-        place = np.where(row < 0, -1, self._place[row])
+        place = np.where(row < 0, -1, self.place[row])
         values = np.append(self._values[name], np.nan)  # place -1 is the last
         return values[place]
 
@@ -61,7 +61,7 @@ class Labels:
         return {name: self.table[name].to_numpy() for name in self.names}
 
     @functools.cached_property
-    def _place(self) -> Int64[np.ndarray, " R"]:
+    def place(self) -> Int64[np.ndarray, " R"]:
         """The row of the table for each row of the index, -1 where there is none."""
         ids = self.rows.object_ids(np.arange(len(self.rows)))
         found = pc.index_in(ids, value_set=self.table["object_id"].combine_chunks())

@@ -50,13 +50,16 @@ class SearchablePart:
         *,
         exact: bool = False,
         effort: int | None = None,
+        wanted: int | None = None,
         is_completed: bool = True,
     ) -> Found:
         """The `k` most similar rows (numbers in the index) for each unit query, among those `chosen` of the part.
 
-        Row -1, similarity -inf fill up where fewer are chosen. `effort` overrules what was found at build time. Queries
-        whose cells hold too few rows are answered exactly, unless `is_completed` is False.
+        Row -1, similarity -inf fill up where fewer are chosen. `effort` overrules what was found at build time. With
+        `wanted` below k, no more is looked at than for so many neighbours, and the others are what was met beside them.
+        Queries whose cells hold too few rows are answered exactly, unless `is_completed` is False.
         """
+        wanted = k if wanted is None else min(k, wanted)
         num_chosen = len(self.rows) if chosen is None else int(chosen.sum())
         kind = self.part.index_type
         if num_chosen and kind == "flat" and chosen is None:
@@ -65,10 +68,11 @@ class SearchablePart:
             return similarity, self._numbers(local)
         if exact or kind == "flat" or self.is_few(num_chosen) or (kind == "hnsw" and chosen is not None):
             return self._exact(queries, k, chosen)
-        effort = self.effort(k, num_chosen) if effort is None else effort
-        similarity, local = self._search_structure(queries, k, chosen, effort)
+        effort = self.effort(wanted, num_chosen) if effort is None else effort
+        sought = min(max(k, wanted * max(1, self.part.candidates)), len(self.rows))
+        similarity, local = self._search_structure(queries, k, sought, chosen, effort)
         row = self._numbers(local)
-        short = np.flatnonzero((local[:, : min(k, num_chosen)] < 0).any(1)) if is_completed else ()
+        short = np.flatnonzero((local[:, : min(wanted, num_chosen)] < 0).any(1)) if is_completed else ()
         if len(short):
             similarity[short], row[short] = self._exact(queries[short], k, chosen)
         return similarity, row
@@ -93,20 +97,25 @@ class SearchablePart:
         return num_chosen <= max(EXACT_ROWS, min(MOST_EXACT_ROWS, EXACT_SHARE * len(self.rows)))
 
     def _search_structure(
-        self, queries: Float32[np.ndarray, "Q D"], k: int, chosen: Bool[np.ndarray, " R"] | None, effort: int
+        self,
+        queries: Float32[np.ndarray, "Q D"],
+        k: int,
+        sought: int,
+        chosen: Bool[np.ndarray, " R"] | None,
+        effort: int,
     ) -> Found:
+        """The `k` best of `sought` candidates."""
         if chosen is not None:
             blocks = [queries[i : i + QUERIES_AT_ONCE] for i in range(0, len(queries), QUERIES_AT_ONCE)]
-            found = [self._search_filtered(block, k, chosen, effort) for block in blocks]
+            found = [self._search_filtered(block, k, sought, chosen, effort) for block in blocks]
             return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
         parameters = search_parameters(self.part.index_type, effort)
-        sought = min(k * max(1, self.part.candidates), len(self.rows))
         is_for_gpu = self.on_gpus is not None and max(effort, sought) <= MOST_ON_GPU
         structure = self.on_gpus if is_for_gpu else self.structure
         return self._again(queries, k, structure.search(queries, sought, params=parameters))
 
     def _search_filtered(
-        self, queries: Float32[np.ndarray, "Q D"], k: int, chosen: Bool[np.ndarray, " R"], effort: int
+        self, queries: Float32[np.ndarray, "Q D"], k: int, sought: int, chosen: Bool[np.ndarray, " R"], effort: int
     ) -> Found:
         """Cells by their nearness, of each query as many as hold its share of the rows that pass, `effort` at least."""
         num_cells = self.part.num_cells
@@ -124,7 +133,6 @@ class SearchablePart:
         faiss = import_faiss()
         selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
         parameters = search_parameters(self.part.index_type, width, selector)
-        sought = min(k * max(1, self.part.candidates), len(self.rows))
         similarity = np.empty((len(queries), sought), np.float32)
         local = np.empty((len(queries), sought), np.int64)
         # FAISS's own wrapper of this call takes no parameters, and so no selector.

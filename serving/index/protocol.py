@@ -1,6 +1,6 @@
 """What every index can do, whichever engine holds the vectors: the surface that routes, predictions and the demo use.
 
-`serving/index.py` implements it with FAISS on one machine, `serving/milvus_index.py` by a Milvus server. Each class
+`embedding_index.py` implements it with FAISS on one machine, `milvus/milvus_index.py` by a Milvus server. Each class
 also has `build`, and an opener of its own (`EmbeddingIndex.load(folder)`, `MilvusIndex.open(uri)`).
 """
 
@@ -155,9 +155,10 @@ class SearchIndex(Protocol):
         the slash), `exclude` drops objects for all queries, `exclude_each` drops one object for each query (itself;
         ids that are not there drop nothing), `cone` keeps objects on a part of the sky, `has_label` those that have
         this label, `where` those within ranges of metadata. Fewer than `k` columns come back where fewer rows match,
-        none where none does. `exact` compares every vector. Queries need not have unit length. Raises LookupError on
-        an unknown modality, survey, label or metadata column, EmbeddingIndexError on queries of wrong width, without
-        direction, or not finite, and on k below 1.
+        none where none does. `exact` compares every vector. Equal similarities come in order of object id, then of
+        modality, by Unicode code points. Queries need not have unit length. Raises LookupError on an unknown modality,
+        survey, label or metadata column, EmbeddingIndexError on queries of wrong width, without direction, or not
+        finite, and on k below 1.
         """
 
     def add(self, embeddings: Any, labels: Any = None, metadata: Any = None) -> None:
@@ -202,3 +203,28 @@ class SearchIndex(Protocol):
 
     def label_of_rows(self, name: str, row: Int[np.ndarray, "Q K"]) -> Float64[np.ndarray, "Q K"]:
         """The label `name` of the objects in these rows, NaN where unknown and for row -1. Raises LookupError."""
+
+
+@runtime_checkable
+class ObjectSearch(Protocol):
+    """An index that finds its labelled objects by the mean of their vectors too."""
+
+    @property
+    def num_labelled(self) -> int:
+        """Objects with a label."""
+
+    def search_objects(
+        self,
+        vectors: Float[np.ndarray, "Q D"],
+        k: int,
+        *,
+        has_label: str,
+        exclude: Iterable[str] = (),
+        exclude_each: Sequence[str] | None = None,
+        cone: Cone | None = None,
+    ) -> Neighbours:
+        """The `k` objects with this label whose mean of unit vectors is most similar to each query: each compared.
+
+        `similarity` is the cosine to that mean, `modality` joins those that it is of by `+`, and `row` is one of the
+        object's. Filters, filling up and errors are those of `SearchIndex.search`.
+        """

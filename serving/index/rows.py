@@ -117,6 +117,11 @@ class IndexRows:
             codes[in_tail] = self._tail_codes[row[in_tail] - self.num_base]
         return codes
 
+    def names_of(self, row: Int[np.ndarray, " B"]) -> list[tuple[str, str]]:
+        """Object id and modality of these rows."""
+        modality = [self.modality_names[code] for code in self.modality_codes(row)]
+        return list(zip(self.object_ids(row).to_pylist(), modality, strict=True))
+
     def column(self, name: str, row: Int[np.ndarray, " B"]) -> Float64[np.ndarray, " B"]:
         """A column of numbers at these rows: `ra`, `dec` (degrees) or metadata."""
         if not len(self.tail):

@@ -21,6 +21,7 @@ from .building import WrittenRows, open_vectors
 from .files import Manifest
 from .index_types import copy_to_gpus, open_structure
 from .labels import Labels, read_labels
+from .object_means import ObjectMeans, object_means
 from .part import SearchablePart
 from .protocol import EmbeddingIndexError
 from .rows import IndexRows, TailRows
@@ -46,6 +47,11 @@ class IndexState:
         """The vectors of the tail at unit length; they are few, and every search compares them."""
         return self.tail.unit(slice(None))
 
+    @functools.cached_property
+    def means(self) -> ObjectMeans:
+        """The labelled objects by the mean of their vectors; every labelled row is read when this is first asked."""
+        return object_means(self.rows, self.labels, self.unit_vectors, self.manifest.dimension)
+
     def unit_vectors(self, row: Int64[np.ndarray, " B"]) -> Float32[np.ndarray, "B D"]:
         """The vectors of these rows at unit length."""
         if not len(self.tail):
@@ -55,6 +61,15 @@ class IndexState:
         found[~in_tail] = self.base.unit(row[~in_tail])
         found[in_tail] = self.tail.unit(row[in_tail] - len(self.base))
         return found
+
+    def similarity(
+        self, queries: Float32[np.ndarray, "Q D"], row: Int64[np.ndarray, "Q S"]
+    ) -> Float32[np.ndarray, "Q S"]:
+        """The similarity of each unit query to its own rows; -inf for row -1."""
+        in_base = self.base.similarity(queries, np.where(row < len(self.base), row, -1))
+        if not len(self.tail):
+            return in_base
+        return np.maximum(in_base, self.tail.similarity(queries, np.maximum(row - len(self.base), -1)))
 
 
 @dataclass(frozen=True, eq=False)

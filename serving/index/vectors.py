@@ -55,14 +55,20 @@ class StoredVectors:
     def similarity(
         self, queries: Float32[np.ndarray, "Q D"], row: Int[np.ndarray, "Q C"]
     ) -> Float32[np.ndarray, "Q C"]:
-        """The similarity of each query to its own candidates; -inf for row -1."""
+        """The similarity of each query to its own candidates; -inf for row -1. The same pair gives the same number."""
         found = np.empty(row.shape, np.float32)
         step = max(1, BLOCK_ROWS // max(1, row.shape[1]))
         for start in range(0, len(row), step):
             chosen = row[start : start + step]
-            values = torch.from_numpy(self.values[chosen.reshape(-1)]).float().reshape(*chosen.shape, -1)
-            products = torch.bmm(values, torch.from_numpy(queries[start : start + step])[:, :, None])[:, :, 0]
-            found[start : start + step] = products.numpy() * self.inverse_length[chosen]
+            values = (
+                torch.from_numpy(self.values[chosen.reshape(-1)])
+                .float()
+                .reshape(*chosen.shape, queries.shape[1])
+                .numpy()
+            )
+            # Pair by pair: a product of matrices adds up in an order that depends on who is beside whom.
+            products = np.vecdot(values, queries[start : start + step, None])
+            found[start : start + step] = products * self.inverse_length[chosen]
         return np.where(row < 0, np.float32(-np.inf), found)
 
 

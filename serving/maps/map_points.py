@@ -101,7 +101,7 @@ def umap_places(places: Float32[np.ndarray, "B K"]) -> Float32[np.ndarray, "B 2"
         np.save(given, places[chosen])
         # Its compiled loops hold Python's lock for seconds: in this process no request would be answered meanwhile.
         done = subprocess.run(
-            [sys.executable, "-m", "armillary.serving.umap_layout", str(given), str(made)],
+            [sys.executable, "-m", "armillary.serving.maps.umap_layout", str(given), str(made)],
             capture_output=True,
             text=True,
             check=False,

@@ -1,4 +1,4 @@
-"""UMAP in a process of its own: `python -m armillary.serving.umap_layout COMPONENTS.npy PLANE.npy`."""
+"""UMAP in a process of its own: `python -m armillary.serving.maps.umap_layout COMPONENTS.npy PLANE.npy`."""
 
 import importlib
 import os

@@ -6,10 +6,19 @@ the running code belongs to, in the event loop and in the worker threads that it
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+NoteStage = Callable[[str, float, float], None]
+"""Told of a stage of a request: `queue`, `model` or `search`, its begin and end, seconds of the monotonic clock."""
+
+
+def _note_nothing(stage: str, began: float, ended: float) -> None:
+    """For callers that nobody traces."""
 
 
 @dataclass(eq=False)
@@ -20,6 +29,9 @@ class Caller:
     is_bulk: bool = False
     since: float = field(default_factory=time.monotonic)
     """When the request came, seconds of the monotonic clock."""
+    note_stage: NoteStage = _note_nothing
+    begun_with: Any = None
+    """What the request must end with, though the server has another by then: its index."""
 
 
 _CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
@@ -38,17 +50,21 @@ def as_bulk() -> Caller:
 
 
 class CallerMiddleware:
-    """Give each request its `Caller`, and note when the connection is closed before the answer."""
+    """Give each request its `Caller`, and note when the connection is closed before the answer.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `stages` is asked, for each request, who is told of its stages.
+    """
+
+    def __init__(self, app: ASGIApp, stages: Callable[[], NoteStage] = lambda: _note_nothing) -> None:
         self.app = app
+        self.stages = stages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI has it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        here = Caller()
+        here = Caller(note_stage=self.stages())
         token = _CALLER.set(here)
         departure: asyncio.Task[Message] | None = None
 

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .callers import caller
+
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -45,8 +47,17 @@ class ServerMetrics:
         )
         self.queued = Gauge("armillary_queue_objects", "Objects that wait for the model", registry=self.registry)
         self.active = Gauge("armillary_active_requests", "Requests that are worked on", registry=self.registry)
+        self.body_bytes = Gauge(
+            "armillary_body_bytes", "Bytes of the bodies that are read and worked on", registry=self.registry
+        )
         self.cache = Counter(
             "armillary_cache_lookups", "Objects looked up by their content", ["result"], registry=self.registry
+        )
+        self.token_cache = Counter(
+            "armillary_token_cache_lookups",
+            "Observations whose tokens were looked up by their content",
+            ["result"],
+            registry=self.registry,
         )
         self.refused = Counter(
             "armillary_refused_requests",
@@ -57,6 +68,18 @@ class ServerMetrics:
         self.abandoned = Counter(
             "armillary_abandoned_objects", "Objects not embedded: their caller had left", registry=self.registry
         )
+        self.neighbours_expected = Counter(
+            "armillary_sampled_neighbours_expected",
+            "Nearest neighbours of sampled searches, by an exact search afterwards",
+            ["modality"],
+            registry=self.registry,
+        )
+        self.neighbours_found = Counter(
+            "armillary_sampled_neighbours_found",
+            "Those of them that the search had found",
+            ["modality"],
+            registry=self.registry,
+        )
         self.accelerator = Gauge(
             "armillary_accelerator_bytes",
             "Memory of the accelerator in use, and its most",
@@ -66,12 +89,14 @@ class ServerMetrics:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Count the seconds of a `with` block."""
-        began = time.perf_counter()
+        """Count the seconds of a `with` block, and tell the caller's trace of them."""
+        began = time.monotonic()
         try:
             yield
         finally:
-            self.stage_seconds.labels(stage).observe(time.perf_counter() - began)
+            ended = time.monotonic()
+            self.stage_seconds.labels(stage).observe(ended - began)
+            caller().note_stage(stage, began, ended)
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""

@@ -21,6 +21,7 @@ from ..index.cone import Cone
 from ..index.index_types import FLAT_LIMIT
 from ..index.protocol import EmbeddingIndexError, Neighbours, Ranges, RowBlock
 from ..index.queries import check_model, chosen_modalities, unit_queries
+from ..index.stable_order import SPARE_ROWS, in_order
 from . import build as milvus_build
 from . import changes as milvus_changes
 from .engine import MilvusAddress, MilvusEngine, quoted
@@ -199,6 +200,7 @@ class MilvusIndex:
         """The `k` rows most similar to each query, among those that pass every filter; see `SearchIndex.search`.
 
         `exact` compares every vector. On another type than flat all rows that pass are read for it, which takes long.
+        Similarities are the engine's own; where more than a few rows share the last place, it says which of them come.
         """
         manifest = self._manifest
         queries = unit_queries(vectors, manifest.dimension)
@@ -215,10 +217,11 @@ class MilvusIndex:
             field_ranges(where, fields),
         )
         spare = 0 if exclude_each is None else len(self.modalities)
-        found = nearest(self._engine, manifest, queries, k + spare, expression, cone, exact=exact)
+        sought = k + SPARE_ROWS
+        found = nearest(self._engine, manifest, queries, sought + spare, expression, cone, exact=exact)
         if exclude_each is not None:
-            found = _without_own(found, [[row_id(name, m) for m in self.modalities] for name in exclude_each], k)
-        return neighbours(self._engine, manifest, found)
+            found = _without_own(found, [[row_id(name, m) for m in self.modalities] for name in exclude_each], sought)
+        return in_order(neighbours(self._engine, manifest, found), k)
 
     def vector(self, object_id: str, modality: str | None = None) -> Float32[np.ndarray, " D"]:
         """The unit vector of an object's `modality`; without one, the normalised mean over its modalities.

@@ -1,12 +1,11 @@
 """What a served probe answers, of one object or of several, and which probes a server takes."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from fastapi.responses import JSONResponse
 
 from ...data.observations import Observation
 from ...models.conformal import ProbePrediction
@@ -14,12 +13,11 @@ from ...models.probe_files import ProbeError
 from ...models.probe_loading import AnyProbe
 from ...models.token_embeddings import TOKEN_SPACE, layers_of, modalities_of
 from ..formats import bodies
-from ..problems import ProblemError, at, not_found, pointer
-from ..schemas.common import PredictRequest
+from ..problems import ProblemError, at, not_found
+from ..query_items import Item, embed_items, no_observations, posted_vector
+from ..schemas.common import PredictRequest, StoredItem
 from ..service import EmbeddedItem, Service
 from ..state_stores import stores_of
-
-_NOT_OF_PROBES = ("target_modality", "cone", "exclude", "exact", "k")
 
 
 def probes_by_label(probes: Iterable[AnyProbe]) -> dict[str, AnyProbe]:
@@ -35,16 +33,6 @@ def probes_by_label(probes: Iterable[AnyProbe]) -> dict[str, AnyProbe]:
             raise ProbeError(f"two probes have the label {probe.label!r}; a server takes one for each")
         found[probe.label] = probe
     return found
-
-
-def from_probe(service: Service, asked: PredictRequest) -> JSONResponse:
-    """The answer of the probe whose label is asked for. Raises ProblemError."""
-    default = PredictRequest(property=asked.property)
-    for name in _NOT_OF_PROBES:
-        if getattr(asked, name) != getattr(default, name):
-            detail = "goes with method 'neighbours' alone; a probe asks no neighbours"
-            raise ProblemError("invalid-request", f"/{name}: {detail}", [at(pointer(name), detail)])
-    return JSONResponse(probe_answer(service, probe_of_label(service, asked.property), asked))
 
 
 def probe_of_label(service: Service, label: str) -> AnyProbe:
@@ -82,97 +70,76 @@ def probe_answer(service: Service, probe: AnyProbe, asked: PredictRequest) -> di
         "property": asked.property,
         "unit": probe.unit_,
         "k": None,
+        "gallery": None,
         "neighbours": [],
         "distribution": None,
-        "provenance": _provenance(service, probe),
+        "provenance": probe_provenance(service, probe, asks_index=asked.object_id is not None),
     } | _prediction(found, 0, probe, modalities)
 
 
-def probe_answers(service: Service, probe: AnyProbe, items: Sequence[Any]) -> dict[str, Any]:
+def probe_answers(service: Service, probe: AnyProbe, items: Sequence[Item]) -> dict[str, Any]:
     """The body of `ProbePredictions` for entries of `input`; an entry that is not usable fails alone."""
-    space = probe.space_ or ""
-    if space.startswith(TOKEN_SPACE):
-        data = [_of_tokens(service, probe, number, item, space) for number, item in enumerate(items)]
-    else:
-        data = _of_vectors(service, probe, items, space)
+    data: list[dict[str, Any]] = []
+    for number, result in enumerate(probe_results(service, probe, items)):
+        told = {"error": result.document()} if isinstance(result, ProblemError) else {**result, "error": None}
+        data.append({"index": number, **told})
     return {
         "object": "list",
         "property": probe.label,
         "unit": probe.unit_,
         "data": data,
-        "provenance": _provenance(service, probe),
+        "provenance": items_provenance(service, probe, items),
     }
 
 
-def _of_vectors(service: Service, probe: AnyProbe, items: Sequence[Any], space: str) -> list[dict[str, Any]]:
+def probe_results(service: Service, probe: AnyProbe, items: Sequence[Item]) -> list[dict[str, Any] | ProblemError]:
+    """What a probe says of each item, with its `object_id`, or why it says nothing."""
+    space = probe.space_ or ""
+    if space.startswith(TOKEN_SPACE):
+        return [_of_tokens(service, probe, number, item, space) for number, item in enumerate(items)]
     service.check_space(space)
-    results = service.embed_items([{} if _is_vector(item) else item for item in items], space)
-    for number, item in enumerate(items):
-        if _is_vector(item):
-            try:
-                results[number] = EmbeddedItem(_posted_vector(item, probe, ("input", number)), None, ())
-            except ProblemError as problem:
-                results[number] = problem
-    rows = {number: item for number, item in enumerate(results) if isinstance(item, EmbeddedItem)}
+    embedded = embed_items(service, items, space, int(probe.n_features_in_))
+    rows = {number: item for number, item in enumerate(embedded) if isinstance(item, EmbeddedItem)}
     found = probe.predict_full(np.stack([item.vector for item in rows.values()])) if rows else None
     row_of = {number: row for row, number in enumerate(rows)}
-    data: list[dict[str, Any]] = []
-    for number, result in enumerate(results):
-        if isinstance(result, ProblemError):
-            data.append({"index": number, "error": result.document()})
-        elif found is not None:
-            try:
-                told = _prediction(found, row_of[number], probe, result.modalities)
-                data.append({"index": number, "object_id": result.object_id, **told, "error": None})
-            except ProblemError as problem:
-                data.append({"index": number, "error": problem.document()})
-    return data
+    results: list[dict[str, Any] | ProblemError] = []
+    for number, item in enumerate(embedded):
+        if isinstance(item, ProblemError):
+            results.append(item)
+            continue
+        assert found is not None
+        try:
+            told = _prediction(found, row_of[number], probe, item.modalities)
+            results.append({"object_id": item.object_id, **told})
+        except ProblemError as problem:
+            results.append(problem)
+    return results
 
 
-def _of_tokens(service: Service, probe: AnyProbe, number: int, item: Any, space: str) -> dict[str, Any]:
-    place = ("input", number)
+def items_provenance(service: Service, probe: AnyProbe, items: Sequence[Item]) -> dict[str, Any]:
+    """What `probe_results` were made with."""
+    return probe_provenance(service, probe, asks_index=any(isinstance(item, StoredItem) for item in items))
+
+
+def probe_provenance(service: Service, probe: AnyProbe, *, asks_index: bool) -> dict[str, Any]:
+    """What the answer of a probe was made with; the index where a vector came from there."""
+    index = service.in_use[0] if asks_index else None
+    index_id = None if index is None else index.manifest.index_id
+    return {"model_id": service.model.model_id, "index_id": index_id, "space": probe.space_, "metric": None}
+
+
+def _of_tokens(service: Service, probe: AnyProbe, number: int, item: Item, space: str) -> dict[str, Any] | ProblemError:
+    if isinstance(item, ProblemError):
+        return item
+    if not isinstance(item, list):
+        return no_observations(number, "this probe reads the tokens of observations")
     try:
-        if not isinstance(item, dict) or not {"observations", "data"} & item.keys():
-            detail = "this probe reads the tokens of observations; found none"
-            raise ProblemError("invalid-request", f"{pointer(*place)}: {detail}", [at(pointer(*place), detail)])
-        observations = bodies.observations_of(item, place, service.known_modalities(), service.limits)
-        tokens, modalities = _tokens_of(service, observations, space)
+        tokens, modalities = _tokens_of(service, item, space)
         told = _prediction(probe.predict_full(tokens), 0, probe, modalities)
     except ProblemError as problem:
-        return {"index": number, "error": problem.document()}
-    object_id = observations[0].object_id[0]
-    return {
-        "index": number,
-        "object_id": None if object_id == bodies.UNNAMED else object_id,
-        **told,
-        "error": None,
-    }
-
-
-def _is_vector(item: Any) -> bool:
-    return isinstance(item, dict) and item.keys() == {"vector"}
-
-
-def _posted_vector(given: Mapping[str, Any], probe: AnyProbe, place: bodies.Place) -> np.ndarray:
-    """A vector of the probe's space from `given["vector"]`. Raises ProblemError (422)."""
-    here, wanted = (*place, "vector"), int(probe.n_features_in_)
-    try:
-        vector = bodies.vector_of(given["vector"], here)
-    except (TypeError, ValueError):
-        raise _invalid(here, "expected numbers, or base64 of float32") from None
-    if vector.shape != (wanted,):
-        raise _invalid(here, f"expected {wanted} numbers, found {list(vector.shape)}")
-    if not np.isfinite(vector).all():
-        raise _invalid(here, "expected finite numbers, found NaN or infinity")
-    return vector
-
-
-def _invalid(place: bodies.Place, detail: str) -> ProblemError:
-    return ProblemError("invalid-request", f"{pointer(*place)}: {detail}", [at(pointer(*place), detail)])
-
-
-def _provenance(service: Service, probe: AnyProbe) -> dict[str, Any]:
-    return {"model_id": service.model.model_id, "index_id": None, "space": probe.space_, "metric": None}
+        return problem
+    object_id = item[0].object_id[0]
+    return {"object_id": None if object_id == bodies.UNNAMED else object_id, **told}
 
 
 def _prediction(found: ProbePrediction, row: int, probe: AnyProbe, modalities: Sequence[str]) -> dict[str, Any]:
@@ -196,7 +163,7 @@ def _given(service: Service, asked: PredictRequest, probe: AnyProbe) -> tuple[An
     if space.startswith(TOKEN_SPACE):
         return _tokens(service, asked, space)
     if asked.vector is not None and asked.object_id is None and asked.observations is None and asked.modality is None:
-        return _posted_vector({"vector": asked.vector}, probe, ())[None], ()
+        return posted_vector(asked.vector, int(probe.n_features_in_), ("vector",))[None], ()
     if asked.observations is None:
         index = service.only_collection()
         if index.manifest.space != space:

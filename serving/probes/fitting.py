@@ -198,8 +198,9 @@ def _embedded(service: Service, asked: ProbeRequest) -> Embeddings:
 def _space(service: Service, asked: ProbeRequest) -> str:
     if asked.space is not None:
         return asked.space
-    if service.index is not None:
-        return str(service.index.manifest.space)
+    index, _ = service.in_use
+    if index is not None:
+        return str(index.manifest.space)
     return "aligned" if "aligned" in service.spaces() else "encoder"
 
 

@@ -55,6 +55,7 @@ _COLLECTIONS = {
             "predictors": ["scalar/redshift from image/hsc"],
             "index_type": "flat",
             "reason": "300 rows, at most 50000: every vector is compared, which is exact",
+            "simulated_prefix": None,
         }
     ]
 }
@@ -75,7 +76,8 @@ def about_routes(service: Service) -> APIRouter:
         if service.is_draining:
             raise ProblemError("not-ready", "the server is stopping")
         model_id = service.model.model_id
-        index_id = None if service.index is None else service.index.manifest.index_id
+        index, _ = service.in_use
+        index_id = None if index is None else index.manifest.index_id
         return {"status": "ready", "model_id": model_id, "index_id": index_id}
 
     @router.get("/v1/limits", summary="What one request may ask for", responses=example(Limits().model_dump()))
@@ -109,10 +111,15 @@ def about_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/collections", summary="What can be searched", responses=example(_COLLECTIONS))
     def collections() -> dict[str, Any]:
-        """Each collection with its model, metric, counts by modality and labels."""
-        if service.index is None:
+        """Each collection with its model, metric, counts by modality and labels.
+
+        Objects whose ids begin with `simulated_prefix` are simulated, by the record of the dataset behind the index;
+        null where there is no dataset or no record.
+        """
+        index, predictors = service.in_use
+        if index is None:
             return {"collections": []}
-        manifest = service.index.manifest
+        manifest = index.manifest
         entry = {
             "name": manifest.name,
             "index_id": manifest.index_id,
@@ -123,9 +130,10 @@ def about_routes(service: Service) -> APIRouter:
             "num_objects": manifest.num_objects,
             "num_rows_of_modality": manifest.num_rows_of_modality,
             "labels": list(manifest.labels),
-            "predictors": sorted(service.predictors),
+            "predictors": sorted(predictors),
             "index_type": manifest.index_type,
             "reason": manifest.reason,
+            "simulated_prefix": service.simulated_prefix,
         }
         return {"collections": [entry]}
 

@@ -13,6 +13,7 @@ from ..schemas.common import REQUEST_BODIES, ProblemDocument
 from ..schemas.generation import GenerateRequest
 from ..schemas.inference import InferRequest
 from ..schemas.jobs import NeighboursRequest
+from ..schemas.predictions import VectorItem
 from ..schemas.probes import PROBE_BODIES
 
 Responses = dict[int | str, dict[str, Any]]
@@ -59,7 +60,15 @@ def add_body_schemas(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        bodies = (*REQUEST_BODIES, *PROBE_BODIES, NeighboursRequest, GenerateRequest, InferRequest, ProblemDocument)
+        bodies = (
+            *REQUEST_BODIES,
+            *PROBE_BODIES,
+            VectorItem,
+            NeighboursRequest,
+            GenerateRequest,
+            InferRequest,
+            ProblemDocument,
+        )
         models = [(model, "validation") for model in bodies]
         _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
         components = document.setdefault("components", {}).setdefault("schemas", {})

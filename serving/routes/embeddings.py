@@ -3,21 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from ..formats import bodies
 from ..formats.arrow_body import ARROW
 from ..formats.binary_answers import arrow_answer, npy_answer, safetensors_answer, wanted_type
-from ..formats.fits_body import FITS
-from ..formats.multipart_body import MULTIPART
 from ..formats.raw_bodies import RAW_TYPES, read_objects
 from ..formats.safetensors_body import SAFETENSORS
-from ..problems import ProblemError, at, pointer
+from ..problems import ProblemError, joined
+from ..query_items import embed_items, read_items
 from ..schemas.common import EmbeddingAnswer, EmbeddingRequest
 from ..service import EmbeddedItem, Service
 from .documentation import answers, json_body
+from .raw_documentation import BINARY, MEASUREMENT_PARAMETERS, RAW_BODIES, query_parameters
 
 _EXAMPLES = {
     "one image": {
@@ -53,38 +52,13 @@ _ANSWER = {
     "usage": {"prompt_tokens": 1, "total_tokens": 1},
     "provenance": {"model_id": "armillary-1f3a9c0d2b4e", "index_id": None, "space": "aligned", "metric": None},
 }
-_RAW_PARAMETERS = [
-    {"name": name, "in": "query", "required": False, "schema": {"type": kind}, "description": description}
-    for name, kind, description in (
-        ("modality", "string", "Needed with a .npy body, and with FITS but for DESI coadds and SDSS spectra"),
-        ("bands", "string", "Of an image: `g,r,i,z`; FITS headers may say it"),
-        ("object_id", "string", "With a body of one object"),
-        ("ra", "number", "Degrees, ICRS, of one object; in a FITS image with a WCS it says where the object is"),
-        ("dec", "number", "Degrees, ICRS"),
+_PARAMETERS = [
+    *MEASUREMENT_PARAMETERS,
+    *query_parameters(
         ("space", "string", "`aligned` or `encoder`"),
         ("encoding_format", "string", "`float` or `base64`"),
-        ("unit", "string", "Checked against the modality's unit"),
-        ("zero_point", "number", "Of a FITS image that does not state it: the AB magnitude of one unit"),
-        ("size", "integer", "Of a FITS image: read this many pixels a side around the object"),
-        ("model", "string", "The model's id"),
-    )
+    ),
 ]
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_RAW_BODIES: dict[str, Any] = {
-    bodies.NPY: {**_BINARY, "x-example": {"file": "image.npy", "query": "modality=image/hsc&bands=g,r,i"}},
-    SAFETENSORS: {**_BINARY, "x-example": {"file": "objects.safetensors", "query": ""}},
-    ARROW: {**_BINARY, "x-example": {"file": "objects.arrow", "query": ""}},
-    FITS: {**_BINARY, "x-example": {"file": "image.fits", "query": "modality=image/hsc&bands=g"}},
-    MULTIPART: {
-        "schema": {
-            "type": "object",
-            "required": ["file"],
-            "properties": {"file": _BINARY["schema"]},
-            "additionalProperties": {"type": "string"},
-        },
-        "x-example": {"file": "image.fits", "query": "modality=image/hsc&bands=g"},
-    },
-}
 Embedded = tuple[EmbeddingRequest, Sequence[EmbeddedItem | ProblemError]]
 """What was asked, and the result for each object."""
 
@@ -99,7 +73,7 @@ def embedding_routes(service: Service) -> APIRouter:
         "/v1/embeddings",
         summary="Vectors of objects from whatever was measured of them",
         responses=_responses(),
-        openapi_extra={**json_body(EmbeddingRequest, _EXAMPLES, _RAW_BODIES), "parameters": _RAW_PARAMETERS},
+        openapi_extra={**json_body(EmbeddingRequest, _EXAMPLES, RAW_BODIES), "parameters": _PARAMETERS},
     )
     async def embeddings(request: Request) -> Response:
         """Each entry of `input` is one object: a measurement, several under `observations`, or an object of the index.
@@ -157,12 +131,9 @@ def embedding_routes(service: Service) -> APIRouter:
 
 def _embed_json(service: Service, body: bytes) -> Embedded:
     asked = bodies.parse_json(EmbeddingRequest, body)
-    items = asked.input if isinstance(asked.input, list) else [asked.input]
-    if not items:
-        raise ProblemError("invalid-request", "/input: expected at least one object, found none")
-    bodies.check_count(len(items), service.limits)
+    items = read_items(service, asked.input)
     _check_request(service, asked)
-    return asked, service.embed_items(items, asked.space)
+    return asked, embed_items(service, items, asked.space)
 
 
 def _embed_raw(service: Service, media_type: str, content_type: str, body: bytes, query: Mapping[str, str]) -> Embedded:
@@ -172,11 +143,7 @@ def _embed_raw(service: Service, media_type: str, content_type: str, body: bytes
     parameters = {name: given.query[name] for name in _REQUEST_PARAMETERS if name in given.query}
     asked = bodies.parse_fields(EmbeddingRequest, {"input": [], **parameters}, ())
     _check_request(service, asked)
-    usable = {number: found for number, found in enumerate(given.objects) if not isinstance(found, ProblemError)}
-    embedded = service.embed_objects(usable, asked.space)
-    return asked, [
-        found if isinstance(found, ProblemError) else embedded[number] for number, found in enumerate(given.objects)
-    ]
+    return asked, embed_items(service, given.objects, asked.space)
 
 
 def _check_request(service: Service, asked: EmbeddingRequest) -> None:
@@ -191,10 +158,9 @@ def _check_request(service: Service, asked: EmbeddingRequest) -> None:
 def _answer(
     service: Service, asked: EmbeddingRequest, results: Sequence[EmbeddedItem | ProblemError], answer_type: str
 ) -> Response:
-    results = [_finite(number, result) for number, result in enumerate(results)]
     problems = [result for result in results if isinstance(result, ProblemError)]
     if len(problems) == len(results):
-        raise _joined(problems)
+        raise joined(problems)
     provenance = service.provenance(asked.space)
     if answer_type == SAFETENSORS:
         return safetensors_answer(results, provenance)
@@ -224,26 +190,7 @@ def _answer(
     )
 
 
-def _finite(number: int, result: EmbeddedItem | ProblemError) -> EmbeddedItem | ProblemError:
-    """The result, or a problem where fluxes near the largest number have no finite vector: JSON has no NaN."""
-    if isinstance(result, ProblemError) or np.isfinite(result.vector).all():
-        return result
-    where, detail = pointer("input", number), "the model has no finite vector for these values"
-    return ProblemError("invalid-observation", f"{where}: {detail}", [at(where, detail)])
-
-
-def _joined(problems: Sequence[ProblemError]) -> ProblemError:
-    if len(problems) == 1:
-        return problems[0]
-    kinds = {problem.kind for problem in problems}
-    return ProblemError(
-        kinds.pop() if len(kinds) == 1 else "invalid-request",
-        f"none of {len(problems)} objects is usable; the first: {problems[0].detail}",
-        [error for problem in problems for error in problem.errors],
-    )
-
-
 def _responses() -> dict[int | str, dict[str, Any]]:
     described = answers(EmbeddingAnswer, _ANSWER, 400, 404, 406, 409, 413, 415, 422, 503)
-    described[200]["content"] |= {bodies.NPY: _BINARY, SAFETENSORS: _BINARY, ARROW: _BINARY}
+    described[200]["content"] |= {bodies.NPY: BINARY, SAFETENSORS: BINARY, ARROW: BINARY}
     return described

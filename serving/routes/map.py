@@ -3,21 +3,28 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 import safetensors.numpy
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from ..formats.binary_answers import wanted_type
+from ..formats.bodies import JSON
 from ..formats.safetensors_body import SAFETENSORS
+from ..formats.table_answers import DEC, OBJECT_ID, RA, TABLE_TYPES, column, table_answer, table_of
 from ..index.cone import Cone
 from ..maps.map_keeper import MapKeeper
 from ..maps.map_points import PROJECTIONS
 from ..maps.object_table import ObjectTable
 from ..problems import ProblemError, not_found
 from ..service import Service
-from .documentation import errors, example
+from .documentation import Responses, errors, example
+from .raw_documentation import BINARY
+from .search_answers import OFFERED
 from .search_queries import number_or_null
 
 MOST_POINTS = 1000
@@ -37,6 +44,7 @@ _OBJECTS = {
     "num_found": 1,
     "next_cursor": None,
 }
+_SEPARATION = column("separation_deg", pa.float64(), "From the centre of the cone", unit="deg", ucd="pos.angDistance")
 CollectionPath = Annotated[str, Path(examples=["objects"])]
 
 
@@ -79,11 +87,7 @@ def map_routes(service: Service) -> APIRouter:
         each label is known, a JSON object).
         """
         index = service.collection(collection)
-        names = list(dict.fromkeys(name.strip() for name in columns.split(",") if name.strip()))
-        known = [*PLACES, *index.manifest.labels]
-        for name in names:
-            if name not in known:
-                raise not_found("column of the map", name, known)
+        names = _names(columns, (*PLACES, *index.manifest.labels))
 
         def work() -> Response:
             plane: np.ndarray | None
@@ -121,13 +125,22 @@ def map_routes(service: Service) -> APIRouter:
         number: Annotated[list[Annotated[int, Query(ge=0)]], Query(max_length=MOST_POINTS)] = [],  # noqa: B006
         object_id: Annotated[list[str], Query(max_length=MOST_POINTS)] = [],  # noqa: B006
         prefix: Annotated[str | None, Query(description="The beginning of an id: the first that have it")] = None,
+        columns: Annotated[
+            str,
+            Query(
+                description="What else to tell of each, joined by commas: ra, dec, and labels of the index",
+                examples=["ra,dec"],
+            ),
+        ] = "",
         limit: Annotated[int, Query(ge=1, le=MOST_POINTS)] = 10,
     ) -> JSONResponse:
         """Ids and numbers of objects in the order asked for. An object that is not there has a null.
 
-        An object's number is its row in the columns of the map with the same `index_id`.
+        An object's number is its row in the columns of the map with the same `index_id`. Of `columns`, what is not
+        known is null.
         """
         index = service.collection(collection)
+        names = _names(columns, ("ra", "dec", *index.manifest.labels))
 
         def work() -> JSONResponse:
             made = keeper.map_of(index)
@@ -139,6 +152,8 @@ def map_routes(service: Service) -> APIRouter:
             if prefix is not None:
                 found = table.beginning_with(prefix, 0, limit)
                 points += [{"number": one, "object_id": table.id_of(one)} for one in found]
+            for point in points:
+                point.update(_told(table, point, names))
             return JSONResponse({"points": points, "num_objects": len(table), "index_id": made.index_id})
 
         return await service.in_worker(work)
@@ -146,26 +161,29 @@ def map_routes(service: Service) -> APIRouter:
     @router.get(
         "/v1/objects",
         summary="Objects near a place on the sky, or all of them in order of id",
-        responses=example(_OBJECTS, 404, 422, 503),
+        responses=_object_responses(),
     )
     async def objects(
+        request: Request,
         ra: Annotated[float | None, Query(ge=0, lt=360, description="Centre, degrees, ICRS", examples=[150.1])] = None,
         dec: Annotated[float | None, Query(ge=-90, le=90, examples=[2.2])] = None,
         radius_deg: Annotated[float | None, Query(gt=0, le=180, examples=[0.5])] = None,
         limit: Annotated[int, Query(ge=1, le=MOST_POINTS)] = 100,
         cursor: Annotated[str | None, Query(description="`next_cursor` of the page before", max_length=200)] = None,
-    ) -> JSONResponse:
+    ) -> Response:
         """With `ra`, `dec` and `radius_deg` those in the cone, nearest first, with their separation in degrees;
         without them all, by id, with a null for it. `next_cursor` leads to the next page, and is null on the last.
 
-        A cursor ends with the content of the index: after a change of it, 409.
+        A cursor ends with the content of the index: after a change of it, 409. By `Accept` the answer is a table, as of
+        a search.
         """
+        answer_type = wanted_type(request.headers.get("accept"), OFFERED)
         index = service.only_collection()
         given = [value for value in (ra, dec, radius_deg) if value is not None]
         if len(given) not in (0, 3) or any(math.isnan(value) for value in given):
             raise ProblemError("invalid-request", "a cone needs ra, dec and radius_deg together, all of them numbers")
 
-        def work() -> JSONResponse:
+        def work() -> Response:
             made = keeper.map_of(index)
             start = _start(cursor, made.index_id)
             table = made.table
@@ -180,6 +198,16 @@ def map_routes(service: Service) -> APIRouter:
                 page = np.arange(start, min(start + limit, count))
                 separation = [None] * len(page)
             after = start + len(page)
+            next_cursor = f"{made.index_id}:{after}" if after < count else None
+            if answer_type != JSON:
+                columns = [
+                    (OBJECT_ID, table.object_id.take(pa.array(page))),
+                    (RA, table.ra[page]),
+                    (DEC, table.dec[page]),
+                    (_SEPARATION, separation),
+                ]
+                provenance = service.provenance(index.manifest.space, index)
+                return table_answer(table_of(columns), answer_type, provenance, next_cursor=next_cursor)
             return JSONResponse(
                 {
                     "objects": [
@@ -192,13 +220,37 @@ def map_routes(service: Service) -> APIRouter:
                         for one, distance in zip(page.tolist(), separation, strict=True)
                     ],
                     "num_found": count,
-                    "next_cursor": f"{made.index_id}:{after}" if after < count else None,
+                    "next_cursor": next_cursor,
                 }
             )
 
         return await service.in_worker(work)
 
     return router
+
+
+def _names(columns: str, known: Sequence[str]) -> list[str]:
+    """The columns that are asked for, each once. Raises ProblemError (404) for one that there is not."""
+    names = list(dict.fromkeys(name.strip() for name in columns.split(",") if name.strip()))
+    for name in names:
+        if name not in known:
+            raise not_found("column of the map", name, known)
+    return names
+
+
+def _told(table: ObjectTable, point: Mapping[str, Any], names: Sequence[str]) -> dict[str, float | None]:
+    """Values of these columns for one object; null for an object that is not there."""
+    number = point["number"]
+    if number is None or point["object_id"] is None:
+        return dict.fromkeys(names)
+    columns = {"ra": table.ra, "dec": table.dec, **table.labels}
+    return {name: number_or_null(float(columns[name][number])) for name in names}
+
+
+def _object_responses() -> Responses:
+    described = example(_OBJECTS, 404, 406, 409, 422, 503)
+    described[200]["content"] |= dict.fromkeys(TABLE_TYPES, BINARY)
+    return described
 
 
 def _start(cursor: str | None, index_id: str) -> int:

@@ -27,6 +27,7 @@ from ..probes.cards import CARD_EXAMPLE, all_probes, card, find_probe, unknown_p
 from ..probes.fitting import fit_probe, is_bulk, now, num_labels
 from ..probes.store import ProbeRecord, StoredProbe, new_id
 from ..problems import ProblemError, at
+from ..query_items import read_items
 from ..schemas.common import PredictAnswer, PredictRequest
 from ..schemas.jobs import JOB_EXAMPLE, JobAnswer
 from ..schemas.probes import ProbeCard, ProbeList, ProbePredictions, ProbePredictRequest, ProbeRequest
@@ -329,8 +330,7 @@ def _predicted(service: Service, probe: AnyProbe, asked: ProbePredictRequest) ->
     if not items:
         detail = "expected at least one object, found none"
         raise ProblemError("invalid-request", f"/{ways[0]}: {detail}", [at(f"/{ways[0]}", detail)])
-    bodies.check_count(len(items), service.limits)
-    return probe_answers(service, probe, items)
+    return probe_answers(service, probe, read_items(service, items, with_vectors=True))
 
 
 def _card(description: str, others: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,60 +1,68 @@
-"""Many queries in one search: vectors as .npy in, neighbours of all of them as JSON or as an Arrow stream out."""
+"""Bodies of a search that are no JSON: vectors as .npy, and what was measured of one object or of many."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from fastapi.responses import JSONResponse
-from starlette.responses import Response
+from jaxtyping import Float32
 
 from ..formats import bodies
-from ..formats.arrow_body import ARROW
-from ..index.protocol import Neighbours, SearchIndex
-from ..problems import ProblemError
-from ..schemas.common import Provenance, SearchRequest
-from .search_queries import neighbour_body
+from ..formats.raw_bodies import read_objects
+from ..index.protocol import SearchIndex
+from ..problems import ProblemError, at
+from ..schemas.common import SearchRequest
+from ..service import EmbeddedItem, Service
 
-OFFERED = (bodies.JSON, ARROW)
-QUERY_PARAMETERS = ("k", "target_modality", "survey", "exact")
+QUERY_PARAMETERS = ("k", "target_modality", "survey", "exact", "exclude_self", "cursor")
 
 
-def read_queries(body: bytes, query: Mapping[str, str], limit: int) -> tuple[np.ndarray, SearchRequest]:
-    """Vectors [Q, D], float32, and what else was asked. Raises ProblemError: 400, 413 or 422."""
+def is_of_vectors(media_type: str, query: Mapping[str, str]) -> bool:
+    """Whether a body holds vectors; a .npy file whose `modality` is said holds measurements."""
+    return media_type == bodies.NPY and "modality" not in query
+
+
+def read_vectors(body: bytes, query: Mapping[str, str], limit: int) -> tuple[Float32[np.ndarray, "Q D"], SearchRequest]:
+    """Vectors, and what else was asked. Raises ProblemError: 400, 413 or 422."""
     array = bodies.read_npy(body)
     if array.ndim != 2 or not len(array):
         detail = f"expected vectors of shape [queries, dimension], found {list(array.shape)}"
         raise ProblemError("invalid-request", detail)
     if len(array) > limit:
         raise ProblemError("too-large", f"at most {limit} queries in one call, found {len(array)}; see /v1/limits")
-    asked = {name: query[name] for name in QUERY_PARAMETERS if name in query}
+    asked = _parameters(query)
+    check_no_cursor(asked)
     with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(np.float32), bodies.parse_fields(SearchRequest, asked, ())
+        return array.astype(np.float32), asked
 
 
-def answer_of(index: SearchIndex, found: Neighbours, provenance: Provenance, answer_type: str) -> Response:
-    """JSON: `results`, a list for each query. Arrow: a row for each neighbour, with the number of its query."""
-    if answer_type == bodies.JSON:
-        results = [
-            [
-                neighbour_body(index, found, place, False, query)
-                for place in np.flatnonzero(found.row[query] >= 0).tolist()
-            ]
-            for query in range(len(found.row))
-        ]
-        return JSONResponse({"results": results, "provenance": provenance.model_dump()})
-    is_there = found.row >= 0
-    columns: dict[str, Any] = {
-        "query": pa.array(np.nonzero(is_there)[0].astype(np.int32)),
-        "object_id": pa.array(found.object_id[is_there].astype(object), pa.string()),
-        "modality": pa.array(found.modality[is_there].astype(object), pa.string()),
-        "similarity": pa.array(found.similarity[is_there]),
-        "ra": pa.array(found.ra[is_there], from_pandas=True),
-        "dec": pa.array(found.dec[is_there], from_pandas=True),
-    }
-    table = pa.table(columns, metadata={"provenance": json.dumps(provenance.model_dump())})
-    file = pa.BufferOutputStream()
-    with pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
-    return Response(file.getvalue().to_pybytes(), media_type=ARROW)
+def read_measured(
+    service: Service, index: SearchIndex, media_type: str, content_type: str, body: bytes, query: Mapping[str, str]
+) -> tuple[list[EmbeddedItem | ProblemError], SearchRequest]:
+    """The vector of each object of a body, or what is wrong with it, and what else was asked. Raises ProblemError."""
+    given = read_objects(media_type, content_type, body, query, service.known_modalities(), service.limits)
+    if not given.objects:
+        raise ProblemError("invalid-request", "expected at least one object, found none")
+    asked = _parameters(given.query)
+    service.check_model(given.query.get("model"))
+    space = index.manifest.space
+    if given.query.get("space", space) != space:
+        raise ProblemError("conflict", f"the index holds vectors of the space {space!r}, not {given.query['space']!r}")
+    service.check_space(space)
+    usable = {number: one for number, one in enumerate(given.objects) if not isinstance(one, ProblemError)}
+    embedded = service.embed_objects(usable, space)
+    results = [one if isinstance(one, ProblemError) else embedded[number] for number, one in enumerate(given.objects)]
+    return results, asked
+
+
+def check_no_cursor(asked: SearchRequest) -> None:
+    """Raises ProblemError (422): pages are of one query."""
+    if asked.cursor is not None:
+        detail = "pages are of one query; this body has many"
+        raise ProblemError("invalid-request", f"/cursor: {detail}", [at("/cursor", detail)])
+
+
+def _parameters(query: Mapping[str, str]) -> SearchRequest:
+    asked: dict[str, Any] = {name: query[name] for name in QUERY_PARAMETERS if name in query}
+    if "include" in query:
+        asked["include"] = [name.strip() for name in query["include"].split(",") if name.strip()]
+    return bodies.parse_fields(SearchRequest, asked, ())

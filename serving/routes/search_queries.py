@@ -47,11 +47,6 @@ def check_target(index: SearchIndex, target: str | None) -> None:
         raise not_found("modality of the collection", target, index.modalities)
 
 
-def excluded_objects(asked: QueryBody, own: str | None) -> list[str]:
-    """The objects that are not wanted, the one that is asked about among them."""
-    return [*asked.exclude, own] if asked.exclude_self and own is not None else list(asked.exclude)
-
-
 def check_k(service: Service, k: int) -> None:
     """Raises ProblemError if more neighbours are asked for than one call may."""
     if k > service.limits.max_neighbours:

@@ -27,9 +27,15 @@ _ITEM_SCHEMA = {
 }
 ArrayField = Annotated[Any, WithJsonSchema(_ARRAY_SCHEMA)]
 ItemField = Annotated[Any, WithJsonSchema({"anyOf": [_ITEM_SCHEMA, {"type": "array", "items": _ITEM_SCHEMA}]})]
+PredictedField = Annotated[
+    Any,
+    WithJsonSchema({"type": "array", "items": {"anyOf": [_ITEM_SCHEMA, {"$ref": "#/components/schemas/VectorItem"}]}}),
+]
 ObservationsField = Annotated[
     list[Any], WithJsonSchema({"type": "array", "items": {"$ref": "#/components/schemas/TypedObject"}})
 ]
+_EXAMPLE_SCHEMA = {"anyOf": [{"type": "string"}, {"$ref": "#/components/schemas/ExampleBody"}]}
+ExamplesField = Annotated[list[Any], WithJsonSchema({"type": "array", "items": _EXAMPLE_SCHEMA})]
 Degrees = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -121,8 +127,8 @@ class ConeBody(Body):
     radius_deg: Annotated[float, Field(gt=0, le=180)]
 
 
-class QueryBody(Body):
-    """What is looked for: exactly one of `vector`, `object_id` and `observations`."""
+class ExampleBody(Body):
+    """An object, by exactly one of `vector`, `object_id` and `observations`."""
 
     vector: list[float] | str | None = None
     """Numbers, or base64 of float32."""
@@ -130,6 +136,11 @@ class QueryBody(Body):
     modality: str | None = None
     """With `object_id`: which of its vectors; without it, the normalised mean over those it has."""
     observations: ObservationsField | None = None
+
+
+class QueryBody(ExampleBody):
+    """What is looked for: exactly one of `vector`, `object_id` and `observations`."""
+
     target_modality: str | None = None
     """Only neighbours of this modality: `spectrum/desi` finds spectra for an image."""
     cone: ConeBody | None = None
@@ -142,8 +153,16 @@ class QueryBody(Body):
 
 
 class SearchRequest(QueryBody):
-    """The k nearest neighbours of a query."""
+    """The k nearest neighbours of a query, or what is like some examples and unlike others."""
 
+    positive: ExamplesField | None = None
+    """In place of `vector`, `object_id` and `observations`: what is looked for is like these."""
+    negative: ExamplesField = []
+    """With `positive`: and unlike these."""
+    negative_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The query is mean(positive) - negative_weight * mean(negative), means of unit vectors (Rocchio 1971)."""
+    cursor: str | None = None
+    """`next_cursor` of an answer to the same request: the k neighbours after those. Empty: the first page."""
     k: Annotated[int, Field(ge=1)] = 10
     survey: str | None = None
     """Only neighbours seen by this survey, the part of a modality's name after the slash: `desi`."""
@@ -162,6 +181,9 @@ class PredictRequest(QueryBody):
     method: Literal["neighbours", "model", "probe"] = "neighbours"
     k: Annotated[int, Field(ge=1)] | None = None
     """Without it, as many as the calibrated predictor takes; with it, the intervals are not calibrated."""
+    input: PredictedField = None
+    """Several objects, in place of `vector`, `object_id` and `observations`: each entry is a measurement,
+    `{observations}`, `{object_id}` or `{vector}`. A bad one fails alone."""
 
 
 class Provenance(BaseModel):
@@ -208,16 +230,19 @@ class NeighbourBody(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Neighbours, best first."""
+    """Neighbours, best first; equal ones by object id, then modality. `next_cursor` is null where no more are found."""
 
     neighbours: list[NeighbourBody]
+    next_cursor: str | None = None
     provenance: Provenance
 
 
 class BatchSearchAnswer(BaseModel):
-    """For each query of a .npy body its neighbours, best first."""
+    """For each vector or object of a body its neighbours, best first; none for an object that was not usable."""
 
     results: list[list[NeighbourBody]]
+    errors: list[dict[str, Any]] = []
+    """Problem documents of the objects that were not usable, with the place of each, `query`."""
     provenance: Provenance
 
 
@@ -264,7 +289,8 @@ class PredictAnswer(BaseModel):
     `novelty` is the share of the objects known that lie as far out as this one, and `is_outside` whether it is so small
     (at most 1 %) that the value should not be relied on; null where that cannot be told. `k` is null and `neighbours`
     is empty with methods other than `neighbours`; `distribution` is of method `model`, `classes` of probes whose value
-    is a class.
+    is a class. `gallery` says by what neighbours were found: `rows`, the most similar vector of each object, or
+    `objects`, the mean of its vectors, whose modalities are then joined by `+`.
     """
 
     method: Literal["neighbours", "model", "probe"]
@@ -274,6 +300,7 @@ class PredictAnswer(BaseModel):
     intervals: list[IntervalBody]
     calibrated: bool
     k: int | None
+    gallery: Literal["rows", "objects"] | None = None
     neighbours: list[WeightedNeighbour]
     distribution: DistributionBody | None = None
     classes: ClassesBody | None = None
@@ -290,7 +317,10 @@ class ObjectAnswer(BaseModel):
     dec: float | None
     modalities: list[str]
     labels: dict[str, float]
+    is_simulated: bool | None
+    """By the record of a simulated sky in the server's dataset; null without one."""
     links: dict[str, str]
+    """None for a simulated object: archives have another sky."""
     provenance: Provenance
 
 
@@ -319,6 +349,7 @@ REQUEST_BODIES: tuple[type[BaseModel], ...] = (
     ObjectItem,
     StoredItem,
     EmbeddingRequest,
+    ExampleBody,
     SearchRequest,
     PredictRequest,
 )

@@ -40,6 +40,7 @@ class FakeModel:
     def __init__(self):
         self.num_calls = 0
         self.num_rows = 0
+        self.num_predict_calls = 0
 
     def embedding_size(self, space):
         return WIDTHS[space]
@@ -76,12 +77,14 @@ class FakeModel:
         given = [o for o in observations if o.modality.name != target]
         if not given:
             raise ObservationError(f"expected at least one observation other than {target}, found none")
-        (object_id,) = {i for o in given for i in o.object_id}
+        ids = tuple(dict.fromkeys(i for o in given for i in o.object_id))
         edges = torch.linspace(0, 1, NUM_BINS - 1, dtype=torch.float64)
         low, high = torch.cat([edges[:1], edges]), torch.cat([edges, edges[-1:]])
-        centre = sum(features(o, 0)[-1] for o in given)
-        probabilities = torch.softmax(-(((low + high) / 2 - centre) ** 2) * 20, 0)[None]
-        return ScalarPrediction(modality(target), (object_id,), probabilities, low, high)
+        rows = [[(o, o.object_id.index(i)) for o in given if i in o.object_id] for i in ids]
+        centre = torch.stack([sum(features(o, row)[-1] for o, row in seen) for seen in rows])
+        self.num_predict_calls += 1
+        probabilities = torch.softmax(-(((low + high) / 2 - centre[:, None]) ** 2) * 20, 1)
+        return ScalarPrediction(modality(target), ids, probabilities, low, high)
 
 
 def images(count=4, seed=0, prefix="object-", side=8, bands=("g", "r"), brightness=None):

@@ -215,6 +215,31 @@ def test_neighbours_are_a_sequence_and_a_table(client, index):
         client.neighbours(vector, 2).labels("scalar/redshift")
 
 
+def test_examples_are_whatever_a_query_may_be(client, index):
+    vector = index.vector("object-30", "image/hsc")
+    image = images(120).select([30])
+    itself = client.neighbours(vector, 1, target_modality="image/hsc")[0]
+    options = {"k": 5, "exclude_self": False, "target_modality": "image/hsc"}
+    wanted = client.neighbours(vector, **options).object_id
+    for example in (itself, vector, torch.from_numpy(vector), image):
+        assert client.neighbours(positive=[example], **options).object_id == wanted
+    unlike = client.neighbours(positive=["object-30"], negative=["object-90", image], negative_weight=0.5, k=200)
+    assert not {"object-30", "object-90"} & set(unlike.object_id)
+    with pytest.raises(NotFoundError, match="/negative/0"):
+        client.neighbours(positive=["object-30"], negative=["object-x"])
+
+
+def test_pages_of_neighbours_are_one_search(client):
+    options = {"target_modality": "spectrum/desi", "with_labels": True, "exact": True}
+    pages = list(client.neighbour_pages("object-30", 25, **options))
+    assert [len(page) for page in pages] == [25, 25, 9]  # 60 spectra, and its own
+    assert [one for page in pages for one in page] == client.neighbours("object-30", 60, **options)
+    first = client.neighbours("object-30", 25, **options)
+    assert client.neighbours("object-30", 25, cursor=first.next_cursor, **options) == pages[1]
+    with pytest.raises(InvalidRequestError, match="another request"):
+        client.neighbours("object-31", 25, cursor=first.next_cursor, **options)
+
+
 def test_prediction_comes_with_intervals_and_neighbours(client):
     found = client.predict("scalar/redshift", images(120).select([30]), k=5, target_modality="image/hsc")
     assert found.value == pytest.approx(30 / 119, abs=0.05)

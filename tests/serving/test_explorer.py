@@ -1,6 +1,8 @@
 """The explorer in headless Chromium: what a visitor does and sees, with no error in the console and no other host."""
 
+import csv
 import io
+import json
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +17,7 @@ from PIL import Image
 
 from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
+from armillary.data.simulation.record import RECORD
 from armillary.serving.app import create_app
 from armillary.serving.index.embedding_index import EmbeddingIndex
 from armillary.serving.maps import map_keeper
@@ -34,10 +37,16 @@ TIMEOUT_MS = 60_000
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """An index and the dataset behind it: 40 objects with images, of which 30 have spectra and 35 a redshift."""
+    """An index and the dataset behind it: 40 objects with images, of which 30 have spectra and 35 a redshift.
+
+    The last five are simulated.
+    """
     folder = tmp_path_factory.mktemp("explorer")
-    observed = [images(NUM_OBJECTS, side=16), spectra(30, length=300)]
+    pictures = images(NUM_OBJECTS, side=16)
+    names = [f"{'object' if i < 35 else 'sim-0'}-{i}" for i in range(NUM_OBJECTS)]
+    observed = [pictures.renamed(names), spectra(30, length=300)]
     write_dataset(folder / "sky", observed)
+    (folder / "sky" / RECORD).write_text(json.dumps({"settings": {"seed": 0}}))
     labels = {
         "object_id": [f"object-{i}" for i in range(35)],
         "scalar/redshift": np.linspace(0.01, 0.4, 35),
@@ -95,7 +104,7 @@ def visit(browser):
 
 
 def shown_objects(page):
-    return [button.get_attribute("data-object") for button in page.query_selector_all("#neighbour-list button")]
+    return [tile.get_attribute("data-object") for tile in page.query_selector_all("#neighbour-list .tile")]
 
 
 def test_a_click_on_the_map_shows_image_spectrum_properties_and_neighbours(visit, url, world):
@@ -158,6 +167,113 @@ def test_a_click_on_the_sky_shows_the_object_that_is_there(visit, url, world):
     assert visit.errors == []
 
 
+@pytest.mark.slow
+def test_what_is_simulated_is_said_to_be_wherever_it_is_shown(visit, url):
+    visit.open(f"{url}/?object=sim-0-36")
+    page = visit.page
+    page.wait_for_selector("#neighbour-list .tile")
+    assert page.inner_text("#object-id .simulated") == "simulated"
+    assert page.query_selector_all("#object-place a") == []  # archives have another sky
+    tiles = page.query_selector_all("#neighbour-list .tile")
+    is_said = {tile.get_attribute("data-object"): tile.query_selector(".simulated") is not None for tile in tiles}
+    assert is_said == {name: name.startswith("sim-0-") for name in is_said}
+    assert set(is_said.values()) == {True, False}
+    answer = visit.context.request.get(f"{url}/v1/collections/objects/map/points?object_id=sim-0-38").json()
+    page.mouse.move(*page.evaluate(f"armillary.screenPosition('sky', {answer['points'][0]['number']})"))
+    sync_api.expect(page.locator("#tip")).to_contain_text("sim-0-38, simulated")
+    page.keyboard.press("m")
+    sync_api.expect(page.locator("#marks-more .simulated")).to_have_text("sim")
+    page.fill("#search-box", "sim-0")
+    sync_api.expect(page.locator("#search-list .simulated")).to_have_count(5)
+    page.click("#neighbour-list .tile:not(:has(.simulated))")
+    sync_api.expect(page.locator("#object-id")).to_have_text(re.compile("^object-[0-9]+$"))
+    assert page.query_selector_all("#object-place a") != []
+    assert visit.errors == []
+
+
+def test_marks_by_key_and_button_rank_the_collection_and_live_in_the_address(visit, url, world):
+    visit.open(f"{url}/?object=object-3")
+    page = visit.page
+    page.wait_for_selector("#neighbour-list .tile")
+    around = shown_objects(page)
+    page.keyboard.press("m")
+    page.click(f"[data-mark=more][data-of={around[0]}]")
+    page.focus(f"#neighbour-list [data-object={around[-1]}]")
+    page.keyboard.press("l")
+    page.keyboard.press("r")
+    page.wait_for_selector("#ranking-list .tile")
+    index = world[0]
+    query = index.vector("object-3") + index.vector(around[0])
+    query = query / 2 - index.vector(around[-1])
+    found = [one.get_attribute("data-object") for one in page.query_selector_all("#ranking-list .tile")]
+    left_out = ["object-3", around[0], around[-1]]
+    expected = index.search(query[None] / np.linalg.norm(query), 50, target_modality="image/hsc", exclude=left_out)
+    assert found == expected.object_id[0].tolist()
+    assert len(found) == NUM_OBJECTS - 3
+    page.click(f"[aria-label='{around[0]}: no longer more like this']")
+    sync_api.expect(page.locator("#marks-more li")).to_have_count(1)
+    assert visit.parameter("more")[1] == "object-3"
+    assert visit.parameter("less")[1] == around[-1]
+    assert visit.errors == []
+
+
+def test_what_a_line_is_drawn_around_is_selected_and_saved(visit, url, world):
+    visit.open(f"{url}/?view=sky")
+    page = visit.page
+    points = visit.context.request.get(f"{url}/v1/collections/objects/map/points?prefix=&limit=40").json()["points"]
+    places = {
+        point["object_id"]: page.evaluate(f"armillary.screenPosition('sky', {point['number']})") for point in points
+    }
+    # They lie in a row along the right ascension: around the three most eastern of them.
+    wanted = sorted(places, key=lambda name: places[name][0])[:3]
+    left, right = places[wanted[0]][0] - 9, places[wanted[2]][0] + 4
+    level = places[wanted[0]][1]
+    page.click("#select")
+    page.mouse.move(left, level - 30)
+    page.mouse.down()
+    for corner in ((right, level - 30), (right, level + 30), (left, level + 30)):
+        page.mouse.move(*corner)
+    page.mouse.up()
+    sync_api.expect(page.locator("#selection-title")).to_have_text("Selected: 3")
+    sync_api.expect(page.locator("#selection-list button")).to_have_count(3)
+    assert page.get_attribute("#select", "aria-pressed") == "false"
+    with page.expect_download() as download:
+        page.click("#selection-csv")
+    rows = list(csv.DictReader(download.value.path().read_text().splitlines()))
+    assert sorted(row["object_id"] for row in rows) == sorted(wanted)
+    for row in rows:
+        np.testing.assert_allclose([float(row["ra"]), float(row["dec"])], world[0].position_of(row["object_id"]))
+        known = world[0].labels_of(row["object_id"]).get("scalar/redshift")
+        assert row["scalar/redshift"] == ("" if known is None else f"{known:.7g}")
+        assert row["is_simulated"] == str(row["object_id"].startswith("sim-")).lower()
+    assert sorted(visit.parameter("selected")[1].split("%2C")) == sorted(wanted)
+    assert visit.errors == []
+
+
+@pytest.mark.slow
+def test_a_link_restores_marks_ranking_and_selection(visit, url):
+    visit.open(f"{url}/?object=object-3&more=object-3&less=object-20&ranked=yes&selected=object-5,object-6,nobody")
+    page = visit.page
+    page.wait_for_selector("#ranking-list .tile")
+    assert page.locator("#marks .chips [data-object]").all_inner_texts() == ["object-3", "object-20"]
+    assert page.get_attribute("#ranking-list [data-of=object-5][data-mark=more]", "aria-pressed") == "false"
+    assert page.get_attribute("#object-marks [data-mark=more]", "aria-pressed") == "true"
+    sync_api.expect(page.locator("#selection-list button")).to_have_text(["object-5", "object-6"])
+    ranked = [tile.get_attribute("data-object") for tile in page.query_selector_all("#ranking-list .tile")]
+    page.click("#ranking-list .tile")
+    sync_api.expect(page.locator("#object-id")).to_have_text(ranked[0])
+    page.keyboard.press("ArrowRight")
+    sync_api.expect(page.locator("#object-id")).to_have_text(ranked[1])
+    page.click("#selection-more")
+    sync_api.expect(page.locator("#marks-more li")).to_have_count(3)
+    page.click("#marks-clear")
+    sync_api.expect(page.locator("#marks")).to_be_hidden()
+    page.click("#selection-clear")
+    sync_api.expect(page.locator("#selection")).to_be_hidden()
+    assert page.url == f"{url}/?object={ranked[1]}"
+    assert visit.errors == []
+
+
 def upload(page, name, content, bands=None):
     page.set_input_files("#upload-file", {"name": name, "mimeType": "application/octet-stream", "buffer": content})
     page.wait_for_selector("#upload-dialog[open]")
@@ -179,10 +295,10 @@ def test_an_uploaded_file_shows_what_is_like_it(visit, url, kind):
         content = file.getvalue()
     upload(page, f"mine.{kind}", content, "g,r" if kind == "npy" else None)
     sync_api.expect(page.locator("#object-id")).to_contain_text(f"mine.{kind}")
-    page.wait_for_selector("#neighbour-list button")
+    page.wait_for_selector("#neighbour-list .tile")
     assert shown_objects(page)[0] == "object-9"
     assert "1.000" in page.inner_text("#neighbour-list li:first-child")
-    page.click("#neighbour-list li:first-child button")
+    page.click("#neighbour-list li:first-child .tile")
     sync_api.expect(page.locator("#object-id")).to_have_text("object-9")
     assert visit.errors == []
 
@@ -209,7 +325,7 @@ def test_a_fits_image_without_a_unit_is_read_by_the_zero_point_that_is_given(vis
     page.fill("#upload-zero", "27.5")  # a hundred counts are a nanomaggy
     page.click("#upload-dialog .primary")
     sync_api.expect(page.locator("#object-id")).to_contain_text("counts.fits")
-    page.wait_for_selector("#neighbour-list button")
+    page.wait_for_selector("#neighbour-list .tile")
     assert shown_objects(page)[0] == "object-9"
 
 
@@ -217,12 +333,12 @@ def test_a_fits_image_without_a_unit_is_read_by_the_zero_point_that_is_given(vis
 def test_keys_walk_search_and_change_the_view(visit, url):
     visit.open(f"{url}/?object=object-3")
     page = visit.page
-    page.wait_for_selector("#neighbour-list button")
+    page.wait_for_selector("#neighbour-list .tile")
     around = shown_objects(page)
     for key, expected in (("ArrowRight", around[0]), ("ArrowRight", around[1]), ("ArrowLeft", around[0])):
         page.keyboard.press(key)
         sync_api.expect(page.locator("#object-id")).to_have_text(expected)
-    page.keyboard.press("ArrowUp")
+    page.keyboard.press("b")
     sync_api.expect(page.locator("#object-id")).to_have_text(around[1])
     page.keyboard.press("/")
     page.keyboard.type("object-2")
@@ -348,7 +464,7 @@ def test_an_index_without_a_dataset_can_be_looked_at(browser, world):
         visit = Visit(browser)
         visit.open(f"{address}/?object=object-3")
         page = visit.page
-        page.wait_for_selector("#neighbour-list button")
+        page.wait_for_selector("#neighbour-list .tile")
         assert page.inner_text("#object-id") == "object-3"
         assert not page.is_visible("#spectra")
         visit.context.close()
@@ -381,3 +497,87 @@ def test_a_map_of_an_index_that_has_changed_is_loaded_anew(browser, world, tmp_p
         sync_api.expect(page.locator("#welcome-title, #object-id").first).to_be_attached()
         sync_api.expect(page.locator("#map-note")).to_contain_text(f"{NUM_OBJECTS - 1} objects")
         visit.context.close()
+
+
+@pytest.mark.slow
+def test_ids_of_a_selection_are_copied(browser, url):
+    visit = Visit(browser, permissions=["clipboard-read", "clipboard-write"])
+    visit.open(f"{url}/?selected=object-4,object-2")
+    visit.page.click("#selection-copy")
+    sync_api.expect(visit.page.locator("#selection-note")).to_contain_text("2 ids")
+    assert visit.page.evaluate("navigator.clipboard.readText()") == "object-4\nobject-2"
+    visit.context.close()
+
+
+@pytest.mark.slow
+def test_a_probe_is_fitted_to_the_marks_where_the_server_keeps_probes(browser, world, tmp_path):
+    with running(create_app(FakeModel(), world[0], state=tmp_path)) as address:
+        visit = Visit(browser)
+        visit.open(f"{address}/?more=object-1,object-2,object-3&less=object-21,object-22,object-23")
+        visit.page.click("#marks-probe")
+        sync_api.expect(visit.page.locator("#marks-note")).to_contain_text("of 6 marks")
+        (probe,) = visit.context.request.get(f"{address}/v1/probes").json()["probes"]
+        assert probe["classes"] == ["less", "more"]
+        visit.context.close()
+
+
+@pytest.mark.slow
+def test_back_never_leaves_the_page(visit, url):
+    visit.open(f"{url}/?object=object-3")
+    page = visit.page
+    page.wait_for_selector("#neighbour-list .tile")
+    assert page.is_disabled("#back")
+    page.keyboard.press("b")
+    page.keyboard.press("ArrowRight")
+    sync_api.expect(page.locator("#object-id")).not_to_have_text("object-3")
+    page.keyboard.press("b")
+    sync_api.expect(page.locator("#object-id")).to_have_text("object-3")
+    assert page.title() == "object-3 · Armillary"
+    assert visit.errors == []
+
+
+@pytest.mark.slow
+def test_the_map_moves_to_an_object_that_is_out_of_sight(visit, url):
+    visit.open(f"{url}/?view=map")
+    page = visit.page
+    box = page.locator("#map").bounding_box()
+
+    def is_in_sight(number):
+        left, top = page.evaluate(f"armillary.screenPosition('map', {number})")
+        return 0 < left - box["x"] < box["width"] and 0 < top - box["y"] < box["height"]
+
+    def until(wanted, number):
+        for _ in range(100):
+            if is_in_sight(number) == wanted:
+                return True
+            page.wait_for_timeout(50)
+        return False
+
+    number, name = 0, "object-0"  # numbers are in the order of ids
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    for _ in range(3):
+        page.mouse.wheel(0, -300)
+    assert until(False, number)
+    page.fill("#search-box", name)
+    page.keyboard.press("Enter")
+    assert until(True, number)
+    assert visit.errors == []
+
+
+@pytest.mark.slow
+def test_every_control_has_a_name_and_can_be_reached_by_tab(visit, url):
+    visit.open(f"{url}/?object=object-3&more=object-3&selected=object-1")
+    page = visit.page
+    page.wait_for_selector("#neighbour-list .tile")
+    page.wait_for_selector("#selection-list button")
+    reached = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.outerHTML"))
+    controls = page.evaluate(
+        """[...document.querySelectorAll('button, select, input, a[href]')]
+        .filter(one => one.offsetParent && !one.disabled && one.tabIndex >= 0).map(one => ({html: one.outerHTML,
+          name: one.getAttribute('aria-label') || one.innerText.trim() || [...one.labels ?? []].join()}))"""
+    )
+    assert [one["html"] for one in controls if not one["name"]] == []
+    assert [one["html"] for one in controls if one["html"] not in reached] == []

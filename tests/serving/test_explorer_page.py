@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from http_bodies import assert_problem
 from starlette.testclient import TestClient
@@ -112,6 +113,25 @@ def test_the_docs_name_routes_that_are_there(http):
     }
     assert named <= http.get("/openapi.json").json()["paths"].keys()
     assert len(named) > 6
+
+
+def relative_luminance(colour):
+    values = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+@pytest.mark.parametrize("theme", [":root", ':root[data-theme="dark"]'])
+def test_text_stands_out_from_what_is_behind_it_as_wcag_asks(theme):
+    style = assets()["explorer.css"].content.decode()
+    (block,) = re.findall(rf"^{re.escape(theme)} {{(.*?)^}}", style, re.S | re.M)
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6});", block))
+    inks = ("text", "soft", "faint", "accent", "more", "less")
+    pairs = [(ink, paper) for ink in inks for paper in ("page", "panel", "raised")]
+    pairs += [("page", paper) for paper in ("accent", "more", "less")] + [("warn", "warn-page")]
+    for ink, paper in pairs:
+        dark, bright = sorted(relative_luminance(colours[name]) for name in (ink, paper))
+        assert (bright + 0.05) / (dark + 0.05) >= 4.5, (ink, paper)
 
 
 def test_licences_of_what_is_bundled_lie_beside_it(http):

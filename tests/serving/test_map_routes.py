@@ -194,6 +194,7 @@ def test_a_map_that_the_caller_has_is_not_sent_again(http):
         ("objects/map?projection=tsne&columns=ra", "no projection 'tsne'"),
         ("other/map", "no collection 'other'"),
         ("other/map/points?number=0", "no collection 'other'"),
+        ("objects/map/points?number=0&columns=x", "no column of the map 'x'"),
     ],
 )
 def test_what_the_map_has_not_is_a_problem(http, path, said):
@@ -224,6 +225,19 @@ def test_numbers_and_ids_name_the_same_objects(http):
     ]
     assert ask.json()["num_objects"] == len(table)
     assert ask.json()["index_id"] == http.index.manifest.index_id
+
+
+def test_columns_are_told_of_each_object_as_the_index_has_them(http):
+    columns = "ra,dec,scalar/redshift,scalar/stellar_mass"
+    parameters = {"number": [3, 100_000], "object_id": ["object-7", "nobody"], "columns": columns}
+    third, beyond, seventh, nobody = http.get("/v1/collections/objects/map/points", params=parameters).json()["points"]
+    for told in (third, seventh):
+        assert (told["ra"], told["dec"]) == http.index.position_of(told["object_id"])  # not rounded to float32
+        known = http.index.labels_of(told["object_id"])
+        assert told["scalar/redshift"] == pytest.approx(known.get("scalar/redshift"))
+        assert told["scalar/stellar_mass"] is None  # nobody's is known
+    assert beyond == {"number": 100_000, "object_id": None, **dict.fromkeys(columns.split(","))}
+    assert nobody == {"number": None, "object_id": "nobody", **dict.fromkeys(columns.split(","))}
 
 
 def test_objects_are_found_by_the_beginning_of_their_id(http):

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from fake_model import embedding_table, images
 from http_bodies import assert_problem
 from PIL import Image
 from starlette.testclient import TestClient
@@ -17,9 +19,16 @@ from starlette.testclient import TestClient
 from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
 from armillary.data.modalities import modality
-from armillary.data.observations import ImageObservation, ScalarObservation, SpectrumObservation
+from armillary.data.observations import (
+    ImageObservation,
+    ObservationError,
+    ScalarObservation,
+    SpectrumObservation,
+)
+from armillary.data.simulation.record import RECORD
 from armillary.serving.app import create_app
 from armillary.serving.formats.bodies import observation_of
+from armillary.serving.index.embedding_index import EmbeddingIndex
 from armillary.serving.limits import Limits
 from armillary.serving.maps.colour_picture import colour_picture
 from armillary.serving.schemas.common import TypedObject
@@ -318,3 +327,26 @@ def test_an_error_is_null_where_nothing_is_known_of_it(model, tmp_path):
         answer = client.get("/v1/objects/a/spectrum").json()
     assert answer["error"] == [0.5, None, 1.0]
     assert math.isclose(answer["flux"][2], 3.0)
+
+
+def test_simulated_objects_are_known_by_the_record_of_the_dataset_and_have_no_links(model, tmp_path):
+    observed = images(6).renamed(["sim-3-0", "sim-3-1", "sim-30-2", "other-sim-3-3", "object-4", "object-5"])
+    write_dataset(tmp_path / "sky", [observed])
+    index = EmbeddingIndex.build(embedding_table(model, [observed]))
+    told = {}
+    for name in ("unknown", "known"):
+        with TestClient(create_app(model, index, dataset=ObservationDataset(tmp_path / "sky"))) as client:
+            told[name] = {one: client.get(f"/v1/objects/{one}").json() for one in observed.object_id}
+            prefix = client.get("/v1/collections").json()["collections"][0]["simulated_prefix"]
+            assert prefix == {"unknown": None, "known": "sim-3-"}[name]
+        (tmp_path / "sky" / RECORD).write_text(json.dumps({"settings": {"seed": 3}}))
+    assert {one["is_simulated"] for one in told["unknown"].values()} == {None}
+    assert {name: one["is_simulated"] for name, one in told["known"].items()} == {
+        name: name.startswith("sim-3-") for name in observed.object_id
+    }
+    assert {name: one["links"] == {} for name, one in told["known"].items()} == {
+        name: one["is_simulated"] for name, one in told["known"].items()
+    }
+    (tmp_path / "sky" / RECORD).write_text("{")
+    with pytest.raises(ObservationError, match="expected the record of a simulated sky"):
+        create_app(model, index, dataset=ObservationDataset(tmp_path / "sky"))

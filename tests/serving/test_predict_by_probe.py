@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from fake_model import FakeModel, images, spectra
+from fake_model import FakeModel, embedding_table, images, spectra
 from http_bodies import assert_problem, typed_image, typed_spectrum
 from starlette.testclient import TestClient
 
@@ -15,7 +15,7 @@ from armillary.models.probes import LinearProbe
 from armillary.models.token_embeddings import TokenEmbeddings
 from armillary.serving.app import create_app
 from armillary.serving.client.client import Client
-from armillary.serving.index.embedding_index import EmbeddingIndexError
+from armillary.serving.index.embedding_index import EmbeddingIndex, EmbeddingIndexError
 
 REDSHIFT, COUNT = "scalar/redshift", 150
 
@@ -173,3 +173,25 @@ def test_what_does_not_go_with_a_probe_is_refused(http, model, probe):
 
     with pytest.raises(EmbeddingIndexError, match="fitted on model 'armillary-0123456789ab'"):
         create_app(Other(), probes=[probe])
+
+
+def test_an_answer_is_of_one_index_though_another_one_comes_meanwhile(model, index, tmp_path, monkeypatch):
+    table = embedding_table(FakeModel(), [images(50, brightness=np.full(50, 7.0))])
+    EmbeddingIndex.build(table).save(tmp_path / "other")
+    other = EmbeddingIndex.load(tmp_path / "other")
+    given = images(COUNT)
+    probe = LinearProbe(label=REDSHIFT).fit(FakeModel().embed([given]), np.linspace(0, 1, COUNT))
+    with TestClient(create_app(model, index, probes=[probe])) as client:
+        alone = predict(client, object_id="object-3").json()
+        predict_full = LinearProbe.predict_full
+
+        def swap_and_predict(self, vectors):
+            client.app.state.service.swap(other, {})
+            return predict_full(self, vectors)
+
+        monkeypatch.setattr(LinearProbe, "predict_full", swap_and_predict)
+        assert predict(client, object_id="object-3").json() == alone
+        changed = predict(client, object_id="object-3").json()
+    assert alone["provenance"]["index_id"] == index.manifest.index_id
+    assert changed["provenance"]["index_id"] == other.manifest.index_id
+    assert changed["value"] != alone["value"]

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fake_model import FakeModel, embedding_table, images
 
-from armillary.serving import server
+from armillary.serving import served, server
 from armillary.serving.client.client import Client
 from armillary.serving.index.embedding_index import EmbeddingIndex, EmbeddingIndexError
 
@@ -26,7 +26,7 @@ def start(index_folder, ready_file, warm_up=False, drain_seconds=0.0, seconds=1.
         import sys, time
         sys.path.insert(0, {str(HERE)!r})
         from fake_model import FakeModel
-        from armillary.serving import server
+        from armillary.serving import served, server
         from armillary.serving.server_settings import ServerSettings
 
         class Checkpoint(FakeModel):
@@ -39,9 +39,10 @@ def start(index_folder, ready_file, warm_up=False, drain_seconds=0.0, seconds=1.
                 time.sleep({seconds})
                 return super().embed(observations, space)
 
-        server.FoundationModel = Checkpoint
+        served.FoundationModel = Checkpoint
         settings = ServerSettings(warm_up={warm_up}, drain_seconds={drain_seconds})
-        server.serve("checkpoint", {str(index_folder)!r}, port=0, ready_file={str(ready_file)!r}, settings=settings)
+        what = served.Served("checkpoint", {str(index_folder)!r}, settings=settings)
+        server.serve(what, port=0, ready_file={str(ready_file)!r})
     """)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -156,19 +157,19 @@ def test_an_index_of_another_model_stops_the_server_at_its_start(index_folder, t
         def load(cls, folder, device="cpu"):
             return cls()
 
-    monkeypatch.setattr(server, "FoundationModel", OtherCheckpoint)
+    monkeypatch.setattr(served, "FoundationModel", OtherCheckpoint)
     with pytest.raises(EmbeddingIndexError, match="index holds embeddings of model 'armillary-0123456789ab'"):
-        server.serve("checkpoint", index_folder, port=0, ready_file=tmp_path / "ready.json")
+        server.serve(served.Served("checkpoint", index_folder), port=0, ready_file=tmp_path / "ready.json")
     assert not (tmp_path / "ready.json").exists()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "galaxies.example.org"])
 def test_other_machines_are_answered_only_with_a_key(host):
     with pytest.raises(ValueError, match="set an api_key"):
-        server.check_host(host, False)
-    server.check_host(host, True)
+        served.check_host(host, False)
+    served.check_host(host, True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_this_machine_needs_no_key(host):
-    server.check_host(host, False)
+    served.check_host(host, False)

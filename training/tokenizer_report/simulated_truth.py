@@ -16,8 +16,8 @@ from torch import Tensor
 from ...data.observations import ImageObservation, ObservationError, SpectrumObservation
 from ...data.simulation.observe_images import noiseless_images
 from ...data.simulation.observe_spectra import noiseless_spectra
+from ...data.simulation.record import RECORD, id_prefix
 from ...data.simulation.sky import FIELD_MARGIN, SimulatedSky, SkySettings
-from ...data.simulation.write_sky import RECORD
 from ...settings import validate_settings
 
 
@@ -59,7 +59,7 @@ class SimulatedTruth:
 
     def rows(self, object_id: Sequence[str]) -> np.ndarray:
         """Row in the sky of each object. Raises ObservationError for an id that is not of this sky."""
-        prefix = f"sim-{self.sky.settings.seed}-"
+        prefix = id_prefix(self.sky.settings.seed)
         for name in object_id:
             if not (name.startswith(prefix) and name.removeprefix(prefix).isdecimal()):
                 raise ObservationError(f"object {name}: expected an object of the simulated sky, {prefix}<row>")
