@@ -24,11 +24,11 @@ from armillary.data.simulation.random_instruments import (
     random_camera,
     random_spectrograph,
 )
+from armillary.data.simulation.record import RECORD
 from armillary.data.simulation.sky import SimulatedSky, SkySettings, simulate_sky
 from armillary.data.simulation.sky_objects import CLASSES
 from armillary.data.simulation.spectrograph_response import response_matrix
 from armillary.data.simulation.wavelength_grid import observed_wavelength
-from armillary.data.simulation.record import RECORD
 from armillary.data.simulation.write_sky import write_simulated_dataset
 from armillary.data.validate import validate_dataset
 from armillary.settings import SettingsError, find_config, load_settings

@@ -15,8 +15,8 @@ import torch
 from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
 from armillary.data.observations import ObservationError
-from armillary.data.simulation.sky import SimulatedSky, SkySettings
 from armillary.data.simulation.record import RECORD
+from armillary.data.simulation.sky import SimulatedSky, SkySettings
 from armillary.data.simulation.write_sky import write_simulated_dataset
 from armillary.data.validate import validate_dataset
 from armillary.settings import SettingsError
