@@ -124,19 +124,9 @@ async function describe(collection) {
     () => ({}), // while the model loads
   );
   const images = modalities.filter((name) => /^image\/[^+]+$/.test(name));
-  const hasDataset = noMap !== null || (numObjects > 0 && (await knowsObservations(collection)));
+  const hasDataset = collection.has_observations;
   const imageModality = hasDataset ? (images.find((name) => name === "image/legacysurvey") ?? images[0] ?? null) : null;
   return { collection, modalities, units, hasDataset, imageModality, defaultTarget: imageModality ?? "" };
-}
-
-/** Whether the server has the observations behind the index; an object that has none is not the answer. */
-async function knowsObservations(collection) {
-  const { points } = await pointsOf([["number", 0]], collection.name);
-  if (!points[0]?.object_id) return false;
-  return get(`/v1/objects/${encodeURIComponent(points[0].object_id)}/observations`).then(
-    () => true,
-    (error) => !/without a dataset/.test(error.message),
-  );
 }
 
 // --- the views of all objects

@@ -55,6 +55,7 @@ _COLLECTIONS = {
             "predictors": ["scalar/redshift from image/hsc"],
             "index_type": "flat",
             "reason": "300 rows, at most 50000: every vector is compared, which is exact",
+            "has_observations": True,
             "simulated_prefix": None,
         }
     ]
@@ -113,6 +114,7 @@ def about_routes(service: Service) -> APIRouter:
     def collections() -> dict[str, Any]:
         """Each collection with its model, metric, counts by modality and labels.
 
+        `has_observations` tells whether the server has the dataset behind the index, with pictures and spectra.
         Objects whose ids begin with `simulated_prefix` are simulated, by the record of the dataset behind the index;
         null where there is no dataset or no record.
         """
@@ -133,6 +135,7 @@ def about_routes(service: Service) -> APIRouter:
             "predictors": sorted(predictors),
             "index_type": manifest.index_type,
             "reason": manifest.reason,
+            "has_observations": service.dataset is not None,
             "simulated_prefix": service.simulated_prefix,
         }
         return {"collections": [entry]}

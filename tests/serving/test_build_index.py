@@ -226,7 +226,7 @@ def test_the_commands_build_an_index_and_serve_it_with_its_predictors(inputs, tm
             return cls()
 
     served = []
-    monkeypatch.setattr(server, "FoundationModel", Checkpoint)
+    monkeypatch.setattr("armillary.serving.served.FoundationModel", Checkpoint)
     monkeypatch.setattr(server, "run_app", lambda *given, **named: served.append((given, named)))
     (tmp_path / "key").write_text("secret\n")
     serve = ["serve", "checkpoint", "--index", str(tmp_path / "index"), "--device=meta"]

@@ -467,6 +467,7 @@ def test_an_index_without_a_dataset_can_be_looked_at(browser, world):
         page.wait_for_selector("#neighbour-list .tile")
         assert page.inner_text("#object-id") == "object-3"
         assert not page.is_visible("#spectra")
+        assert visit.errors == []
         visit.context.close()
 
 
