@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # faiss-gpu where there is a GPU, faiss-cpu elsewhere: one module, two packages. milvus-lite asks for faiss-cpu.
 EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu,milvus-lite)
 
-.PHONY: demo test test-slow test-slurm bench lint setup clean
+.PHONY: demo test test-slow test-slurm bench soak lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ test-slurm: setup
 # Every claim of speed, in minutes; without --quick the scripts give the figures of the docs.
 bench: setup
 	for script in benchmarks/*.py; do echo $$script; OMP_NUM_THREADS=1 $(BIN)/python $$script --quick || exit 1; done
+
+# Ten minutes of mixed load on a server: no wrong answer, no leak, nothing acknowledged lost.
+soak: setup
+	$(BIN)/python benchmarks/soak.py
 
 # mypy needs the package under its own name: a folder that links the checkout.
 lint: setup

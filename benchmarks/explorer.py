@@ -117,6 +117,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="100,000 objects")
     parser.add_argument("--objects", type=int, default=1_000_000)
     options = parser.parse_args()
+    if not Path(CHROMIUM).exists():
+        print(json.dumps({"skipped": f"there is no {CHROMIUM}"}))
+        return
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(Path(folder), 100_000 if options.quick else options.objects)))
 
