@@ -275,8 +275,12 @@ def trained_path(path: Path) -> Path:
 
 def open_vectors(folder: Path) -> StoredVectors:
     """The vectors in a folder, memory-mapped."""
-    values = np.load(folder / index_files.VECTORS, mmap_mode="r", allow_pickle=False)
-    return StoredVectors(values, np.load(folder / index_files.INVERSE_LENGTH, mmap_mode="r", allow_pickle=False))
+    values, inverse_length = (
+        # Plain arrays of the map: numpy's own class of maps is slow to index.
+        np.asarray(np.load(folder / name, mmap_mode="r", allow_pickle=False))
+        for name in (index_files.VECTORS, index_files.INVERSE_LENGTH)
+    )
+    return StoredVectors(values, inverse_length)
 
 
 def number_columns(given: pa.Table | Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from .queries import check_model, chosen_modalities, unit_queries
 from .recall import TARGET_RECALL
 from .stable_order import SPARE_ROWS, Found, in_order, in_stable_order
 from .state import IndexState, read_state, write_counts
-from .vectors import BLOCK_ROWS, nearest_of
+from .vectors import BLOCK_ROWS, arranged, nearest_of
 
 FEW_EXCLUDED = 32
 """Rows up to which excluded ones are sought along and dropped, which is cheaper than a filter."""
@@ -439,7 +439,8 @@ def _drop(
     # A stable sort brings the others to the front, in their order.
     order = np.argsort(is_dropped, axis=1, kind="stable")[:, :k]
     kept = np.where(is_dropped, -1, row)
-    return np.take_along_axis(similarity, order, 1), np.take_along_axis(kept, order, 1)
+    similarity, kept = arranged(order, similarity, kept)
+    return similarity, kept
 
 
 def _neighbours(state: IndexState, row: Int64[np.ndarray, "Q K"], similarity: Float32[np.ndarray, "Q K"]) -> Neighbours:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from .protocol import Neighbours
+from .vectors import arranged
 
 Found = tuple[Float32[np.ndarray, "Q _"], Int64[np.ndarray, "Q _"]]
 """Similarities and rows of what was found for each query, row -1 for nothing."""
@@ -51,7 +52,7 @@ def in_stable_order(
         rough, found, worst = _candidates(parts, k, sought)
         exact = compare(left, found)
         order = stable_order(exact, found, names)
-        rough, found, exact, worst = (np.take_along_axis(side, order, 1) for side in (rough, found, exact, worst))
+        rough, found, exact, worst = arranged(order, rough, found, exact, worst)
         width = min(k, found.shape[1])
         similarity[left, :width], row[left, :width] = exact[:, :width], found[:, :width]
         if sought >= MOST_SOUGHT or not width:
@@ -72,12 +73,15 @@ def _candidates(
     """
     bounds = []
     for rough, row in parts:
-        is_cut = (row[:, -1:] >= 0) & (row.shape[1] == sought)
-        bounds.append(np.broadcast_to(np.where(is_cut, rough[:, -1:], np.float32(-np.inf)), rough.shape))
+        bound = np.full(rough.shape, -np.inf, np.float32)
+        if row.shape[1] == sought:
+            bound[row[:, -1] >= 0] = rough[row[:, -1] >= 0, -1:]
+        bounds.append(bound)
+    if len(parts) == 1:
+        return *parts[0], bounds[0]
     rough, row = (np.concatenate(side, 1) for side in zip(*parts, strict=True))
-    worst = np.concatenate(bounds, 1)
     order = np.argsort(-rough, axis=1, kind="stable")
-    rough, row, worst = (np.take_along_axis(side, order, 1) for side in (rough, row, worst))
+    rough, row, worst = arranged(order, rough, row, np.concatenate(bounds, 1))
     if rough.shape[1] <= sought:
         return rough, row, worst
     is_hopeless = rough < rough[:, k - 1 : k] - CODED_ERROR
@@ -87,10 +91,11 @@ def _candidates(
 
 def in_order(found: Neighbours, k: int) -> Neighbours:
     """The first `k` of what was found, in the one order, by the similarities that it bears."""
-    names = zip(found.object_id.reshape(-1).tolist(), found.modality.reshape(-1).tolist(), strict=True)
-    name_of = dict(zip(found.row.reshape(-1).tolist(), names, strict=True))
+    pairs = zip(found.object_id.reshape(-1).tolist(), found.modality.reshape(-1).tolist(), strict=True)
+    name_of = dict(zip(found.row.reshape(-1).tolist(), pairs, strict=True))
     order = stable_order(found.similarity, found.row, lambda row: [name_of[one] for one in row.tolist()])[:, :k]
-    return Neighbours(**{f.name: np.take_along_axis(getattr(found, f.name), order, 1) for f in fields(found)})
+    names = [f.name for f in fields(found)]
+    return Neighbours(**dict(zip(names, arranged(order, *(getattr(found, name) for name in names)), strict=True)))
 
 
 def stable_order(
@@ -98,7 +103,8 @@ def stable_order(
 ) -> Int64[np.ndarray, "Q S"]:
     """The places of each query's rows in the one order; names are looked up where similarities are equal."""
     order = np.argsort(-similarity, axis=1, kind="stable")
-    ordered, there = np.take_along_axis(similarity, order, 1), np.take_along_axis(row, order, 1) >= 0
+    ordered, row_ordered = arranged(order, similarity, row)
+    there = row_ordered >= 0
     is_tied = (ordered[:, 1:] == ordered[:, :-1]) & there[:, 1:]
     for query in np.flatnonzero(is_tied.any(1)):
         places = order[query, there[query]]
