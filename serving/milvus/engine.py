@@ -41,8 +41,8 @@ _INDEX_BYTES = 512 * 1024**2
 
 _CONNECT_FAILED = 2
 """pymilvus's code where a request was not sent, for a server is away or starts again; such a one may be sent anew."""
-_READ_TOO_SOON = "faiss/impl/index_read"
-"""Where milvus-lite stumbles if it loads a search structure whose file another of its threads still writes."""
+_READ_TOO_SOON = re.compile("faiss/impl/index_read|file seems not fully written")
+"""What milvus-lite stumbles over if it loads a structure or vectors whose file another of its threads still writes."""
 _TRIES, _PAUSE = 5, 2.0
 
 Record = dict[str, Any]
@@ -398,7 +398,9 @@ class _Client:
                 try:
                     return call(*arguments, **options)
                 except self._failure as error:
-                    may_pass = getattr(error, "code", None) == _CONNECT_FAILED or _READ_TOO_SOON in str(error)
+                    may_pass = (
+                        getattr(error, "code", None) == _CONNECT_FAILED or _READ_TOO_SOON.search(str(error)) is not None
+                    )
                     if tries_left and may_pass:
                         time.sleep(_PAUSE)
                         continue
