@@ -3,7 +3,8 @@
 A model (a checkpoint, or an untrained nano one) and an index of made-up vectors are served by `armillary serve` with
 its caches off. Callers on connections that stay open post images as .npy and take vectors as .npy; or vectors as base64
 and take ten neighbours. Throughputs are measured in turns with those of the bare model (in its best batch of those
-tried) and of the bare index (in the same batches) in a process like the server's; ratios are medians over the turns.
+tried) and of the bare index (in the same batches) in this process, whose memory is kept as the server's is
+(`serving/allocator.py`); ratios are medians over the turns.
 The echo server is uvicorn with an ASGI function that reads the body and answers as many bytes as a vector has.
 
 `embed_ratio_to_model`: objects per second over HTTP by 16 callers with 16 objects each, over the bare model's.
@@ -13,6 +14,8 @@ index's with one.
 
     python benchmarks/serve.py [--quick] [--checkpoint FOLDER] [--rows N] [--device cuda]
 """
+
+# ruff: noqa: E402 - memory must be kept before numpy and torch are imported
 
 import argparse
 import asyncio
@@ -26,6 +29,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from armillary.serving.allocator import keep_freed_memory
+
+# As the server does, before numpy and torch have threads: the bare model is a fifth slower without.
+keep_freed_memory()
 
 import numpy as np
 import torch
