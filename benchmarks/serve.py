@@ -32,7 +32,7 @@ from typing import Any
 
 from armillary.serving.allocator import keep_freed_memory
 
-# As the server does, before numpy and torch have threads: the bare model is a fifth slower without.
+# As the server does, before numpy and torch have threads: the bare model is slower without.
 keep_freed_memory()
 
 import numpy as np

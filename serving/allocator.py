@@ -1,7 +1,6 @@
 """Memory that is freed stays with the process: a batch of the model takes hundreds of MB, many times a second.
 
-By default, glibc gives such blocks back to the kernel at once and each batch waits for its pages again; in a thread
-other than the first that costs a fifth of the embeddings per second.
+By default, glibc gives such blocks back to the kernel at once, and each batch waits for its pages again.
 """
 
 import ctypes
