@@ -93,8 +93,11 @@ export class Selection {
   }
 }
 
-/** As RFC 4180 has it. */
-const cell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+/** As RFC 4180 has it; as in the server's CSV, an apostrophe stands before what a spreadsheet would compute. */
+export function cell(text) {
+  const told = /^(?:[\s']*[=+\-@\uff1d\uff0b\uff0d\uff20]|['\t\r\n])/.test(text) ? `'${text}` : text;
+  return /[",\r\n]/.test(told) ? `"${told.replaceAll('"', '""')}"` : told;
+}
 
 /** Labels are float32: seven digits are all there are. */
 const decimal = (value, isLabel) => (value === null ? "" : isLabel ? Number(value.toPrecision(7)) : value);

@@ -19,8 +19,10 @@ from armillary.data.dataset import ObservationDataset
 from armillary.data.dataset_writer import write_dataset
 from armillary.data.simulation.record import RECORD
 from armillary.serving.app import create_app
+from armillary.serving.formats.table_answers import CSV, OBJECT_ID, table_answer, table_of
 from armillary.serving.index.embedding_index import EmbeddingIndex
 from armillary.serving.maps import map_keeper
+from armillary.serving.schemas.common import Provenance
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = Path("/usr/bin/chromium")
@@ -497,6 +499,19 @@ def test_a_map_of_an_index_that_has_changed_is_loaded_anew(browser, world, tmp_p
         page.mouse.click(*page.evaluate("armillary.screenPosition('map', 20)"))
         sync_api.expect(page.locator("#map-note")).to_contain_text(f"{NUM_OBJECTS - 1} objects")
         visit.context.close()
+
+
+@pytest.mark.slow
+def test_the_page_writes_texts_into_csv_as_the_server_does(visit, url):
+    texts = ["plain", "=1+1", "'quoted", " -2", "@x", "\uff1dy", 'say "a", b', "two\nlines", "a=b", "+1,2"]
+    visit.open(url)
+    found = [
+        visit.page.evaluate("async (text) => (await import('/explorer/selection.js')).cell(text)", t) for t in texts
+    ]
+    answer = table_answer(table_of([(OBJECT_ID, texts)]), CSV, Provenance(model_id="armillary-0"))
+    expected = [row["object_id"] for row in csv.DictReader(io.StringIO(answer.body.decode(), newline=""))]
+    assert [row[0] for row in csv.reader(io.StringIO("\r\n".join(found), newline=""))] == expected
+    assert expected[:4] == ["plain", "'=1+1", "''quoted", "' -2"]
 
 
 @pytest.mark.slow
